@@ -1,0 +1,2 @@
+//! The vireo command.
+fn main() {}

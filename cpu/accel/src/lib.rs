@@ -1,0 +1,1 @@
+//! The accelerator traits and the neutral CPU state.

@@ -1,0 +1,1 @@
+//! The translator as an accelerator: vCPU threads, interrupts and exclusive sections.

@@ -1,0 +1,1 @@
+//! The host x86-64 emitter and the code cache.

@@ -1,0 +1,1 @@
+//! x87, MMX and SSE instructions run as native stubs.

@@ -1,0 +1,1 @@
+//! T0, the x86 interpreter.

@@ -1,0 +1,1 @@
+//! T1, the single-pass x86-64 translator.

@@ -1,0 +1,1 @@
+//! Loading kernels: bzImage, PVH and multiboot ELF.

@@ -1,0 +1,216 @@
+//! The timer service: one host thread that calls back at moments of VM time.
+
+use crate::{Nanos, VmClock};
+use parking_lot::{Condvar, Mutex};
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+type Callback = Arc<dyn Fn() + Send + Sync>;
+
+struct Queue {
+    /// Armed timers by deadline; the timer's number makes a key unique.
+    armed: BTreeMap<(Nanos, u64), Callback>,
+    deadlines: HashMap<u64, Nanos>,
+    next_number: u64,
+    shut_down: bool,
+}
+
+struct Shared {
+    clock: VmClock,
+    queue: Mutex<Queue>,
+    changed: Condvar,
+}
+
+/// Calls timers back at their deadlines of VM time, on a thread of its own. While the clock stands still
+/// nothing fires.
+pub struct TimerService {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl TimerService {
+    /// A service on `clock`, with its thread.
+    ///
+    /// # Errors
+    /// The host's, if it cannot start a thread.
+    pub fn new(clock: VmClock) -> std::io::Result<Arc<Self>> {
+        let shared = Arc::new(Shared {
+            clock,
+            queue: Mutex::new(Queue {
+                armed: BTreeMap::new(),
+                deadlines: HashMap::new(),
+                next_number: 0,
+                shut_down: false,
+            }),
+            changed: Condvar::new(),
+        });
+        let for_thread = shared.clone();
+        let thread = std::thread::Builder::new().name("timers".into()).spawn(move || for_thread.run())?;
+        Ok(Arc::new(Self { shared, thread: Some(thread) }))
+    }
+
+    /// The clock whose time the deadlines are in.
+    pub fn clock(&self) -> &VmClock {
+        &self.shared.clock
+    }
+
+    /// A timer that calls `callback`, on the service's thread, each time it expires. It is not armed. The
+    /// callback may arm and disarm timers, this one included.
+    pub fn timer(&self, callback: impl Fn() + Send + Sync + 'static) -> Timer {
+        let mut queue = self.shared.queue.lock();
+        queue.next_number += 1;
+        Timer {
+            number: queue.next_number,
+            callback: Arc::new(callback),
+            shared: Arc::downgrade(&self.shared),
+            clock: self.shared.clock.clone(),
+        }
+    }
+
+    /// To be called after the clock was started, stopped or set: deadlines are looked at anew.
+    pub fn clock_changed(&self) {
+        let _queue = self.shared.queue.lock();
+        self.shared.changed.notify_all();
+    }
+}
+
+impl Drop for TimerService {
+    fn drop(&mut self) {
+        self.shared.queue.lock().shut_down = true;
+        self.shared.changed.notify_all();
+        if let Some(thread) = self.thread.take()
+            && thread.thread().id() != std::thread::current().id()
+        {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl fmt::Debug for TimerService {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TimerService").field("clock", &self.shared.clock).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn run(&self) {
+        let mut queue = self.queue.lock();
+        while !queue.shut_down {
+            let Some(&(deadline, number)) = queue.armed.keys().next() else {
+                self.changed.wait(&mut queue);
+                continue;
+            };
+            let now = self.clock.now();
+            if now >= deadline {
+                let callback = queue.armed.remove(&(deadline, number));
+                queue.deadlines.remove(&number);
+                if let Some(callback) = callback {
+                    parking_lot::MutexGuard::unlocked(&mut queue, || callback());
+                }
+            } else if self.clock.is_running() {
+                self.changed.wait_for(&mut queue, Duration::from_nanos(deadline - now));
+            } else {
+                self.changed.wait(&mut queue);
+            }
+        }
+    }
+}
+
+/// One timer. Dropping it disarms it.
+pub struct Timer {
+    number: u64,
+    callback: Callback,
+    shared: Weak<Shared>,
+    clock: VmClock,
+}
+
+impl Timer {
+    /// Arms the timer for the moment `deadline` of VM time (at once if that is past); an earlier deadline
+    /// of this timer is forgotten.
+    pub fn arm_at(&self, deadline: Nanos) {
+        let Some(shared) = self.shared.upgrade() else { return };
+        let mut queue = shared.queue.lock();
+        if let Some(old) = queue.deadlines.insert(self.number, deadline) {
+            queue.armed.remove(&(old, self.number));
+        }
+        queue.armed.insert((deadline, self.number), self.callback.clone());
+        if queue.armed.keys().next() == Some(&(deadline, self.number)) {
+            shared.changed.notify_all();
+        }
+    }
+
+    /// Arms the timer for `delay` from now.
+    pub fn arm_after(&self, delay: Nanos) {
+        self.arm_at(self.clock.now().saturating_add(delay));
+    }
+
+    /// Disarms the timer. A callback already under way on the service's thread goes on.
+    pub fn disarm(&self) {
+        let Some(shared) = self.shared.upgrade() else { return };
+        let mut queue = shared.queue.lock();
+        if let Some(old) = queue.deadlines.remove(&self.number) {
+            queue.armed.remove(&(old, self.number));
+        }
+    }
+
+    /// The moment the timer is armed for.
+    pub fn deadline(&self) -> Option<Nanos> {
+        self.shared.upgrade()?.queue.lock().deadlines.get(&self.number).copied()
+    }
+}
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        self.disarm();
+    }
+}
+
+impl fmt::Debug for Timer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Timer").field("number", &self.number).field("deadline", &self.deadline()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    #[test]
+    fn timers_fire_in_order_and_only_while_the_clock_runs() {
+        let clock = VmClock::new();
+        let service = TimerService::new(clock.clone()).unwrap();
+        let (sender, receiver) = mpsc::channel();
+        let timers: Vec<_> = [2_000_000u64, 1_000_000]
+            .map(|deadline| {
+                let sender = sender.clone();
+                let timer = service.timer(move || sender.send(deadline).unwrap());
+                timer.arm_at(deadline);
+                timer
+            })
+            .into();
+        assert!(receiver.recv_timeout(Duration::from_millis(20)).is_err());
+        clock.start();
+        service.clock_changed();
+        assert_eq!(receiver.recv_timeout(Duration::from_secs(10)), Ok(1_000_000));
+        assert_eq!(receiver.recv_timeout(Duration::from_secs(10)), Ok(2_000_000));
+        assert!(timers.iter().all(|timer| timer.deadline().is_none()));
+    }
+
+    #[test]
+    fn a_disarmed_timer_does_not_fire() {
+        let clock = VmClock::new();
+        clock.start();
+        let service = TimerService::new(clock).unwrap();
+        let (sender, receiver) = mpsc::channel();
+        let timer = service.timer(move || sender.send(()).unwrap());
+        timer.arm_after(50_000_000);
+        timer.disarm();
+        assert!(receiver.recv_timeout(Duration::from_millis(120)).is_err());
+        timer.arm_after(0);
+        assert_eq!(receiver.recv_timeout(Duration::from_secs(10)), Ok(()));
+    }
+}

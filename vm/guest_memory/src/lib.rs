@@ -1,0 +1,1 @@
+//! Guest physical memory: regions on memfd, the dirty bitmap and the code-page hook.

@@ -1,0 +1,1 @@
+//! Machine types: small functions, one per device family, that wire a VM.

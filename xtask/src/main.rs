@@ -1,0 +1,2 @@
+//! Lint, bench and other chores of the project.
+fn main() {}

@@ -94,7 +94,10 @@ mod tests {
         let state = encode("thing", 2, &(7u32, vec![1u8, 2]));
         assert_eq!(decode::<(u32, Vec<u8>)>("thing", 2, &state), Ok((7, vec![1, 2])));
         assert!(matches!(decode::<(u32, Vec<u8>)>("other", 2, &state), Err(StateError::WrongKind { .. })));
-        assert!(matches!(decode::<(u32, Vec<u8>)>("thing", 1, &state), Err(StateError::UnknownVersion { .. })));
+        assert!(matches!(
+            decode::<(u32, Vec<u8>)>("thing", 1, &state),
+            Err(StateError::UnknownVersion { .. })
+        ));
         let mut longer = state.clone();
         longer.bytes.push(0);
         assert!(decode::<(u32, Vec<u8>)>("thing", 2, &longer).is_err());

@@ -1,1 +1,294 @@
 //! Guest physical memory: regions on memfd, the dirty bitmap and the code-page hook.
+//!
+//! One type, [`GuestMemory`], our own face on `vm-memory`. Whoever writes guest memory through it, a
+//! device's DMA included, marks the pages dirty, and a write to a page that translated code came from
+//! reaches the translator through [`CodeWriteHook`]. A processor that writes through a
+//! [`HostPage`] pointer of its own keeps those rules itself; [`PageState`] tells it when it must.
+
+#![allow(unsafe_code)] // guest memory is handed out as raw pointers
+
+mod pages;
+
+pub use pages::{PageBitmap, PageState};
+
+use pages::PageTable;
+use std::fmt;
+use std::fs::File;
+use std::ops::Range;
+use std::sync::Arc;
+use vm_memory::bitmap::Bitmap;
+use vm_memory::{
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    mmap::MmapRegionBuilder,
+};
+
+/// Bytes in a page of guest memory, the granularity of dirty tracking and code tracking.
+pub const PAGE_SIZE: u64 = 4096;
+
+/// Guest memory as `vm-memory` and `virtio-queue` know it.
+pub type Backend = GuestMemoryMmap<PageBitmap>;
+
+/// Told of writes to pages that were marked as holding translated code.
+pub trait CodeWriteHook: Send + Sync {
+    /// Bytes `gpa..gpa + len`, all in one page that holds code, were just written.
+    fn code_written(&self, gpa: u64, len: u64);
+}
+
+/// Why guest memory could not be made or accessed.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// A region is empty, unaligned, overlapping, or past the address space.
+    #[error("guest memory region {:#x}..{:#x} is empty, not page-aligned or overlaps another", .0.start, .0.end)]
+    BadRegion(Range<u64>),
+    /// The host cannot give the memory.
+    #[error("the host cannot provide {bytes} bytes of guest memory: {source}")]
+    NoMemory {
+        /// The size asked for.
+        bytes: u64,
+        /// The host's error.
+        source: std::io::Error,
+    },
+    /// An access to addresses that are not guest memory.
+    #[error("{len} bytes at guest physical address {gpa:#x} are not all guest memory")]
+    OutOfRange {
+        /// The first address.
+        gpa: u64,
+        /// The length in bytes.
+        len: u64,
+    },
+}
+
+/// One region of guest memory.
+#[derive(Debug, Clone)]
+pub struct Region {
+    /// First guest physical address.
+    pub gpa: u64,
+    /// Length in bytes.
+    pub len: u64,
+    /// Where it stands in this process.
+    host: *mut u8,
+    pages: Arc<PageTable>,
+}
+
+// SAFETY: the pointer is only handed out; the mapping behind it lives as long as the `Backend` that the
+// owning `GuestMemory` holds, and is never used as a Rust reference.
+unsafe impl Send for Region {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for Region {}
+
+/// A page of guest memory in this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostPage {
+    /// The first byte of the page. Valid for [`PAGE_SIZE`] bytes while the [`GuestMemory`] lives; other
+    /// threads may write to it at any time, so no Rust reference into it may be made.
+    pub ptr: *mut u8,
+}
+
+/// A VM's memory. Clones share it.
+#[derive(Clone)]
+pub struct GuestMemory {
+    backend: Backend,
+    regions: Arc<[Region]>,
+    file: Arc<File>,
+}
+
+impl GuestMemory {
+    /// Memory in the `regions` given as guest physical ranges, zero-filled, on one memfd.
+    ///
+    /// # Errors
+    /// [`MemoryError`] if the regions are not disjoint page-aligned ranges or the host lacks memory.
+    pub fn new(regions: &[Range<u64>]) -> Result<Self, MemoryError> {
+        let mut sorted = regions.to_vec();
+        sorted.sort_by_key(|region| region.start);
+        let mut total = 0u64;
+        for (index, region) in sorted.iter().enumerate() {
+            let aligned = region.start % PAGE_SIZE == 0 && region.end % PAGE_SIZE == 0;
+            let disjoint = index == 0 || sorted[index - 1].end <= region.start;
+            if region.is_empty() || !aligned || !disjoint {
+                return Err(MemoryError::BadRegion(region.clone()));
+            }
+            total = total
+                .checked_add(region.end - region.start)
+                .ok_or_else(|| MemoryError::BadRegion(region.clone()))?;
+        }
+        let no_memory = |source: std::io::Error| MemoryError::NoMemory { bytes: total, source };
+        let fd = rustix::fs::memfd_create("guest-memory", rustix::fs::MemfdFlags::CLOEXEC)
+            .map_err(|errno| no_memory(errno.into()))?;
+        let file = Arc::new(File::from(fd));
+        file.set_len(total).map_err(no_memory)?;
+
+        let mut offset = 0;
+        let mut mapped = Vec::with_capacity(sorted.len());
+        let mut list = Vec::with_capacity(sorted.len());
+        for region in &sorted {
+            let len = region.end - region.start;
+            let pages = Arc::new(PageTable::new(region.start, len));
+            let size = usize::try_from(len).map_err(|_| MemoryError::BadRegion(region.clone()))?;
+            let mapping = MmapRegionBuilder::new_with_bitmap(size, PageBitmap::new(pages.clone()))
+                .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+                .with_mmap_flags(libc::MAP_NORESERVE | libc::MAP_SHARED)
+                .with_file_offset(FileOffset::from_arc(file.clone(), offset))
+                .build()
+                .map_err(|error| no_memory(std::io::Error::other(error.to_string())))?;
+            list.push(Region { gpa: region.start, len, host: mapping.as_ptr(), pages });
+            mapped.push(
+                GuestRegionMmap::new(mapping, GuestAddress(region.start))
+                    .ok_or_else(|| MemoryError::BadRegion(region.clone()))?,
+            );
+            offset += len;
+        }
+        let backend = GuestMemoryMmap::from_regions(mapped)
+            .map_err(|error| no_memory(std::io::Error::other(error.to_string())))?;
+        Ok(Self { backend, regions: list.into(), file })
+    }
+
+    /// The memory as `vm-memory` and `virtio-queue` take it. Writes through it keep all rules.
+    pub fn backend(&self) -> &Backend {
+        &self.backend
+    }
+
+    /// The regions, by ascending address.
+    pub fn regions(&self) -> &[Region] {
+        &self.regions
+    }
+
+    /// The memfd behind all regions, in their order, without gaps.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Bytes of memory in all.
+    pub fn len(&self) -> u64 {
+        self.regions.iter().map(|region| region.len).sum()
+    }
+
+    /// Whether there is no memory at all.
+    pub fn is_empty(&self) -> bool {
+        self.regions.is_empty()
+    }
+
+    fn region_of(&self, gpa: u64) -> Option<&Region> {
+        let index = self.regions.partition_point(|region| region.gpa <= gpa);
+        let region = &self.regions[index.checked_sub(1)?];
+        (gpa - region.gpa < region.len).then_some(region)
+    }
+
+    /// The page that contains `gpa`, if that is memory.
+    pub fn host_page(&self, gpa: u64) -> Option<HostPage> {
+        let region = self.region_of(gpa)?;
+        let offset = (gpa - region.gpa) & !(PAGE_SIZE - 1);
+        Some(HostPage { ptr: region.host.wrapping_add(offset as usize) })
+    }
+
+    /// The guest physical address of the byte at `host` in this process, if it is guest memory.
+    pub fn gpa_of(&self, host: *const u8) -> Option<u64> {
+        self.regions.iter().find_map(|region| {
+            let offset = (host as u64).wrapping_sub(region.host as u64);
+            (offset < region.len).then(|| region.gpa + offset)
+        })
+    }
+
+    /// The tracking state of the page that contains `gpa`. Pages that are no memory have none.
+    pub fn page_state(&self, gpa: u64) -> PageState {
+        self.region_of(gpa).map_or(PageState::empty(), |region| region.pages.state(gpa))
+    }
+
+    /// Whether a processor may write the page that contains `gpa` through its [`HostPage`] without a word
+    /// to anybody: no code came from it, and it is dirty already or the dirty log is off.
+    pub fn may_write_directly(&self, gpa: u64) -> bool {
+        self.region_of(gpa).is_some_and(|region| region.pages.may_write_directly(gpa))
+    }
+
+    /// Reads `data.len()` bytes at `gpa`.
+    ///
+    /// # Errors
+    /// [`MemoryError::OutOfRange`] if not all of it is memory.
+    pub fn read(&self, gpa: u64, data: &mut [u8]) -> Result<(), MemoryError> {
+        let len = data.len() as u64;
+        self.backend.read_slice(data, GuestAddress(gpa)).map_err(|_| MemoryError::OutOfRange { gpa, len })
+    }
+
+    /// Writes `data` at `gpa`, marks the pages dirty and tells the hook about code.
+    ///
+    /// # Errors
+    /// [`MemoryError::OutOfRange`] if not all of it is memory; part of it may then have been written.
+    pub fn write(&self, gpa: u64, data: &[u8]) -> Result<(), MemoryError> {
+        let len = data.len() as u64;
+        self.backend.write_slice(data, GuestAddress(gpa)).map_err(|_| MemoryError::OutOfRange { gpa, len })
+    }
+
+    /// Whether `gpa..gpa + len` is all memory.
+    pub fn contains(&self, gpa: u64, len: u64) -> bool {
+        usize::try_from(len)
+            .is_ok_and(|len| GuestMemoryBackend::check_range(&self.backend, GuestAddress(gpa), len))
+    }
+
+    /// Says that bytes `gpa..gpa + len` were written through a [`HostPage`]: marks them dirty and tells the
+    /// hook if code came from there.
+    pub fn written(&self, gpa: u64, len: u64) {
+        let mut gpa = gpa;
+        let mut left = len;
+        while left > 0 {
+            let Some(region) = self.region_of(gpa) else { return };
+            let here = left.min(region.gpa + region.len - gpa);
+            region.pages.written(gpa, here);
+            gpa += here;
+            left -= here;
+        }
+    }
+
+    /// Sets who is told of writes to code pages. To be called once, before the VM runs.
+    pub fn set_code_hook(&self, hook: Arc<dyn CodeWriteHook>) {
+        for region in self.regions.iter() {
+            region.pages.set_hook(hook.clone());
+        }
+    }
+
+    /// Marks the page that contains `gpa` as one that translated code came from.
+    pub fn mark_code(&self, gpa: u64) {
+        if let Some(region) = self.region_of(gpa) {
+            region.pages.insert(gpa, PageState::CODE);
+        }
+    }
+
+    /// Says that no translated code is left of the page that contains `gpa`.
+    pub fn unmark_code(&self, gpa: u64) {
+        if let Some(region) = self.region_of(gpa) {
+            region.pages.remove(gpa, PageState::CODE);
+        }
+    }
+
+    /// Begins or ends dirty logging. When it begins no page is dirty; processors must then drop every
+    /// permission to write directly that they cached.
+    pub fn set_dirty_log(&self, on: bool) {
+        for region in self.regions.iter() {
+            region.pages.set_dirty_log(on);
+        }
+    }
+
+    /// Takes the dirty log: calls `page` with the address of each page written since the log began or was
+    /// last taken, and forgets them. Processors must drop cached write permissions as in
+    /// [`GuestMemory::set_dirty_log`].
+    pub fn take_dirty(&self, mut page: impl FnMut(u64)) {
+        for region in self.regions.iter() {
+            region.pages.take_dirty(&mut page);
+        }
+    }
+
+    /// Whether the page that contains `gpa` was written since the dirty log began.
+    pub fn is_dirty(&self, gpa: u64) -> bool {
+        self.backend
+            .find_region(GuestAddress(gpa))
+            .is_some_and(|region| region.bitmap().dirty_at((gpa - region.start_addr().0) as usize))
+    }
+}
+
+impl fmt::Debug for GuestMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ranges = self.regions.iter().map(|region| region.gpa..region.gpa + region.len);
+        f.debug_tuple("GuestMemory").field(&ranges.collect::<Vec<_>>()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,10 @@
 //! A device holds [`IrqLine`]s and [`MsiTarget`]s and never learns what is behind them: an interrupt
 //! controller of this VM, an accelerator's own, or a test's recorder.
 
+mod ordered;
+
+pub use ordered::OrderedLine;
+
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

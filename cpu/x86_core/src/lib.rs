@@ -1,1 +1,23 @@
 //! The x86 processor core: architectural state, soft MMU, segmentation, exceptions, MSRs and CPUID.
+//!
+//! Everything the interpreter and the translator share. [`Cpu`] is the state of one processor, laid out so
+//! that generated code can address it; [`Core`] is that state together with what it executes against, and
+//! carries the operations: memory accesses with all their checks, control transfers through gates,
+//! exception delivery, system registers.
+//!
+//! At every guest instruction boundary the state in [`Cpu`] is canonical: an instruction either completes,
+//! or leaves the state as it was and returns a [`Trap`].
+
+#![allow(unsafe_code)] // guest memory is reached through raw host pointers that the soft TLB holds
+
+mod core;
+mod platform;
+mod state;
+mod tlb;
+mod trap;
+
+pub use crate::core::Core;
+pub use platform::Platform;
+pub use state::*;
+pub use tlb::{BANKS, FETCH_ENTRIES, FetchEntry, INVALID_TAG, TLB_ENTRIES, Tlb, TlbEntry};
+pub use trap::{Exception, Flow, Trap, vector};

@@ -1,0 +1,26 @@
+//! What a processor asks of its surroundings.
+
+/// The world outside one processor. Implemented by the accelerator, and by tests.
+pub trait Platform {
+    /// A load from guest physical addresses that are no RAM (1, 2, 4 or 8 bytes, within one page).
+    fn mmio_read(&self, gpa: u64, data: &mut [u8]);
+    /// A store to guest physical addresses that are no RAM.
+    fn mmio_write(&self, gpa: u64, data: &[u8]);
+    /// `IN` (1, 2 or 4 bytes).
+    fn pio_read(&self, port: u16, data: &mut [u8]);
+    /// `OUT`.
+    fn pio_write(&self, port: u16, data: &[u8]);
+    /// The time-stamp counter before the guest's offset; runs at [`Platform::tsc_hertz`].
+    fn tsc(&self) -> u64;
+    /// The rate of [`Platform::tsc`].
+    fn tsc_hertz(&self) -> u64;
+    /// The task priority, CR8: bits 4..=7 of the APIC's TPR.
+    fn cr8(&self) -> u8;
+    /// Sets CR8.
+    fn set_cr8(&self, priority: u8);
+    /// Reads a local APIC MSR: APIC_BASE (0x1b), TSC_DEADLINE (0x6e0), x2APIC (0x800..=0x8ff). `None` is
+    /// #GP.
+    fn apic_msr(&self, msr: u32) -> Option<u64>;
+    /// Writes one. `None` is #GP.
+    fn set_apic_msr(&self, msr: u32, value: u64) -> Option<()>;
+}

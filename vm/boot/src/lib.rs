@@ -1,1 +1,207 @@
 //! Loading kernels: bzImage, PVH and multiboot ELF.
+//!
+//! [`load`] takes the bytes of a kernel, perhaps an initrd and a command line, puts them into guest memory
+//! as the kernel's boot protocol wants it and returns the [`EntryState`] in which the boot processor must
+//! start. Files are untrusted: every field is checked, and every error names the file, the field and the
+//! place.
+
+mod boot_params;
+mod bzimage;
+mod elf;
+mod entry;
+mod error;
+mod fields;
+mod identify;
+pub mod layout;
+mod linux_elf;
+mod memory_map;
+mod multiboot;
+mod pvh;
+#[cfg(test)]
+mod testing;
+
+use std::ops::Range;
+
+pub use bzimage::SetupHeader;
+pub use entry::{
+    CODE_SELECTOR, CR0_ET, CR0_NE, CR0_PE, CR0_PG, CR4_PAE, CpuMode, DATA_SELECTOR, EFER_LMA, EFER_LME,
+    EntryState, RFLAGS_FIXED, Segment, TSS_SELECTOR, TableRegister,
+};
+pub use error::{BootError, FileKind, OutOfMemoryRange};
+pub use identify::{Protocol, identify};
+use memory_map::Placement;
+pub use memory_map::{EBDA_START, FIRMWARE_START, MemoryMap, MemoryMapError, MemoryRegion, RegionKind};
+
+/// Guest memory as far as loading needs it.
+pub trait LoadMemory {
+    /// Writes `bytes` at `gpa`.
+    ///
+    /// # Errors
+    /// Some of the range isn't RAM.
+    fn write(&mut self, gpa: u64, bytes: &[u8]) -> Result<(), OutOfMemoryRange>;
+}
+
+/// What to boot.
+#[derive(Debug, Clone)]
+pub struct BootSpec<'a> {
+    /// The kernel file.
+    pub kernel: &'a [u8],
+    /// The initial RAM disk: an initrd, initramfs, or a multiboot or PVH module.
+    pub initrd: Option<&'a [u8]>,
+    /// The kernel's command line.
+    pub cmdline: &'a str,
+    /// The guest's memory as the kernel will be told of it. Nothing is placed outside its RAM.
+    pub memory: &'a MemoryMap,
+    /// The address of ACPI's root pointer, if there are ACPI tables.
+    pub rsdp: Option<u64>,
+}
+
+/// Where something was put.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placed {
+    /// The guest physical addresses.
+    pub range: Range<u64>,
+    /// What's there.
+    pub what: &'static str,
+}
+
+/// A kernel in guest memory, ready to run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loaded {
+    /// How the boot processor must start.
+    pub entry: EntryState,
+    /// The protocol chosen.
+    pub protocol: Protocol,
+    /// Where the kernel, the initrd and the parameters are, for logs.
+    pub placed: Vec<Placed>,
+}
+
+/// Loads a kernel by the protocol that [`identify`] names.
+///
+/// # Errors
+/// Any [`BootError`]; guest memory may hold parts of the kernel then.
+pub fn load(spec: &BootSpec<'_>, memory: &mut dyn LoadMemory) -> Result<Loaded, BootError> {
+    if let Some(position) = spec.cmdline.bytes().position(|byte| byte == 0) {
+        return Err(BootError::CommandLineNul { position });
+    }
+    let protocol = identify(spec.kernel)?;
+    let mut loader = Loader::new(spec, memory)?;
+    let entry = match protocol {
+        Protocol::BzImage => bzimage::load(&mut loader)?,
+        Protocol::Pvh => pvh::load(&mut loader)?,
+        Protocol::Multiboot => multiboot::load(&mut loader)?,
+        Protocol::LinuxElf64 => linux_elf::load(&mut loader)?,
+    };
+    Ok(Loaded { entry, protocol, placed: loader.placed })
+}
+
+/// What the protocols share: free memory, writing and noting what went where.
+struct Loader<'a> {
+    spec: &'a BootSpec<'a>,
+    memory: &'a mut dyn LoadMemory,
+    free: Placement,
+    placed: Vec<Placed>,
+}
+
+impl<'a> Loader<'a> {
+    fn new(spec: &'a BootSpec<'a>, memory: &'a mut dyn LoadMemory) -> Result<Self, BootError> {
+        let mut free = spec.memory.placement();
+        let area = layout::LOADER_AREA;
+        if !free.take(&area) {
+            return Err(BootError::OutsideRam {
+                file: FileKind::Kernel,
+                what: "the loader's area in low memory",
+                start: area.start,
+                end: area.end,
+            });
+        }
+        Ok(Self { spec, memory, free, placed: Vec::new() })
+    }
+
+    fn note(&mut self, what: &'static str, range: Range<u64>) {
+        self.placed.push(Placed { range, what });
+    }
+
+    fn write(&mut self, gpa: u64, bytes: &[u8]) -> Result<(), BootError> {
+        Ok(self.memory.write(gpa, bytes)?)
+    }
+
+    /// Zeroes a range that's known to be RAM, without allocating its size.
+    fn zero(&mut self, range: Range<u64>) -> Result<(), BootError> {
+        static CHUNK: [u8; 1 << 16] = [0; 1 << 16];
+        let mut at = range.start;
+        while at < range.end {
+            let len = (range.end - at).min(CHUNK.len() as u64);
+            self.write(at, &CHUNK[..len as usize])?;
+            at += len;
+        }
+        Ok(())
+    }
+
+    /// Writes the command line with its final zero and returns its address. `max` doesn't count the zero.
+    fn write_cmdline(&mut self, max: u64) -> Result<u64, BootError> {
+        let area = layout::COMMAND_LINE;
+        let max = max.min(area.end - area.start - 1);
+        let line = self.spec.cmdline.as_bytes();
+        if line.len() as u64 > max {
+            return Err(BootError::CommandLineTooLong { len: line.len(), max: max as usize });
+        }
+        let mut bytes = line.to_vec();
+        bytes.push(0);
+        self.write(area.start, &bytes)?;
+        self.note("command line", area.start..area.start + bytes.len() as u64);
+        Ok(area.start)
+    }
+
+    /// Puts the initrd as high as possible below `limit`. Neither an absent nor an empty one is placed.
+    fn write_initrd(&mut self, limits: &[u64]) -> Result<Option<Range<u64>>, BootError> {
+        let Some(initrd) = self.spec.initrd.filter(|initrd| !initrd.is_empty()) else { return Ok(None) };
+        let size = initrd.len() as u64;
+        let free = &mut self.free;
+        let Some(range) = limits.iter().find_map(|limit| free.take_highest(size, 0x1000, &(0..*limit)))
+        else {
+            let limit = limits.iter().copied().max().unwrap_or(0);
+            return Err(BootError::InitrdTooBig { size, room: free.longest(&(0..limit)), limit });
+        };
+        self.write(range.start, initrd)?;
+        self.note("initrd", range.clone());
+        Ok(Some(range))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use testing::{Ram, spec};
+
+    #[test]
+    fn a_zero_byte_or_too_long_a_command_line_is_refused() {
+        let map = MemoryMap::pc(0x1000_0000, 0, &[]).unwrap();
+        let kernel = bzimage::tests::image();
+        let with = |cmdline: &str| load(&BootSpec { cmdline, ..spec(&kernel, &map) }, &mut Ram::new(&map));
+        assert_eq!(with("a\0b").unwrap_err(), BootError::CommandLineNul { position: 1 });
+        assert!(with(&"x".repeat(2047)).is_ok());
+        assert_eq!(
+            with(&"x".repeat(2048)).unwrap_err(),
+            BootError::CommandLineTooLong { len: 2048, max: 2047 }
+        );
+    }
+
+    #[test]
+    fn low_memory_and_a_describable_map_are_required() {
+        let kernel = bzimage::tests::image();
+        let map = MemoryMap::new(&[0..0x1_0000, 0x10_0000..0x1000_0000], &[]).unwrap();
+        let error = load(&spec(&kernel, &map), &mut Ram::new(&map)).unwrap_err();
+        assert!(matches!(error, BootError::OutsideRam { start: 0, .. }), "{error}");
+        let many: Vec<_> = (0..130u64)
+            .map(|index| MemoryRegion {
+                range: (index << 32)..(index << 32) + 0xf000_0000,
+                kind: RegionKind::Reserved,
+            })
+            .skip(1)
+            .collect();
+        let map = MemoryMap::pc(0x1000_0000, 0, &many).unwrap();
+        let error = load(&spec(&kernel, &map), &mut Ram::new(&map)).unwrap_err();
+        assert!(matches!(error, BootError::TooManyRegions { count: 133, max: 128 }), "{error}");
+    }
+}

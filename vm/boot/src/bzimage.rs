@@ -1,0 +1,422 @@
+//! Linux's bzImage (Linux's Documentation/arch/x86/boot.rst, boot protocols 2.06 to 2.15).
+
+use std::ops::Range;
+
+use crate::boot_params::BootParams;
+use crate::entry::EntryState;
+use crate::fields::Fields;
+use crate::layout::BOOT_PARAMS_START;
+use crate::{BootError, FileKind, Loader};
+
+/// `HdrS`.
+const HEADER_MAGIC: u32 = 0x5372_6448;
+const BOOT_FLAG: u16 = 0xaa55;
+const OLDEST_PROTOCOL: u16 = 0x0206;
+/// `loadflags`: the kernel is loaded at 1 MiB and above.
+const LOADED_HIGH: u8 = 1;
+/// `xloadflags`: there's a 64-bit entry point 0x200 after the load address.
+const XLF_KERNEL_64: u16 = 1;
+/// `xloadflags`: everything may be loaded above 4 GiB.
+const XLF_CAN_BE_LOADED_ABOVE_4G: u16 = 2;
+const ENTRY_64_OFFSET: u64 = 0x200;
+const SECTOR: u64 = 512;
+const HIGH_LOAD_ADDRESS: u64 = 0x10_0000;
+const FOUR_GIB: u64 = 1 << 32;
+/// Start of the setup header, in the file and in `boot_params`.
+pub(crate) const HEADER_START: u64 = 0x1f1;
+/// Where `boot_params` ends the room for the setup header.
+const HEADER_ROOM_END: u64 = 0x290;
+
+/// Whether `kernel` has the signature of a bzImage's setup header.
+pub(crate) fn is_bzimage(kernel: &[u8]) -> bool {
+    kernel.get(0x202..0x206) == Some(b"HdrS".as_slice())
+}
+
+/// The setup header: what a bzImage tells its loader. Names are those of the boot protocol.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SetupHeader {
+    /// Boot protocol version, major in the high byte.
+    pub version: u16,
+    /// Flags.
+    pub loadflags: u8,
+    /// More flags.
+    pub xloadflags: u16,
+    /// Where in the file the protected-mode kernel starts.
+    pub kernel_offset: u64,
+    /// The length of the protected-mode kernel.
+    pub kernel_size: u64,
+    /// The highest address that the initrd may occupy.
+    pub initrd_addr_max: u32,
+    /// The alignment that the load address needs.
+    pub kernel_alignment: u32,
+    /// Whether the kernel may be loaded elsewhere than at `pref_address`.
+    pub relocatable_kernel: bool,
+    /// The longest command line, without its final zero.
+    pub cmdline_size: u32,
+    /// The address that the kernel would like to be loaded at.
+    pub pref_address: u64,
+    /// Contiguous memory from the load address on that the kernel needs until it reads the memory map.
+    pub init_size: u32,
+    /// The kernel's version text, if the header points to one.
+    pub kernel_version: Option<String>,
+    /// The range of the header in the file.
+    header: Range<u64>,
+}
+
+impl SetupHeader {
+    /// Reads the header of a bzImage.
+    ///
+    /// # Errors
+    /// The file is truncated, older than protocol 2.06, or its fields contradict each other.
+    pub fn parse(kernel: &[u8]) -> Result<Self, BootError> {
+        let file = Fields::new(FileKind::BzImage, kernel);
+        let magic = file.u32("header", 0x202)?;
+        if magic != HEADER_MAGIC {
+            return Err(file.bad("header", 0x202, magic.into(), "expected \"HdrS\""));
+        }
+        let boot_flag = file.u16("boot_flag", 0x1fe)?;
+        if boot_flag != BOOT_FLAG {
+            return Err(file.bad("boot_flag", 0x1fe, boot_flag.into(), "expected 0xaa55"));
+        }
+        let version = file.u16("version", 0x206)?;
+        if version < OLDEST_PROTOCOL {
+            return Err(file.bad(
+                "version",
+                0x206,
+                version.into(),
+                "boot protocols before 2.06 (Linux 2.6.22) aren't supported",
+            ));
+        }
+        let loadflags = file.u8("loadflags", 0x211)?;
+        if loadflags & LOADED_HIGH == 0 {
+            return Err(BootError::Unsupported {
+                file: FileKind::BzImage,
+                what: "a zImage, loaded below 1 MiB, isn't supported; build a bzImage",
+            });
+        }
+        let header_end = 0x202 + u64::from(file.u8("jump", 0x201)?);
+        let sectors = match file.u8("setup_sects", HEADER_START)? {
+            0 => 4,
+            count => u64::from(count),
+        };
+        let kernel_offset = (sectors + 1) * SECTOR;
+        let kernel_size = Self::kernel_size(&file, kernel_offset)?;
+        let at_least = |minimum| version >= minimum;
+        let header = Self {
+            version,
+            loadflags,
+            xloadflags: if at_least(0x020c) { file.u16("xloadflags", 0x236)? } else { 0 },
+            kernel_offset,
+            kernel_size,
+            initrd_addr_max: file.u32("initrd_addr_max", 0x22c)?,
+            kernel_alignment: file.u32("kernel_alignment", 0x230)?,
+            relocatable_kernel: file.u8("relocatable_kernel", 0x234)? != 0,
+            cmdline_size: file.u32("cmdline_size", 0x238)?,
+            pref_address: if at_least(0x020a) { file.u64("pref_address", 0x258)? } else { HIGH_LOAD_ADDRESS },
+            init_size: if at_least(0x020a) { file.u32("init_size", 0x260)? } else { 0 },
+            kernel_version: Self::version_text(&file, kernel_offset)?,
+            header: HEADER_START..header_end.clamp(0x240, HEADER_ROOM_END),
+        };
+        file.bytes("setup header", HEADER_START, header.header.end - HEADER_START)?;
+        if header.relocatable_kernel && !header.kernel_alignment.is_power_of_two() {
+            return Err(file.bad(
+                "kernel_alignment",
+                0x230,
+                header.kernel_alignment.into(),
+                "expected a power of two",
+            ));
+        }
+        Ok(header)
+    }
+
+    /// `syssize`, in paragraphs, checked against the file. The last paragraph may be short: some kernels
+    /// round up without padding. What follows it (a signature) isn't loaded.
+    fn kernel_size(file: &Fields<'_>, offset: u64) -> Result<u64, BootError> {
+        let size = u64::from(file.u32("syssize", 0x1f4)?) * 16;
+        if size == 0 {
+            return Err(file.bad("syssize", 0x1f4, 0, "expected the kernel's size"));
+        }
+        let available = (file.data.len() as u64).saturating_sub(offset);
+        if available + 15 < size {
+            file.bytes("protected-mode kernel", offset, size)?;
+        }
+        Ok(size.min(available))
+    }
+
+    fn version_text(file: &Fields<'_>, setup_end: u64) -> Result<Option<String>, BootError> {
+        let pointer = u64::from(file.u16("kernel_version", 0x20e)?);
+        if pointer == 0 || pointer + 0x200 >= setup_end {
+            return Ok(None);
+        }
+        let start = pointer + 0x200;
+        let text = file.bytes("kernel version text", start, (setup_end - start).min(256))?;
+        let end = text.iter().position(|byte| *byte == 0).unwrap_or(text.len());
+        Ok(Some(String::from_utf8_lossy(&text[..end]).into_owned()))
+    }
+
+    /// Whether the kernel has the 64-bit entry point.
+    pub fn has_64_bit_entry(&self) -> bool {
+        self.xloadflags & XLF_KERNEL_64 != 0
+    }
+
+    /// Memory that must be free from the load address on.
+    fn run_size(&self) -> u64 {
+        u64::from(self.init_size).max(self.kernel_size)
+    }
+
+    /// Below which addresses to look for room for the initrd, in turn.
+    fn initrd_limits(&self) -> Vec<u64> {
+        let stated = u64::from(self.initrd_addr_max) + 1;
+        // The header's maximum is kept low for old loaders' sake; a kernel that can be above 4 GiB takes
+        // its initrd anywhere.
+        if self.has_64_bit_entry() && self.xloadflags & XLF_CAN_BE_LOADED_ABOVE_4G != 0 {
+            vec![stated, FOUR_GIB, u64::MAX]
+        } else {
+            vec![stated]
+        }
+    }
+}
+
+/// Finds the load address and takes its memory.
+fn place_kernel(loader: &mut Loader<'_>, header: &SetupHeader) -> Result<u64, BootError> {
+    let size = header.run_size();
+    let bounds = HIGH_LOAD_ADDRESS..FOUR_GIB;
+    if header.relocatable_kernel {
+        let align = u64::from(header.kernel_alignment);
+        let preferred = header.pref_address..header.pref_address.saturating_add(size);
+        let suits = bounds.start <= preferred.start
+            && preferred.end <= bounds.end
+            && preferred.start.is_multiple_of(align);
+        if suits && loader.free.take(&preferred) {
+            return Ok(preferred.start);
+        }
+        let found = loader.free.take_lowest(size, align, &bounds);
+        return found.map(|range| range.start).ok_or(BootError::KernelTooBig {
+            size,
+            align,
+            min: bounds.start,
+            max: bounds.end,
+        });
+    }
+    // It moves itself to `pref_address` and unpacks there: both places must be free. They may overlap.
+    let load = HIGH_LOAD_ADDRESS..HIGH_LOAD_ADDRESS + header.kernel_size;
+    let run = header.pref_address..header.pref_address.saturating_add(size);
+    let both = load.start.min(run.start)..load.end.max(run.end);
+    if loader.free.take(&both) {
+        Ok(load.start)
+    } else {
+        Err(BootError::OutsideRam {
+            file: FileKind::BzImage,
+            what: "a kernel that can't be relocated",
+            start: both.start,
+            end: both.end,
+        })
+    }
+}
+
+/// Loads a bzImage.
+pub(crate) fn load(loader: &mut Loader<'_>) -> Result<EntryState, BootError> {
+    let kernel = loader.spec.kernel;
+    let header = SetupHeader::parse(kernel)?;
+    let file = Fields::new(FileKind::BzImage, kernel);
+    let start = place_kernel(loader, &header)?;
+    let code = file.bytes("protected-mode kernel", header.kernel_offset, header.kernel_size)?;
+    loader.write(start, code)?;
+    loader.note("kernel", start..start + header.run_size());
+
+    let cmdline = loader.write_cmdline(header.cmdline_size.into())?;
+    let initrd = loader.write_initrd(&header.initrd_limits())?;
+
+    let mut params = BootParams::new();
+    let header_bytes =
+        file.bytes("setup header", header.header.start, header.header.end - header.header.start)?;
+    params.set_header(header_bytes);
+    params.set_code32_start(start as u32);
+    params.set_loader(loader.spec, cmdline, initrd)?;
+    loader.write(BOOT_PARAMS_START, params.bytes())?;
+
+    let mut entry = if header.has_64_bit_entry() {
+        EntryState::long64(loader.memory, start + ENTRY_64_OFFSET)?
+    } else {
+        EntryState::protected32(loader.memory, start as u32)?
+    };
+    entry.rsi = BOOT_PARAMS_START;
+    Ok(entry)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::testing::{Ram, spec};
+    use crate::{CpuMode, MemoryMap, Protocol, load};
+    use proptest::prelude::*;
+
+    pub(crate) const CODE: &[u8] = &[0x90; 0x1230];
+
+    /// A bzImage of protocol 2.15 with two setup sectors.
+    pub(crate) fn image() -> Vec<u8> {
+        let mut file = vec![0u8; 3 * 512];
+        let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0x1f1, &[2]);
+        put(0x1f4, &(CODE.len() as u32 / 16).to_le_bytes());
+        put(0x1fe, &[0x55, 0xaa, 0xeb, 0x6a]);
+        put(0x202, b"HdrS");
+        put(0x206, &0x020fu16.to_le_bytes());
+        put(0x20e, &0x0100u16.to_le_bytes());
+        put(0x300, b"6.1.0-test (someone)\0");
+        put(0x211, &[1]);
+        put(0x22c, &0x7fff_ffffu32.to_le_bytes());
+        put(0x230, &0x20_0000u32.to_le_bytes());
+        put(0x234, &[1, 21]);
+        put(0x236, &0x7fu16.to_le_bytes());
+        put(0x238, &2047u32.to_le_bytes());
+        put(0x258, &0x100_0000u64.to_le_bytes());
+        put(0x260, &0x300_0000u32.to_le_bytes());
+        file.extend_from_slice(CODE);
+        file
+    }
+
+    fn set(file: &mut [u8], at: usize, bytes: &[u8]) {
+        file[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
+    #[test]
+    fn a_64_bit_kernel_is_entered_in_long_mode() {
+        let map = MemoryMap::pc(0x1000_0000, 0, &[]).unwrap();
+        let mut ram = Ram::new(&map);
+        let kernel = image();
+        let loaded = load(
+            &crate::BootSpec { initrd: Some(b"initrd"), rsdp: Some(0xf_5000), ..spec(&kernel, &map) },
+            &mut ram,
+        )
+        .unwrap();
+        assert_eq!(loaded.protocol, Protocol::BzImage);
+        let entry = loaded.entry;
+        assert_eq!((entry.mode, entry.rip, entry.rsi), (CpuMode::Long64, 0x100_0200, BOOT_PARAMS_START));
+        assert_eq!(entry.cs.selector, 0x10);
+        assert_eq!(entry.data.selector, 0x18);
+        assert_eq!(ram.read(0x100_0000, CODE.len()), CODE);
+        // Page tables: the last 2 MiB below 4 GiB map to themselves.
+        let pml4 = ram.u64(entry.cr3) & !0xfff;
+        let pdpt = ram.u64(pml4 + 3 * 8) & !0xfff;
+        assert_eq!(ram.u64(pdpt + 511 * 8), 0xffe0_0083);
+        // GDT.
+        assert_eq!(ram.u64(entry.gdtr.base + 0x10), entry.cs.descriptor());
+        // boot_params.
+        let params = entry.rsi;
+        assert_eq!(ram.u64(params + 0x70), 0xf_5000);
+        assert_eq!(ram.u32(params + 0x202), HEADER_MAGIC);
+        assert_eq!(ram.read(params + 0x210, 1), [0xff]);
+        assert_eq!(ram.u32(params + 0x214), 0x100_0000);
+        assert_eq!(ram.u32(params + 0x218), 0x0fff_f000);
+        assert_eq!(ram.u32(params + 0x21c), 6);
+        assert_eq!(ram.read(0x0fff_f000, 6), b"initrd");
+        assert_eq!(ram.read(params + 0x1e8, 1), [4]);
+        assert_eq!(ram.u64(params + 0x2d0 + 8), 0x9_fc00);
+        let line = u64::from(ram.u32(params + 0x228));
+        assert_eq!(ram.read(line, 14), b"console=ttyS0\0");
+        assert_eq!(ram.read(params + 0x1ef, 1), [0]);
+    }
+
+    #[test]
+    fn an_old_kernel_is_entered_in_protected_mode() {
+        let map = MemoryMap::pc(0x800_0000, 0, &[]).unwrap();
+        let mut kernel = image();
+        set(&mut kernel, 0x206, &0x0206u16.to_le_bytes());
+        set(&mut kernel, 0x234, &[0]);
+        set(&mut kernel, 0x201, &[0x3a]);
+        let loaded = load(&spec(&kernel, &map), &mut Ram::new(&map)).unwrap();
+        assert_eq!(loaded.entry.mode, CpuMode::Protected32);
+        assert_eq!((loaded.entry.rip, loaded.entry.rsi), (0x10_0000, BOOT_PARAMS_START));
+        assert_eq!((loaded.entry.cr0, loaded.entry.cr4, loaded.entry.efer), (0x31, 0, 0));
+    }
+
+    #[test]
+    fn a_small_guest_moves_the_kernel_down() {
+        // 64 MiB: 16 MiB + 48 MiB fits exactly; 60 MiB doesn't, and the kernel goes to 2 MiB.
+        for (end, rip) in [(64 << 20, 0x100_0200u64), (60 << 20, 0x20_0200)] {
+            let map = MemoryMap::pc(end, 0, &[]).unwrap();
+            let kernel = image();
+            let loaded = load(&spec(&kernel, &map), &mut Ram::new(&map)).unwrap();
+            assert_eq!(loaded.entry.rip, rip);
+        }
+        let map = MemoryMap::pc(40 << 20, 0, &[]).unwrap();
+        let kernel = image();
+        let error = load(&spec(&kernel, &map), &mut Ram::new(&map)).unwrap_err();
+        assert!(matches!(error, BootError::KernelTooBig { size: 0x300_0000, .. }), "{error}");
+    }
+
+    #[test]
+    fn a_big_initrd_goes_above_4_gib_or_fails() {
+        let map = MemoryMap::pc(0x500_0000, 0x400_0000, &[]).unwrap();
+        let mut kernel = image();
+        let initrd = vec![7u8; 0x280_0000];
+        let with = |kernel: &[u8], ram: &mut Ram| {
+            load(&crate::BootSpec { initrd: Some(&initrd), ..spec(kernel, &map) }, ram)
+        };
+        let mut ram = Ram::new(&map);
+        let loaded = with(&kernel, &mut ram).unwrap();
+        assert_eq!(ram.u32(loaded.entry.rsi + 0xc0), 1);
+        assert_eq!(ram.u32(loaded.entry.rsi + 0x218), 0x180_0000);
+        set(&mut kernel, 0x236, &1u16.to_le_bytes());
+        let error = with(&kernel, &mut Ram::new(&map)).unwrap_err();
+        assert!(
+            matches!(error, BootError::InitrdTooBig { size: 0x280_0000, limit: 0x8000_0000, .. }),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn wrong_headers_are_named() {
+        let map = MemoryMap::pc(0x1000_0000, 0, &[]).unwrap();
+        let error = |change: &dyn Fn(&mut Vec<u8>)| {
+            let mut kernel = image();
+            change(&mut kernel);
+            load(&spec(&kernel, &map), &mut Ram::new(&map)).unwrap_err().to_string()
+        };
+        assert_eq!(
+            error(&|kernel| kernel.truncate(0x700)),
+            "bzImage is truncated: protected-mode kernel needs bytes 0x600..0x1830, the file has 0x700"
+        );
+        assert_eq!(
+            error(&|kernel| kernel.truncate(0x220)),
+            "bzImage is truncated: protected-mode kernel needs bytes 0x600..0x1830, the file has 0x220"
+        );
+        assert_eq!(
+            error(&|kernel| kernel.truncate(0x208)),
+            "bzImage is truncated: loadflags needs bytes 0x211..0x212, the file has 0x208"
+        );
+        assert!(error(&|kernel| set(kernel, 0x206, &[3, 2])).contains("version at offset 0x206 is 0x203"));
+        assert!(error(&|kernel| set(kernel, 0x211, &[0])).contains("zImage"));
+        assert!(error(&|kernel| set(kernel, 0x230, &[1])).contains("kernel_alignment"));
+        assert!(error(&|kernel| set(kernel, 0x1fe, &[0])).contains("boot_flag"));
+        assert!(error(&|kernel| set(kernel, 0x238, &5u32.to_le_bytes())).contains("at most 5"));
+    }
+
+    #[test]
+    fn the_version_text_is_read() {
+        assert_eq!(SetupHeader::parse(&image()).unwrap().kernel_version.unwrap(), "6.1.0-test (someone)");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(512))]
+        #[test]
+        fn damaged_headers_never_panic(
+            changes in proptest::collection::vec((0x1f1usize..0x270, any::<u8>()), 0..12),
+            length in proptest::option::of(0usize..0x1900),
+            low_end in 2u64..512,
+        ) {
+            let map = MemoryMap::pc(low_end << 20, 1 << 20, &[]).unwrap();
+            let mut kernel = image();
+            for (at, byte) in changes {
+                kernel[at] = byte;
+            }
+            kernel.truncate(length.unwrap_or(usize::MAX));
+            let mut ram = Ram::new(&map);
+            let initrd = [1u8; 5000];
+            if let Ok(loaded) = load(&crate::BootSpec { initrd: Some(&initrd), ..spec(&kernel, &map) }, &mut ram) {
+                prop_assert!(loaded.entry.rip >= 0x10_0000);
+            }
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! The guest that is measured: Debian's kernel and one static program as its whole userland.
+
+use super::Options;
+use anyhow::{Context, Result, bail};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use tempfile::TempDir;
+
+/// Flags that the program is built with: what our processor model announces, and no more.
+const COMPILER_FLAGS: &[&str] = &["-O2", "-static", "-march=x86-64-v2", "-Wall"];
+
+/// A kernel, an initramfs with the program as init, and the program by itself.
+pub(super) struct Guest {
+    pub(super) kernel: PathBuf,
+    pub(super) initrd: PathBuf,
+    pub(super) program: PathBuf,
+    /// Words for the end of the kernel's command line.
+    pub(super) append: String,
+    _folder: TempDir,
+}
+
+impl Guest {
+    /// Builds the program and its initramfs, and gets the kernel and our own program ready. With
+    /// `boot_only`, init runs no workload.
+    pub(super) fn prepare(root: &Path, options: &Options, boot_only: bool) -> Result<Self> {
+        let folder = TempDir::with_prefix("vireo-bench-").context("making a temporary folder")?;
+        let program = folder.path().join("bench");
+        let sources = root.join("xtask/guest");
+        let mut compiler = Command::new("gcc");
+        compiler.args(COMPILER_FLAGS).arg("-o").arg(&program);
+        for source in ["main.c", "integer.c", "vector.c", "system.c"] {
+            compiler.arg(sources.join(source));
+        }
+        run(compiler.arg("-lm"))?;
+        let initrd = folder.path().join("initrd");
+        std::fs::write(&initrd, initramfs(&std::fs::read(&program)?, boot_only))?;
+        run(Command::new("cargo").current_dir(root).args(["build", "--release", "--quiet", "--package", "vireo"]))?;
+        let kernel = match &options.kernel {
+            Some(kernel) => kernel.clone(),
+            None => debian_kernel()?,
+        };
+        let append = options.workloads.iter().map(|workload| format!(" {workload}")).collect::<String>();
+        let append = if append.is_empty() { append } else { format!("--{append}") };
+        Ok(Self { kernel, initrd, program, append, _folder: folder })
+    }
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("starting {:?}", command.get_program()))?;
+    if !status.success() {
+        bail!("{:?} failed: {status}", command.get_program());
+    }
+    Ok(())
+}

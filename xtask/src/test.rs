@@ -1,0 +1,78 @@
+//! `cargo xtask test`: everything that must pass, in one command.
+
+use crate::{Outcome, lint};
+use anyhow::{Context, bail};
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+/// A program that the tests call, and the Debian package it comes in.
+const PROGRAMS: &[(&str, &str)] = &[
+    ("gcc", "gcc libc6-dev"),
+    ("gpgv", "gpgv"),
+    ("mkfs.ext4", "e2fsprogs"),
+];
+
+/// What to leave out.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Only the tests: no formatting, clippy or lint.
+    #[arg(long)]
+    only_tests: bool,
+    /// Passed on to the test runner.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    runner: Vec<String>,
+}
+
+/// Installs what is missing, then formatting, clippy, the lint, the release program and all tests.
+pub(crate) fn run(root: &Path, options: &Options) -> Outcome {
+    install_missing()?;
+    if !options.only_tests {
+        step(root, &["fmt", "--all", "--check"])?;
+        step(root, &["clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"])?;
+        lint::run(root)?;
+    }
+    // End-to-end tests boot guests with the program as users run it.
+    step(root, &["build", "--release", "--package", "vireo"])?;
+    let nextest = Command::new("cargo").args(["nextest", "--version"]).output();
+    let mut arguments = match nextest {
+        Ok(output) if output.status.success() => vec!["nextest", "run", "--workspace", "--no-fail-fast"],
+        _ => vec!["test", "--workspace", "--no-fail-fast"],
+    };
+    arguments.extend(options.runner.iter().map(String::as_str));
+    step(root, &arguments)
+}
+
+fn step(root: &Path, arguments: &[&str]) -> Outcome {
+    let start = Instant::now();
+    eprintln!("+ cargo {}", arguments.join(" "));
+    let status = Command::new("cargo").current_dir(root).args(arguments).status().context("starting cargo")?;
+    if !status.success() {
+        bail!("cargo {} failed: {status}", arguments.join(" "));
+    }
+    eprintln!("  done in {:.0} s", start.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// Whether `program` is on the PATH or in the folders of system programs.
+fn is_there(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let system = ["/usr/sbin", "/sbin"].map(Into::into);
+    std::env::split_paths(&path).chain(system).any(|folder: std::path::PathBuf| folder.join(program).is_file())
+}
+
+fn install_missing() -> Outcome {
+    let missing: Vec<_> = PROGRAMS.iter().filter(|(program, _)| !is_there(program)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let packages: Vec<_> = missing.iter().flat_map(|(_, packages)| packages.split(' ')).collect();
+    let names: Vec<_> = missing.iter().map(|(program, _)| *program).collect();
+    let command = format!("apt-get update -qq && apt-get install -y -qq {}", packages.join(" "));
+    eprintln!("missing: {}; installing: {command}", names.join(", "));
+    let status = Command::new("sh").args(["-c", &command]).status().context("starting sh")?;
+    if !status.success() {
+        bail!("{} missing; as root: {command}", names.join(", "));
+    }
+    Ok(())
+}

@@ -1,0 +1,369 @@
+//! The stub around the tested instruction, and the signal handler that catches its faults.
+
+use crate::{CODE, End, LOADABLE_FLAGS, Mode, NativeState, Outcome, SCRATCH, SCRATCH_LEN};
+use std::mem::offset_of;
+use std::sync::{Mutex, Once};
+
+/// Everything lies at fixed addresses below 2 GiB, so that the stub needs no register to address it, and so
+/// that 32-bit code reaches it.
+const ARENA: usize = 0x2000_0000;
+const ARENA_LEN: usize = 0x5_0000;
+const CODE_PAGE: usize = ARENA;
+const CONTEXT: usize = 0x2004_0000;
+/// Where 32-bit code returns to: 64-bit code that jumps to the stub.
+const RETURN_PAD: usize = CODE_PAGE + 0xf00;
+const MAX_CODE: usize = 256;
+
+const USER32_CS: u16 = 0x23;
+const USER64_CS: u64 = 0x33;
+
+#[repr(C, align(64))]
+struct Context {
+    /// Standard-form XSAVE area: legacy region, header, upper halves of YMM.
+    xsave: [u8; 832],
+    regs: [u64; 16],
+    rflags: u64,
+    host_rsp: u64,
+    xsave_mask: u64,
+    default_mxcsr: u32,
+    far_offset: u32,
+    far_selector: u16,
+    bits32: u16,
+    signal: i32,
+    vector: u64,
+    error: u64,
+    address: u64,
+    rip: u64,
+    /// Set while tested code runs.
+    active: u64,
+}
+
+const _: () = assert!(size_of::<Context>() <= 4096 && offset_of!(Context, xsave) == 0);
+
+std::arch::global_asm!(
+    ".globl native_oracle_enter",
+    "native_oracle_enter:",
+    "push rbp; push rbx; push r12; push r13; push r14; push r15",
+    "mov [{rsp}], rsp",
+    "mov eax, dword ptr [{mask}]; xor edx, edx",
+    "xrstor64 [{xsave}]",
+    "cmp word ptr [{bits32}], 0",
+    "je 2f",
+    "mov eax, 0x2b; mov ds, eax; mov es, eax",
+    "2:",
+    "mov rcx, [{regs} + 8]; mov rdx, [{regs} + 16]; mov rbx, [{regs} + 24]",
+    "mov rbp, [{regs} + 40]; mov rsi, [{regs} + 48]; mov rdi, [{regs} + 56]",
+    "mov r8, [{regs} + 64]; mov r9, [{regs} + 72]; mov r10, [{regs} + 80]; mov r11, [{regs} + 88]",
+    "mov r12, [{regs} + 96]; mov r13, [{regs} + 104]; mov r14, [{regs} + 112]; mov r15, [{regs} + 120]",
+    "mov qword ptr [{active}], 1",
+    "cmp word ptr [{bits32}], 0",
+    "jne 3f",
+    "push qword ptr [{flags}]; popfq",
+    "mov rax, [{regs} + 0]; mov rsp, [{regs} + 32]",
+    "jmp qword ptr [{far_target}]",
+    "3:",
+    "push qword ptr [{flags}]; popfq",
+    "mov rax, [{regs} + 0]; mov rsp, [{regs} + 32]",
+    "jmp fword ptr [{far}]",
+    ".globl native_oracle_exit",
+    "native_oracle_exit:",
+    "mov qword ptr [{regs} + 0], rax; mov [{regs} + 8], rcx; mov [{regs} + 16], rdx; mov [{regs} + 24], rbx",
+    "mov [{regs} + 32], rsp; mov [{regs} + 40], rbp; mov [{regs} + 48], rsi; mov [{regs} + 56], rdi",
+    "mov [{regs} + 64], r8; mov [{regs} + 72], r9; mov [{regs} + 80], r10; mov [{regs} + 88], r11",
+    "mov [{regs} + 96], r12; mov [{regs} + 104], r13; mov [{regs} + 112], r14; mov [{regs} + 120], r15",
+    "mov rsp, [{rsp}]",
+    "pushfq; pop qword ptr [{flags}]",
+    "push 2; popfq",
+    "mov qword ptr [{active}], 0",
+    "mov eax, dword ptr [{mask}]; xor edx, edx",
+    "xsave64 [{xsave}]",
+    "fninit; ldmxcsr dword ptr [{mxcsr}]",
+    "cmp word ptr [{bits32}], 0",
+    "je 4f",
+    "xor eax, eax; mov ds, eax; mov es, eax",
+    "4:",
+    "pop r15; pop r14; pop r13; pop r12; pop rbx; pop rbp",
+    "ret",
+    rsp = const CONTEXT + offset_of!(Context, host_rsp),
+    mask = const CONTEXT + offset_of!(Context, xsave_mask),
+    xsave = const CONTEXT + offset_of!(Context, xsave),
+    regs = const CONTEXT + offset_of!(Context, regs),
+    flags = const CONTEXT + offset_of!(Context, rflags),
+    far = const CONTEXT + offset_of!(Context, far_offset),
+    far_target = const CONTEXT + offset_of!(Context, rip),
+    bits32 = const CONTEXT + offset_of!(Context, bits32),
+    mxcsr = const CONTEXT + offset_of!(Context, default_mxcsr),
+    active = const CONTEXT + offset_of!(Context, active),
+);
+
+unsafe extern "C" {
+    fn native_oracle_enter();
+    fn native_oracle_exit();
+}
+
+/// What lies in the code page now, so that equal code is not written again.
+struct Loaded {
+    bytes: Vec<u8>,
+    mode: Option<Mode>,
+}
+
+static LOADED: Mutex<Loaded> = Mutex::new(Loaded { bytes: Vec::new(), mode: None });
+
+pub(crate) fn run(bytes: &[u8], state: &NativeState, mode: Mode) -> Outcome {
+    assert!(bytes.len() <= MAX_CODE, "code of {} bytes", bytes.len());
+    static MAP: Once = Once::new();
+    let mut loaded = LOADED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    MAP.call_once(map_arena);
+    ensure_signal_stack();
+    if loaded.mode != Some(mode) || loaded.bytes != bytes {
+        write_code(loaded.bytes.len(), bytes, mode);
+        loaded.bytes = bytes.to_vec();
+        loaded.mode = Some(mode);
+    }
+    // SAFETY: map_arena mapped the context page; the lock that is held makes this the only user, and the
+    // stub accesses it only during the call below, through the same pointer's provenance (exposed address).
+    let context = unsafe { &mut *(CONTEXT as *mut Context) };
+    load(context, state, mode);
+    // SAFETY: the scratch page is mapped, and nobody else uses it while the lock is held.
+    unsafe { std::ptr::copy_nonoverlapping(state.scratch.as_ptr(), SCRATCH as *mut u8, SCRATCH_LEN) };
+    // SAFETY: the stub keeps the C ABI: it saves and restores what the callee must keep, and the caller
+    // vouches for what the tested code accesses (crate documentation).
+    unsafe { native_oracle_enter() };
+    // SAFETY: as above.
+    let context = unsafe { &*(CONTEXT as *const Context) };
+    let mut outcome = store(context, state, bytes.len());
+    // SAFETY: as above.
+    unsafe {
+        std::ptr::copy_nonoverlapping(SCRATCH as *const u8, outcome.state.scratch.as_mut_ptr(), SCRATCH_LEN);
+    }
+    outcome
+}
+
+fn load(context: &mut Context, state: &NativeState, mode: Mode) {
+    let avx = std::arch::is_x86_feature_detected!("avx");
+    context.xsave_mask = if avx { 7 } else { 3 };
+    context.default_mxcsr = 0x1f80;
+    context.xsave[..160].copy_from_slice(&state.x87[..160]);
+    context.xsave[24..28].copy_from_slice(&(state.mxcsr & 0xffff).to_le_bytes());
+    context.xsave[28..32].fill(0);
+    for (i, ymm) in state.ymm.iter().enumerate() {
+        context.xsave[160 + 16 * i..][..16].copy_from_slice(&ymm[..16]);
+        context.xsave[576 + 16 * i..][..16].copy_from_slice(&ymm[16..]);
+    }
+    context.xsave[512..576].fill(0);
+    context.xsave[512] = context.xsave_mask as u8;
+    context.regs = state.regs;
+    context.rflags = state.rflags & LOADABLE_FLAGS | 2;
+    context.bits32 = u16::from(mode == Mode::Bits32);
+    context.far_offset = CODE as u32;
+    context.far_selector = USER32_CS;
+    context.rip = CODE;
+    context.signal = 0;
+}
+
+fn store(context: &Context, before: &NativeState, len: usize) -> Outcome {
+    let mut state = before.clone();
+    state.regs = context.regs;
+    state.rflags = context.rflags;
+    state.mxcsr = u32::from_le_bytes(context.xsave[24..28].try_into().expect("4 bytes"));
+    state.x87[..24].copy_from_slice(&context.xsave[..24]);
+    state.x87[32..160].copy_from_slice(&context.xsave[32..160]);
+    for (i, ymm) in state.ymm.iter_mut().enumerate() {
+        ymm[..16].copy_from_slice(&context.xsave[160 + 16 * i..][..16]);
+        if context.xsave_mask & 4 != 0 {
+            ymm[16..].copy_from_slice(&context.xsave[576 + 16 * i..][..16]);
+        }
+    }
+    let end = match context.signal {
+        0 => End::Next,
+        // The page is filled with INT3: one that is not in the tested bytes was jumped to.
+        libc::SIGTRAP if context.vector == 3 && !(CODE + 1..=CODE + len as u64).contains(&context.rip) => {
+            End::Jumped(context.rip - 1)
+        }
+        signal => End::Fault {
+            signal,
+            vector: context.vector as u8,
+            error: context.error,
+            address: context.address,
+            rip: context.rip,
+        },
+    };
+    Outcome { state, end }
+}
+
+/// Writes the tested code followed by the way back, over `previous` bytes of the code before.
+fn write_code(previous: usize, bytes: &[u8], mode: Mode) {
+    let mut code = bytes.to_vec();
+    match mode {
+        Mode::Bits64 => {
+            code.extend([0xff, 0x25, 0, 0, 0, 0]); // jmp [rip]
+            code.extend((native_oracle_exit as *const () as u64).to_le_bytes());
+        }
+        Mode::Bits32 => {
+            code.push(0xea); // jmp 0x33:RETURN_PAD
+            code.extend((RETURN_PAD as u32).to_le_bytes());
+            code.extend((USER64_CS as u16).to_le_bytes());
+        }
+    }
+    let wipe = (previous + 16).max(code.len());
+    code.resize(wipe, 0xcc);
+    // SAFETY: the page is mapped writable, `wipe` stays below RETURN_PAD (MAX_CODE), and the caller holds the
+    // lock. x86 executes freshly written code after a jump.
+    unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), CODE as *mut u8, wipe) };
+}
+
+fn map_arena() {
+    let map = |address: usize, len: usize, protection, flags| {
+        // SAFETY: mapping anonymous memory at addresses that are this crate's (NOREPLACE the first time).
+        let got = unsafe {
+            libc::mmap(
+                address as *mut libc::c_void,
+                len,
+                protection,
+                flags | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        assert_eq!(got as usize, address, "mapping: {}", std::io::Error::last_os_error());
+    };
+    map(ARENA, ARENA_LEN, libc::PROT_NONE, libc::MAP_FIXED_NOREPLACE | libc::MAP_NORESERVE);
+    let rw = libc::PROT_READ | libc::PROT_WRITE;
+    map(CODE_PAGE, 4096, rw | libc::PROT_EXEC, libc::MAP_FIXED);
+    map(SCRATCH as usize, SCRATCH_LEN, rw, libc::MAP_FIXED);
+    map(CONTEXT, 4096, rw, libc::MAP_FIXED);
+    let mut page = vec![0xccu8; 4096];
+    let pad = RETURN_PAD - CODE_PAGE;
+    page[pad..pad + 6].copy_from_slice(&[0xff, 0x25, 0, 0, 0, 0]);
+    page[pad + 6..pad + 14].copy_from_slice(&(native_oracle_exit as *const () as u64).to_le_bytes());
+    // SAFETY: just mapped.
+    unsafe { std::ptr::copy_nonoverlapping(page.as_ptr(), CODE_PAGE as *mut u8, 4096) };
+    for signal in [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGTRAP] {
+        // SAFETY: the handler only touches its arguments and the context page.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = on_signal as *const () as usize;
+            action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+            assert_eq!(libc::sigaction(signal, &action, std::ptr::null_mut()), 0);
+        }
+    }
+}
+
+/// Gives the calling thread a signal stack that is large enough for any XSAVE frame: the tested code's RSP
+/// may be anything.
+fn ensure_signal_stack() {
+    const LEN: usize = 64 << 10;
+    thread_local! {
+        static STACK: std::cell::OnceCell<Vec<u8>> = const { std::cell::OnceCell::new() };
+    }
+    STACK.with(|stack| {
+        stack.get_or_init(|| {
+            // Lives as long as the thread needs it: never freed, as the thread may still take a signal while
+            // its locals are dropped.
+            let memory = Box::leak(vec![0u8; LEN].into_boxed_slice());
+            let new = libc::stack_t { ss_sp: memory.as_mut_ptr().cast(), ss_flags: 0, ss_size: LEN };
+            // SAFETY: `new` describes memory that is never freed.
+            assert_eq!(unsafe { libc::sigaltstack(&new, std::ptr::null_mut()) }, 0);
+            Vec::new()
+        });
+    });
+}
+
+extern "C" fn on_signal(signal: i32, info: *mut libc::siginfo_t, ucontext: *mut libc::c_void) {
+    // SAFETY: the kernel passes valid pointers; the context page is mapped before the handler is installed.
+    unsafe {
+        let context = &mut *(CONTEXT as *mut Context);
+        let gregs = &mut (*ucontext.cast::<libc::ucontext_t>()).uc_mcontext.gregs;
+        if context.active == 0 {
+            // Not the tested code's: let it kill the process as it would have.
+            libc::signal(signal, libc::SIG_DFL);
+            return;
+        }
+        context.active = 0;
+        context.signal = signal;
+        context.vector = gregs[libc::REG_TRAPNO as usize] as u64;
+        context.error = gregs[libc::REG_ERR as usize] as u64;
+        context.address = (*info).si_addr() as u64;
+        context.rip = gregs[libc::REG_RIP as usize] as u64;
+        gregs[libc::REG_RIP as usize] = native_oracle_exit as *const () as i64;
+        let selectors = &mut gregs[libc::REG_CSGSFS as usize];
+        *selectors = *selectors & !0xffff | USER64_CS as i64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{run, run32};
+
+    fn state() -> NativeState {
+        let mut regs = std::array::from_fn(|i| 0x1111_2222_3333_0000 + i as u64);
+        regs[4] = SCRATCH + 2048;
+        let ymm = std::array::from_fn(|i| std::array::from_fn(|j| (i * 32 + j) as u8));
+        NativeState { regs, ymm, ..NativeState::default() }
+    }
+
+    #[test]
+    fn state_goes_in_and_out() {
+        let mut before = state();
+        before.rflags = 0x8d5;
+        before.scratch = std::array::from_fn(|i| i as u8);
+        let outcome = run(&[0x90], &before);
+        assert_eq!(outcome.end, End::Next);
+        assert_eq!(outcome.state.rflags & LOADABLE_FLAGS, 0x8d5);
+        assert_eq!(outcome.state, NativeState { rflags: outcome.state.rflags, ..before });
+    }
+
+    #[test]
+    fn instructions_work() {
+        let outcome = run(&[0x48, 0x01, 0xc8], &state()); // add rax, rcx
+        assert_eq!(outcome.state.regs[0], 0x2222_4444_6666_0001);
+        let outcome = run(&[0x50], &state()); // push rax
+        assert_eq!(outcome.state.regs[4], SCRATCH + 2040);
+        assert_eq!(outcome.state.scratch[2040..2048], 0x1111_2222_3333_0000u64.to_le_bytes());
+        let mut x87 = state();
+        x87.x87[..2].copy_from_slice(&0x27fu16.to_le_bytes());
+        let outcome = run(&[0xd9, 0xe8], &x87); // fld1
+        assert_eq!(outcome.state.x87[32..42], [0, 0, 0, 0, 0, 0, 0, 0x80, 0xff, 0x3f]);
+        assert_eq!(outcome.state.x87[..2], 0x27fu16.to_le_bytes());
+        let outcome = run(&[0xc5, 0xfc, 0x28, 0xca], &state()); // vmovaps ymm1, ymm2
+        assert_eq!(outcome.state.ymm[1], state().ymm[2]);
+    }
+
+    #[test]
+    fn ends_are_told_apart() {
+        let mut before = state();
+        assert_eq!(run(&[0xeb, 0x10], &before).end, End::Jumped(CODE + 0x12));
+        before.regs[1] = 0;
+        before.regs[2] = 0;
+        let fault = |end| match end {
+            End::Fault { signal, vector, address, rip, .. } => (signal, vector, address, rip),
+            other => panic!("{other:?}"),
+        };
+        let outcome = run(&[0x48, 0xf7, 0xf1], &before); // div rcx
+        assert_eq!(fault(outcome.end), (libc::SIGFPE, 0, CODE, CODE));
+        assert_eq!(outcome.state.regs, before.regs);
+        before.regs[4] = 0x10; // an RSP that no signal frame could be on
+        before.regs[0] = SCRATCH + 4096;
+        assert_eq!(fault(run(&[0x8a, 0x00], &before).end), (libc::SIGSEGV, 14, SCRATCH + 4096, CODE));
+        assert_eq!(fault(run(&[0x0f, 0x0b], &before).end), (libc::SIGILL, 6, CODE, CODE));
+        assert_eq!(fault(run(&[0xcc], &before).end), (libc::SIGTRAP, 3, 0, CODE + 1));
+        assert_eq!(run(&[0x90], &before).end, End::Next);
+    }
+
+    #[test]
+    fn compatibility_mode() {
+        let mut before = state();
+        before.regs[0] = 0x39;
+        before.rflags = 0x12; // AF
+        let outcome = run32(&[0x27], &before); // daa
+        assert_eq!(outcome.end, End::Next);
+        assert_eq!(outcome.state.regs[0] & 0xff, 0x3f);
+        before.regs[3] = SCRATCH + 8;
+        let outcome = run32(&[0x89, 0x23], &before); // mov [ebx], esp
+        assert_eq!(outcome.state.scratch[8..12], (SCRATCH as u32 + 2048).to_le_bytes());
+        let outcome = run32(&[0xd4, 0x00], &before); // aam 0
+        assert!(matches!(outcome.end, End::Fault { signal: libc::SIGFPE, vector: 0, rip: CODE, .. }));
+        assert_eq!(run(&[0x90], &before).end, End::Next);
+    }
+}

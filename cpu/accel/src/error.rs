@@ -1,0 +1,72 @@
+//! Why an accelerator refused.
+
+/// Why an accelerator refused.
+#[derive(Debug, thiserror::Error)]
+pub enum AccelError {
+    /// No CPU model has this name.
+    #[error("CPU model {name:?} is not known to the {accelerator} accelerator; known are {known}")]
+    UnknownCpu {
+        /// The accelerator.
+        accelerator: &'static str,
+        /// The name asked for.
+        name: String,
+        /// The names it knows, separated by commas.
+        known: String,
+    },
+    /// A CPU feature cannot be switched on, or has no such name.
+    #[error("CPU feature {name:?} cannot be given to a {cpu}: {reason}")]
+    CpuFeature {
+        /// The feature's name.
+        name: String,
+        /// The CPU model.
+        cpu: String,
+        /// Why not.
+        reason: String,
+    },
+    /// A number of vCPUs that is not possible.
+    #[error("{vcpus} vCPUs are not possible; the {accelerator} accelerator takes 1 to {most}")]
+    VcpuCount {
+        /// The accelerator.
+        accelerator: &'static str,
+        /// The number asked for.
+        vcpus: u32,
+        /// The most that are possible.
+        most: u32,
+    },
+    /// A vCPU that is not in the VM's spec, or that was made already.
+    #[error("vCPU {id} cannot be made: {reason}")]
+    VcpuId {
+        /// Its number.
+        id: u32,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// A way of executing that this accelerator lacks.
+    #[error("the {accelerator} accelerator has no tier {tier:?}: {reason}")]
+    Tier {
+        /// The accelerator.
+        accelerator: &'static str,
+        /// The tier's name.
+        tier: &'static str,
+        /// Why not.
+        reason: String,
+    },
+    /// A saved vCPU state that is none.
+    #[error("saved state of vCPU {id} is refused: {field} is {reason}")]
+    BadState {
+        /// The vCPU.
+        id: u32,
+        /// The part of the state.
+        field: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The host refused.
+    #[error("{what}: {source}")]
+    Host {
+        /// What was wanted of it.
+        what: &'static str,
+        /// Its error.
+        source: std::io::Error,
+    },
+}

@@ -10,14 +10,19 @@
 
 #![allow(unsafe_code)] // guest memory is reached through raw host pointers that the soft TLB holds
 
+mod contract;
 mod core;
+pub mod cpuid;
 mod platform;
+mod scalar;
 mod state;
 mod tlb;
 mod trap;
 
 pub use crate::core::Core;
+pub use contract::{Fill, effective_address, system};
 pub use platform::Platform;
+pub use scalar::Scalar;
 pub use state::*;
 pub use tlb::{BANKS, FETCH_ENTRIES, FetchEntry, INVALID_TAG, TLB_ENTRIES, Tlb, TlbEntry};
 pub use trap::{Exception, Flow, Trap, vector};

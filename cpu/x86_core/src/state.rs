@@ -303,3 +303,24 @@ pub struct Cpu {
     /// What CPUID announces.
     pub model: std::sync::Arc<crate::cpuid::CpuModel>,
 }
+
+// SAFETY: `tlb_bank` points into the processor itself or to a static, and the host pointers in the TLB to
+// guest memory that any thread may access; nothing is bound to the thread that made it.
+unsafe impl Send for Cpu {}
+
+impl Cpu {
+    /// A processor as it is after power-up (Intel SDM volume 3, table 11-1).
+    pub fn new(model: std::sync::Arc<crate::cpuid::CpuModel>, apic_id: u32) -> Box<Self> {
+        let mut cpu = Box::<Self>::new_uninit();
+        let at = cpu.as_mut_ptr();
+        // SAFETY: all fields but `model` are valid with all bits zero (integers, booleans, a raw pointer,
+        // arrays of such), and `model` is written without dropping what was there.
+        let mut cpu = unsafe {
+            at.write_bytes(0, 1);
+            (&raw mut (*at).model).write(model);
+            cpu.assume_init()
+        };
+        cpu.apic_id = apic_id;
+        cpu
+    }
+}

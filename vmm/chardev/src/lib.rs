@@ -1,0 +1,18 @@
+//! Where characters of serial ports and consoles come from and go to on the host: the terminal, a
+//! pseudo-terminal, a file, a socket.
+
+mod endpoint;
+mod escape;
+mod port;
+mod socket;
+mod spec;
+mod terminal;
+
+pub use endpoint::{ChardevError, Endpoint, InputEvent};
+pub use escape::{EscapeKeys, HELP as ESCAPE_HELP};
+pub use port::{PortConnection, PortEvents, connect_serial};
+pub use spec::{ChardevSpec, ChardevSpecError};
+pub use terminal::RawTerminal;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,60 @@
+//! What can be wrong with a description of a machine.
+
+use std::ops::Range;
+
+/// Why tables can't be built.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AcpiError {
+    /// A machine has at least one vCPU, and [`crate::AcpiConfig::MAX_CPUS`] at most.
+    #[error("{count} vCPUs; between 1 and {max} can be described")]
+    CpuCount {
+        /// The number given.
+        count: usize,
+        /// The most.
+        max: usize,
+    },
+    /// Two vCPUs with one APIC id.
+    #[error("two vCPUs have the APIC id {id}")]
+    DuplicateApicId {
+        /// That id.
+        id: u32,
+    },
+    /// More serial ports than a PC has addresses for.
+    #[error("{count} serial ports; at most {max} can be described")]
+    SerialCount {
+        /// The number given.
+        count: usize,
+        /// The most.
+        max: usize,
+    },
+    /// The PCI host bridge decodes between 1 and 256 buses.
+    #[error("{buses} PCI buses; between 1 and 256 can be described")]
+    BusCount {
+        /// The number given.
+        buses: u16,
+    },
+    /// An address range that's empty, too high or not where it belongs.
+    #[error("{what} {start:#x}..{end:#x} isn't a valid range here")]
+    Range {
+        /// The thing described.
+        what: &'static str,
+        /// Its start.
+        start: u64,
+        /// Its end.
+        end: u64,
+    },
+    /// The tables' window is too small.
+    #[error("the tables have {need} bytes, more than the window {:#x}..{:#x} holds", window.start, window.end)]
+    WindowTooSmall {
+        /// The bytes needed.
+        need: u64,
+        /// The window.
+        window: Range<u64>,
+    },
+    /// Tables with 32-bit pointers must lie below 4 GiB.
+    #[error("the window {:#x}..{:#x} isn't below 4 GiB", window.start, window.end)]
+    WindowTooHigh {
+        /// The window.
+        window: Range<u64>,
+    },
+}

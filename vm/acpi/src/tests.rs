@@ -1,0 +1,204 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn u32_at(bytes: &[u8], offset: usize) -> u32 {
+    u32::from_le_bytes(bytes[offset..offset + 4].try_into().unwrap())
+}
+
+fn u64_at(bytes: &[u8], offset: usize) -> u64 {
+    u64::from_le_bytes(bytes[offset..offset + 8].try_into().unwrap())
+}
+
+fn sum(bytes: &[u8]) -> u8 {
+    bytes.iter().fold(0, |sum: u8, byte| sum.wrapping_add(*byte))
+}
+
+impl Tables {
+    fn at(&self, address: u64) -> &[u8] {
+        &self.bytes[(address - self.base) as usize..]
+    }
+
+    /// The table at `address`, cut to its length, its checksum verified.
+    fn table(&self, address: u64) -> &[u8] {
+        let bytes = self.at(address);
+        let table = &bytes[..u32_at(bytes, 4) as usize];
+        assert_eq!(sum(table), 0, "checksum of {}", String::from_utf8_lossy(&table[..4]));
+        table
+    }
+
+    /// All tables that the XSDT lists, and the DSDT.
+    fn all(&self) -> Vec<&[u8]> {
+        let rsdp = &self.at(self.root)[..36];
+        assert_eq!(&rsdp[..8], b"RSD PTR ");
+        assert_eq!((sum(&rsdp[..20]), sum(rsdp), rsdp[15]), (0, 0, 2));
+        let rsdt = self.table(u32_at(rsdp, 16).into());
+        let xsdt = self.table(u64_at(rsdp, 24));
+        let listed: Vec<u64> = xsdt[36..].chunks(8).map(|chunk| u64_at(chunk, 0)).collect();
+        let listed_low: Vec<u64> = rsdt[36..].chunks(4).map(|chunk| u32_at(chunk, 0).into()).collect();
+        assert_eq!(listed, listed_low);
+        let mut tables: Vec<&[u8]> = listed.iter().map(|address| self.table(*address)).collect();
+        let fadt = tables[0];
+        assert_eq!((&fadt[..4], fadt.len(), fadt[8]), (b"FACP".as_slice(), 276, 6));
+        assert_eq!(u64::from(u32_at(fadt, 40)), u64_at(fadt, 140));
+        let facs = u32_at(fadt, 36);
+        assert_eq!((&self.at(facs.into())[..4], facs % 64), (b"FACS".as_slice(), 0));
+        tables.push(self.table(u64_at(fadt, 140)));
+        tables
+    }
+
+    fn named(&self, signature: &[u8; 4]) -> &[u8] {
+        self.all().into_iter().find(|table| table.starts_with(signature)).unwrap()
+    }
+}
+
+#[test]
+fn pointers_lengths_and_checksums_add_up() {
+    let tables = build(&AcpiConfig::pc(vec![0, 1]), ACPI_WINDOW).unwrap();
+    assert_eq!((tables.root, tables.base), (0xe_0000, 0xe_0000));
+    let names: Vec<_> = tables.all().iter().map(|table| table[..4].to_vec()).collect();
+    assert_eq!(names, [b"FACP", b"APIC", b"MCFG", b"HPET", b"DSDT"]);
+    let fadt = tables.named(b"FACP");
+    assert_eq!(
+        (u32_at(fadt, 56), u32_at(fadt, 64), u32_at(fadt, 76), u32_at(fadt, 80)),
+        (0x600, 0x604, 0x608, 0x620)
+    );
+    assert_eq!(fadt[116..129], [1, 8, 0, 1, 0xf9, 0xc, 0, 0, 0, 0, 0, 0, 6]);
+    assert_eq!(u32_at(fadt, 112), 0x465);
+    assert_eq!(fadt[109], 0b1_0111);
+    let mcfg = tables.named(b"MCFG");
+    assert_eq!((u64_at(mcfg, 44), mcfg[54], mcfg[55], mcfg.len()), (0xb000_0000, 0, 255, 60));
+    let hpet = tables.named(b"HPET");
+    assert_eq!((u64_at(hpet, 44), hpet.len()), (0xfed0_0000, 56));
+}
+
+/// The MADT's structures as (type, bytes).
+fn structures(madt: &[u8]) -> Vec<(u8, Vec<u8>)> {
+    let mut found = Vec::new();
+    let mut rest = &madt[44..];
+    while !rest.is_empty() {
+        let (one, more) = rest.split_at(rest[1].into());
+        found.push((one[0], one.to_vec()));
+        rest = more;
+    }
+    found
+}
+
+#[test]
+fn every_vcpu_is_in_the_madt() {
+    let tables = build(&AcpiConfig::pc(vec![0, 4, 254, 255, 300]), ACPI_WINDOW).unwrap();
+    let madt = tables.named(b"APIC");
+    assert_eq!((u32_at(madt, 36), u32_at(madt, 40)), (0xfee0_0000, 1));
+    let found = structures(madt);
+    let kinds: Vec<_> = found.iter().map(|(kind, _)| *kind).collect();
+    assert_eq!(kinds, [0, 0, 0, 9, 9, 1, 2, 2, 4, 10]);
+    assert_eq!(found[1].1, [0, 8, 1, 4, 1, 0, 0, 0]);
+    assert_eq!(found[4].1, [9, 16, 0, 0, 0x2c, 1, 0, 0, 1, 0, 0, 0, 4, 0, 0, 0]);
+    assert_eq!(found[5].1, [1, 12, 0, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0]);
+    assert_eq!(found[6].1, [2, 10, 0, 0, 2, 0, 0, 0, 0, 0]);
+    assert_eq!(found[7].1, [2, 10, 0, 9, 9, 0, 0, 0, 13, 0]);
+}
+
+#[test]
+fn nonsense_machines_are_refused() {
+    let with = |change: &dyn Fn(&mut AcpiConfig)| {
+        let mut config = AcpiConfig::pc(vec![0]);
+        change(&mut config);
+        build(&config, ACPI_WINDOW).unwrap_err()
+    };
+    assert_eq!(with(&|config| config.apic_ids.clear()), AcpiError::CpuCount { count: 0, max: 1024 });
+    assert_eq!(with(&|config| config.apic_ids = vec![3, 3]), AcpiError::DuplicateApicId { id: 3 });
+    let five = vec![SerialPort { port: 0x3f8, irq: 4 }; 5];
+    assert_eq!(with(&|config| config.serials = five.clone()), AcpiError::SerialCount { count: 5, max: 4 });
+    assert_eq!(with(&|config| config.pci.buses = 0), AcpiError::BusCount { buses: 0 });
+    assert!(matches!(with(&|config| config.pci.ecam_base = u64::MAX), AcpiError::Range { .. }));
+    assert!(matches!(with(&|config| config.pci.window64 = Some(5..9)), AcpiError::Range { .. }));
+    let config = AcpiConfig::pc(vec![0]);
+    assert!(matches!(build(&config, 0xe_0000..0xe_0100), Err(AcpiError::WindowTooSmall { .. })));
+    assert!(matches!(build(&config, 1 << 33..1 << 34), Err(AcpiError::WindowTooHigh { .. })));
+}
+
+#[test]
+fn lines_spread_over_eight_inputs() {
+    assert_eq!((intx_gsi(0, 0), intx_gsi(3, 1), intx_gsi(31, 3)), (16, 20, 18));
+}
+
+#[test]
+fn smbios_structures_end_where_they_should() {
+    let mut config = smbios::SmbiosConfig::pc(2, vec![0..0x8000_0000, 1 << 32..5 << 32]);
+    config.uuid = [0x00, 0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 8, 9, 10, 11, 12, 13, 14, 15];
+    let tables = smbios::build(&config, SMBIOS_WINDOW).unwrap();
+    let entry = &tables.at(tables.root)[..24];
+    assert_eq!((&entry[..5], sum(entry)), (b"_SM3_".as_slice(), 0));
+    let mut rest = &tables.at(u64_at(entry, 16))[..u32_at(entry, 12) as usize];
+    let mut kinds = Vec::new();
+    while !rest.is_empty() {
+        let (kind, length) = (rest[0], usize::from(rest[1]));
+        kinds.push((kind, length));
+        if kind == 1 {
+            assert_eq!(rest[8..16], [0x33, 0x22, 0x11, 0x00, 0x55, 0x44, 0x77, 0x66]);
+        }
+        let end = rest[length..].windows(2).position(|pair| pair == [0, 0]).unwrap();
+        rest = &rest[length + end + 2..];
+    }
+    assert_eq!(
+        kinds,
+        [(0, 26), (1, 27), (3, 22), (4, 48), (16, 23), (17, 40), (19, 31), (19, 31), (32, 11), (127, 4)]
+    );
+    assert!(matches!(smbios::build(&config, 0xf_0000..0xf_0100), Err(AcpiError::WindowTooSmall { .. })));
+}
+
+/// ACPICA's compiler reads every table back, where it's installed.
+#[test]
+fn the_reference_disassembler_accepts_every_table() {
+    use std::process::{Command, Stdio};
+    let available =
+        Command::new("iasl").arg("-v").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
+    if !available {
+        println!("iasl (package acpica-tools) isn't installed: its check is left out");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut full = AcpiConfig::pc((0..300).collect());
+    full.pci.vga = true;
+    full.serials.push(SerialPort { port: 0x2f8, irq: 3 });
+    let tables = build(&full, ACPI_WINDOW).unwrap();
+    for table in tables.all() {
+        let name = String::from_utf8_lossy(&table[..4]).into_owned();
+        assert_eq!(u32_at(table, 4) as usize, table.len());
+        if !available {
+            continue;
+        }
+        std::fs::write(folder.path().join(format!("{name}.dat")), table).unwrap();
+        let run = |arguments: &[&str]| {
+            let output = Command::new("iasl").args(arguments).current_dir(folder.path()).output().unwrap();
+            let said = [output.stdout, output.stderr].concat();
+            (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+        };
+        let (good, said) = run(&["-d", &format!("{name}.dat")]);
+        assert!(good && !said.contains("rror"), "{name}: {said}");
+        let (good, said) = run(&["-vw", "2015", &format!("{name}.dsl")]);
+        assert!(good && said.contains("0 Errors"), "{name}: {said}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn any_description_gives_tables_or_an_error(
+        ids in proptest::collection::vec(any::<u32>(), 0..40),
+        ecam_base in any::<u64>(),
+        buses in any::<u16>(),
+        window in (any::<u64>(), any::<u64>()),
+        port in any::<u16>(),
+    ) {
+        let mut config = AcpiConfig::pc(ids);
+        config.pci.ecam_base = ecam_base;
+        config.pci.buses = buses;
+        config.pci.window64 = Some(window.0..window.1);
+        config.power.gpe0 = port;
+        config.serials[0].port = port;
+        if let Ok(tables) = build(&config, ACPI_WINDOW) {
+            prop_assert!(tables.all().len() >= 4);
+        }
+    }
+}

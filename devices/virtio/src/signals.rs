@@ -1,0 +1,115 @@
+//! What a device tells its driver through the PCI transport: interrupts and the status register.
+
+use crate::{Interrupt, QueueError, status};
+use parking_lot::Mutex;
+use pci::{Intx, Msix};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
+
+/// No MSI-X vector (4.1.5.1.2).
+pub(crate) const NO_VECTOR: u16 = 0xffff;
+
+/// ISR bit: a queue's buffers were used (4.1.4.5).
+const ISR_QUEUE: u8 = 1;
+/// ISR bit: the configuration changed.
+const ISR_CONFIG: u8 = 2;
+
+/// The parts of the transport that I/O threads touch.
+pub(crate) struct Signals {
+    name: &'static str,
+    msix: Arc<Msix>,
+    intx: Arc<Intx>,
+    pub(crate) status: AtomicU8,
+    pub(crate) generation: AtomicU8,
+    pub(crate) config_vector: AtomicU16,
+    pub(crate) queue_vectors: Vec<AtomicU16>,
+    /// The lock is held while the pin changes: the pin is to follow the register.
+    isr: Mutex<u8>,
+}
+
+impl Signals {
+    pub(crate) fn new(name: &'static str, queues: usize, msix: Arc<Msix>, intx: Arc<Intx>) -> Self {
+        Self {
+            name,
+            msix,
+            intx,
+            status: AtomicU8::new(0),
+            generation: AtomicU8::new(0),
+            config_vector: AtomicU16::new(NO_VECTOR),
+            queue_vectors: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
+            isr: Mutex::new(0),
+        }
+    }
+
+    /// As after a device reset (4.1.5.1.2.1, 2.4).
+    pub(crate) fn reset(&self) {
+        self.status.store(0, Ordering::SeqCst);
+        self.config_vector.store(NO_VECTOR, Ordering::SeqCst);
+        for vector in &self.queue_vectors {
+            vector.store(NO_VECTOR, Ordering::SeqCst);
+        }
+        self.set_isr(0);
+    }
+
+    /// What a driver may set a vector register to: others become "none".
+    pub(crate) fn valid_vector(&self, vector: u16) -> u16 {
+        if vector < self.msix.vectors() { vector } else { NO_VECTOR }
+    }
+
+    /// Reads the ISR status, which clears it and lets the pin fall.
+    pub(crate) fn take_isr(&self) -> u8 {
+        let mut isr = self.isr.lock();
+        let value = std::mem::take(&mut *isr);
+        self.intx.set(false);
+        value
+    }
+
+    pub(crate) fn isr(&self) -> u8 {
+        *self.isr.lock()
+    }
+
+    pub(crate) fn set_isr(&self, value: u8) {
+        let mut isr = self.isr.lock();
+        *isr = value & (ISR_QUEUE | ISR_CONFIG);
+        self.intx.set(*isr != 0);
+    }
+
+    fn signal(&self, vector: u16, cause: u8) {
+        if self.msix.enabled() {
+            if vector != NO_VECTOR {
+                self.msix.signal(vector);
+            }
+            return;
+        }
+        let mut isr = self.isr.lock();
+        *isr |= cause;
+        self.intx.set(true);
+    }
+}
+
+impl Interrupt for Signals {
+    fn queue_used(&self, queue: u16) {
+        if let Some(vector) = self.queue_vectors.get(usize::from(queue)) {
+            self.signal(vector.load(Ordering::SeqCst), ISR_QUEUE);
+        }
+    }
+
+    fn config_changed(&self) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        self.signal(self.config_vector.load(Ordering::SeqCst), ISR_CONFIG);
+    }
+
+    fn fail(&self, error: &QueueError) {
+        let before = self.status.fetch_or(status::NEEDS_RESET, Ordering::SeqCst);
+        if before & status::NEEDS_RESET == 0 {
+            tracing::warn!("{} needs a reset: {error}", self.name);
+            if before & status::DRIVER_OK != 0 {
+                self.config_changed();
+            }
+        }
+    }
+
+    fn failed(&self) -> bool {
+        self.status.load(Ordering::SeqCst) & status::NEEDS_RESET != 0
+    }
+}

@@ -202,6 +202,8 @@ pub struct LapicState {
     pub tsc_deadline: u64,
     /// Level of the LINT0 input.
     pub lint0_level: bool,
+    /// An ExtINT message waits to be acknowledged at the 8259 pair.
+    pub ext_int_latched: bool,
 }
 
 /// Everything a processor knows. Times are of the VM's clock; whoever saves a VM saves that clock too.
@@ -375,6 +377,7 @@ mod tests {
                 timer_start: None,
                 tsc_deadline: 0,
                 lint0_level: false,
+                ext_int_latched: false,
             },
             tsc: 77,
             tsc_time: 3,

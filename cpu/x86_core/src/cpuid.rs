@@ -25,4 +25,16 @@ impl CpuModel {
     pub fn with_vcpus(self, vcpus: u32) -> Self {
         Self { vcpus }
     }
+    /// Family, model and stepping as CPUID leaf 1 has them in EAX.
+    pub fn signature(&self) -> u32 {
+        0x00b0_0f10
+    }
+    /// The bits that physical addresses have.
+    pub fn physical_mask(&self) -> u64 {
+        (1 << 48) - 1
+    }
+    /// Whether 1 GiB pages exist.
+    pub fn gigabyte_pages(&self) -> bool {
+        true
+    }
 }

@@ -10,19 +10,25 @@
 
 #![allow(unsafe_code)] // guest memory is reached through raw host pointers that the soft TLB holds
 
+mod address;
 mod contract;
 mod core;
 pub mod cpuid;
+mod mmu;
+mod mode;
 mod platform;
+mod reset;
 mod scalar;
 mod state;
-mod tlb;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod trap;
 
 pub use crate::core::Core;
-pub use contract::{Fill, effective_address, system};
+pub use address::{effective_address, memory_offset, segment_index};
+pub use contract::system;
+pub use mmu::{BANKS, FETCH_ENTRIES, FetchEntry, Fill, INVALID_TAG, TLB_ENTRIES, Tlb, TlbEntry};
 pub use platform::Platform;
 pub use scalar::Scalar;
 pub use state::*;
-pub use tlb::{BANKS, FETCH_ENTRIES, FetchEntry, INVALID_TAG, TLB_ENTRIES, Tlb, TlbEntry};
-pub use trap::{Exception, Flow, Trap, vector};
+pub use trap::{Exception, Flow, Trap, page_fault, vector};

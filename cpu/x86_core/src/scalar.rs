@@ -26,14 +26,14 @@ pub trait Scalar: sealed::Sealed + Copy + Eq + Default + std::fmt::Debug + 'stat
     fn extend(self) -> u128;
 
     /// The value that little-endian `bytes` (exactly [`Scalar::BYTES`] of them) are.
-    fn from_le(bytes: &[u8]) -> Self {
+    fn from_bytes(bytes: &[u8]) -> Self {
         let mut all = [0; 16];
         all[..Self::BYTES].copy_from_slice(&bytes[..Self::BYTES]);
         Self::truncate(u128::from_le_bytes(all))
     }
 
     /// The value as little-endian bytes, of which the first [`Scalar::BYTES`] count.
-    fn to_le(self) -> [u8; 16] {
+    fn to_bytes(self) -> [u8; 16] {
         self.extend().to_le_bytes()
     }
 
@@ -107,7 +107,7 @@ macro_rules! scalar {
             #[inline(always)]
             unsafe fn compare_exchange(ptr: *mut u8, old: Self, new: Self) -> Option<Self> {
                 // Across a cache line the host would lock its bus, or trap if it detects split locks.
-                if ptr as usize & 63 > 64 - Self::BYTES {
+                if (ptr as usize & 63) + Self::BYTES > 64 {
                     return None;
                 }
                 let found: $type;
@@ -154,7 +154,7 @@ macro_rules! scalar {
                     // SAFETY: valid as the caller says.
                     *byte = unsafe { AtomicU8::from_ptr(ptr.add(index) as *mut u8) }.load(Ordering::Relaxed);
                 }
-                Self::from_le(&bytes)
+                Self::from_bytes(&bytes)
             }
 
             unsafe fn store(ptr: *mut u8, value: Self) {
@@ -165,7 +165,7 @@ macro_rules! scalar {
                         .store(value.to_le_order(), Ordering::Relaxed);
                     return;
                 }
-                for (index, byte) in value.to_le()[..Self::BYTES].iter().enumerate() {
+                for (index, byte) in value.to_bytes()[..Self::BYTES].iter().enumerate() {
                     // SAFETY: valid as the caller says.
                     unsafe { AtomicU8::from_ptr(ptr.add(index)) }.store(*byte, Ordering::Relaxed);
                 }

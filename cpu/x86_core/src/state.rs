@@ -1,6 +1,6 @@
 //! The architectural state of one processor.
 
-use crate::tlb::{Tlb, TlbEntry};
+use crate::mmu::{Tlb, TlbEntry};
 use std::sync::atomic::AtomicU32;
 
 /// General registers by their encoding, as indices into [`Cpu::regs`].
@@ -263,6 +263,16 @@ pub struct Cpu {
     pub halted: bool,
     /// Whether locked accesses must be atomic for other processors: false only in VMs of one vCPU.
     pub lock_needed: bool,
+    /// Whether this is 64-bit mode. This field and the next three are kept by
+    /// [`Core::mode_changed`](crate::Core::mode_changed).
+    pub long64: bool,
+    /// Whether unaligned user accesses fault (CR0.AM and EFLAGS.AC at CPL 3).
+    pub align_check: bool,
+    /// The bank of explicit data accesses.
+    pub data_bank: u8,
+    /// The same if offsets are linear addresses and no access needs a check but the TLB's, else a bank that
+    /// does not exist.
+    pub fast_bank: u8,
     /// Segment registers, in encoding order.
     pub segments: [Segment; 6],
     /// The local descriptor table.
@@ -309,7 +319,7 @@ pub struct Cpu {
 unsafe impl Send for Cpu {}
 
 impl Cpu {
-    /// A processor as it is after power-up (Intel SDM volume 3, table 11-1).
+    /// A processor as it is after power-up.
     pub fn new(model: std::sync::Arc<crate::cpuid::CpuModel>, apic_id: u32) -> Box<Self> {
         let mut cpu = Box::<Self>::new_uninit();
         let at = cpu.as_mut_ptr();
@@ -321,6 +331,8 @@ impl Cpu {
             cpu.assume_init()
         };
         cpu.apic_id = apic_id;
+        cpu.tlb.reset();
+        cpu.power_up();
         cpu
     }
 }

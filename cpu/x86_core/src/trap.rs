@@ -85,3 +85,13 @@ pub enum Flow {
     /// RIP is past HLT and [`Cpu::halted`](crate::Cpu::halted) is set.
     Halt,
 }
+
+/// Page-fault error code bits (Intel SDM volume 3, figure 4-12).
+pub mod page_fault {
+    #![allow(missing_docs)]
+    pub const PRESENT: u32 = 1;
+    pub const WRITE: u32 = 2;
+    pub const USER: u32 = 4;
+    pub const RESERVED: u32 = 8;
+    pub const FETCH: u32 = 16;
+}

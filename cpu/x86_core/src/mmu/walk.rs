@@ -1,0 +1,249 @@
+//! The page walk: 4-level, PAE and 32-bit paging (Intel SDM volume 3, chapter 4).
+
+use super::tlb::PAGE_MASK;
+use crate::{Core, Scalar, Trap, cr0, cr4, efer, page_fault};
+
+/// How often a walk starts over because another processor changed an entry under it.
+const ATTEMPTS: usize = 100;
+
+mod pte {
+    pub(super) const P: u64 = 1 << 0;
+    pub(super) const W: u64 = 1 << 1;
+    pub(super) const U: u64 = 1 << 2;
+    pub(super) const A: u64 = 1 << 5;
+    pub(super) const D: u64 = 1 << 6;
+    pub(super) const PS: u64 = 1 << 7;
+    pub(super) const G: u64 = 1 << 8;
+    pub(super) const NX: u64 = 1 << 63;
+    /// Address bits of an 8-byte entry.
+    pub(super) const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+}
+
+/// An access to translate for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Access {
+    pub(crate) write: bool,
+    pub(crate) fetch: bool,
+    /// With user rights.
+    pub(crate) user: bool,
+    /// A supervisor access that may not touch user pages (SMAP).
+    pub(crate) no_user_pages: bool,
+}
+
+/// What a walk found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Mapping {
+    /// The 4 KiB page.
+    pub(crate) gpa: u64,
+    /// log2 of the size of the guest's page.
+    pub(crate) shift: u32,
+    /// Whether a store with the same rights needs nothing more: it is allowed and the dirty bit is set.
+    pub(crate) writable: bool,
+    pub(crate) global: bool,
+}
+
+/// The kind of paging in force, with what differs.
+#[derive(Clone, Copy)]
+struct Format {
+    /// Bytes of an entry: 4 or 8.
+    entry: u64,
+    /// Address bits that a level translates.
+    bits: u32,
+    levels: u32,
+}
+
+/// The rights that the levels add up to.
+struct Rights {
+    user: bool,
+    write: bool,
+    no_execute: bool,
+}
+
+impl Core<'_> {
+    /// Translates `va`, which is canonical, and sets accessed and dirty bits.
+    pub(crate) fn walk(&self, va: u64, access: Access) -> Result<Mapping, Trap> {
+        if self.cpu.cr0 & cr0::PG == 0 {
+            return Ok(Mapping {
+                gpa: va & PAGE_MASK & 0xffff_ffff,
+                shift: 12,
+                writable: true,
+                global: false,
+            });
+        }
+        let mut last = None;
+        for _ in 0..ATTEMPTS {
+            let (mapping, settled) = self.walk_once(va, access)?;
+            if settled {
+                return Ok(mapping);
+            }
+            last = Some(mapping);
+        }
+        // Another processor keeps changing the entries. Each translation was valid when it was made; all
+        // that is missing are accessed and dirty bits, so the result must not be kept.
+        Ok(Mapping { writable: false, ..last.unwrap_or_default() })
+    }
+
+    fn page_fault(&self, va: u64, access: Access, cause: u32) -> Trap {
+        let mut error = cause;
+        if access.write {
+            error |= page_fault::WRITE;
+        }
+        if access.user {
+            error |= page_fault::USER;
+        }
+        let reports_fetch = (self.cpu.msrs.efer & efer::NXE != 0 && self.cpu.cr4 & cr4::PAE != 0)
+            || self.cpu.cr4 & cr4::SMEP != 0;
+        if access.fetch && reports_fetch {
+            error |= page_fault::FETCH;
+        }
+        Trap::pf(va, error)
+    }
+
+    /// One attempt; whether all accessed and dirty bits are set.
+    fn walk_once(&self, va: u64, access: Access) -> Result<(Mapping, bool), Trap> {
+        let cpu = &*self.cpu;
+        let (format, mut table) = if cpu.msrs.efer & efer::LMA != 0 {
+            (Format { entry: 8, bits: 9, levels: 4 }, cpu.cr3 & pte::ADDRESS)
+        } else if cpu.cr4 & cr4::PAE != 0 {
+            let pointer = cpu.pdpte[(va >> 30 & 3) as usize];
+            if pointer & pte::P == 0 {
+                return Err(self.page_fault(va, access, 0));
+            }
+            (Format { entry: 8, bits: 9, levels: 2 }, pointer & pte::ADDRESS)
+        } else {
+            (Format { entry: 4, bits: 10, levels: 2 }, cpu.cr3 & 0xffff_f000)
+        };
+        let mut rights = Rights { user: true, write: true, no_execute: false };
+        let mut visited = [(0, 0); 4];
+        for (depth, level) in (1..=format.levels).rev().enumerate() {
+            let shift = 12 + format.bits * (level - 1);
+            let index = va >> shift & ((1 << format.bits) - 1);
+            let at = table + index * format.entry;
+            let entry = self.read_entry(at, format.entry);
+            if entry & pte::P == 0 {
+                return Err(self.page_fault(va, access, 0));
+            }
+            let large = level > 1 && self.is_large(entry, level, format);
+            if entry & self.reserved(level, large, format) != 0 {
+                return Err(self.page_fault(va, access, page_fault::PRESENT | page_fault::RESERVED));
+            }
+            visited[depth] = (at, entry);
+            rights.user &= entry & pte::U != 0;
+            rights.write &= entry & pte::W != 0;
+            rights.no_execute |= format.entry == 8 && entry & pte::NX != 0;
+            if level == 1 || large {
+                let may_write = self.check_rights(va, access, &rights)?;
+                let settled = self.mark_used(&visited[..=depth], format.entry, access.write);
+                let dirty = access.write || entry & pte::D != 0;
+                let mapping = Mapping {
+                    gpa: frame(entry, shift, format) | va & ((1 << shift) - 1) & PAGE_MASK,
+                    shift,
+                    writable: may_write && dirty && settled,
+                    global: entry & pte::G != 0 && cpu.cr4 & cr4::PGE != 0,
+                };
+                return Ok((mapping, settled));
+            }
+            table = entry & if format.entry == 8 { pte::ADDRESS } else { 0xffff_f000 };
+        }
+        Err(self.page_fault(va, access, 0))
+    }
+
+    fn is_large(&self, entry: u64, level: u32, format: Format) -> bool {
+        let page_size = entry & pte::PS != 0;
+        match (format.entry, level) {
+            (4, _) => page_size && self.cpu.cr4 & cr4::PSE != 0,
+            (_, 2) => page_size,
+            (_, 3) => page_size && self.cpu.model.gigabyte_pages(),
+            _ => false,
+        }
+    }
+
+    /// The bits that must be zero in an entry.
+    fn reserved(&self, level: u32, large: bool, format: Format) -> u64 {
+        if format.entry == 4 {
+            // PSE-36: bits 13..=20 are address bits 32..=39, bit 21 must be zero.
+            return if large { 1 << 21 } else { 0 };
+        }
+        let mut mask = pte::ADDRESS & !self.cpu.model.physical_mask();
+        if self.cpu.msrs.efer & efer::NXE == 0 {
+            mask |= pte::NX;
+        }
+        if self.cpu.msrs.efer & efer::LMA == 0 {
+            mask |= 0x7ff0_0000_0000_0000;
+        }
+        match (level, large) {
+            (2, true) => mask | 0x1f_e000,
+            (3, true) => mask | 0x3fff_e000,
+            (4, _) | (3, false) => mask | pte::PS,
+            _ => mask,
+        }
+    }
+
+    /// Whether the access is allowed (Intel SDM volume 3, 4.6.1); and if it is, whether stores are.
+    fn check_rights(&self, va: u64, access: Access, rights: &Rights) -> Result<bool, Trap> {
+        let cpu = &*self.cpu;
+        let may_write = rights.write || (!access.user && cpu.cr0 & cr0::WP == 0);
+        let fetch_denied =
+            access.fetch && (rights.no_execute || (!access.user && rights.user && cpu.cr4 & cr4::SMEP != 0));
+        let denied = (access.user && !rights.user)
+            || (access.no_user_pages && rights.user && !access.fetch)
+            || (access.write && !may_write)
+            || fetch_denied;
+        if denied { Err(self.page_fault(va, access, page_fault::PRESENT)) } else { Ok(may_write) }
+    }
+
+    /// A paging-structure entry. Where there is no RAM all bits are set, as on a floating bus.
+    pub(crate) fn read_entry(&self, gpa: u64, size: u64) -> u64 {
+        let Some(page) = self.memory.host_page(gpa) else {
+            return if size == 8 { u64::MAX } else { u64::from(u32::MAX) };
+        };
+        let ptr = page.ptr.wrapping_add((gpa & 0xfff) as usize);
+        // SAFETY: inside a page of guest memory, as entries are aligned.
+        unsafe { if size == 8 { u64::load(ptr) } else { u64::from(u32::load(ptr)) } }
+    }
+
+    /// Sets the accessed bits of all entries and the dirty bit of the last if the access is a store.
+    /// Whether that could be done: not if an entry has changed since it was read.
+    fn mark_used(&self, entries: &[(u64, u64)], size: u64, write: bool) -> bool {
+        for (index, &(gpa, entry)) in entries.iter().enumerate() {
+            let leaf = index + 1 == entries.len();
+            let wanted = entry | pte::A | if leaf && write { pte::D } else { 0 };
+            if wanted != entry && !self.replace_entry(gpa, size, entry, wanted) {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn replace_entry(&self, gpa: u64, size: u64, old: u64, new: u64) -> bool {
+        let Some(page) = self.memory.host_page(gpa) else { return true };
+        let ptr = page.ptr.wrapping_add((gpa & 0xfff) as usize);
+        // SAFETY: inside a page of guest memory, as entries are aligned.
+        let done = unsafe {
+            if size == 8 {
+                u64::compare_exchange(ptr, old, new) == Some(old)
+            } else {
+                u32::compare_exchange(ptr, old as u32, new as u32) == Some(old as u32)
+            }
+        };
+        if done && !self.memory.may_write_directly(gpa) {
+            self.memory.written(gpa, size);
+        }
+        done
+    }
+}
+
+impl Default for Mapping {
+    fn default() -> Self {
+        Self { gpa: 0, shift: 12, writable: false, global: false }
+    }
+}
+
+/// The first address of the page that a leaf entry maps.
+fn frame(entry: u64, shift: u32, format: Format) -> u64 {
+    if format.entry == 4 && shift > 12 {
+        return entry & 0xffc0_0000 | (entry >> 13 & 0xff) << 32;
+    }
+    let mask = if format.entry == 8 { pte::ADDRESS } else { 0xffff_f000 };
+    entry & mask & !((1 << shift) - 1)
+}

@@ -8,16 +8,22 @@
 //! All counters are computed from VM time when they are looked at. Timers only make interrupts happen in
 //! time: a late timer thread delays an interrupt, and never changes what a counter reads.
 
+mod board;
 mod debug_ports;
+mod ioapic;
 mod pic;
+mod pit;
 mod pm;
 mod ports;
 mod power;
 #[cfg(test)]
 mod test_bench;
 
+pub use board::{Board, isa_gsi};
 pub use debug_ports::{DebugConsole, DebugExit, PostCode, Pvpanic};
+pub use ioapic::IoApic;
 pub use pic::Pic;
+pub use pit::Pit;
 pub use pm::{Pm, PmConfig};
 pub use ports::PortRegion;
 pub use power::{A20Gate, FastReset, PowerEvent, PowerEvents, ResetControl};
@@ -25,8 +31,11 @@ pub use power::{A20Gate, FastReset, PowerEvent, PowerEvents, ResetControl};
 pub mod addresses {
     //! Where a PC's guest expects the devices of this crate.
 
+    pub use crate::board::{PCI_GSI_BASE, TIMER_GSI};
     pub use crate::debug_ports::{DEBUG_CONSOLE_PORT, DEBUG_EXIT_PORT, POST_CODE_PORT, PVPANIC_PORT};
+    pub use crate::ioapic::{IOAPIC_ADDRESS, IOAPIC_LEN, IOAPIC_PINS};
     pub use crate::pic::{ELCR_PORTS, PIC_MASTER_PORTS, PIC_SLAVE_PORTS};
+    pub use crate::pit::{PIT_HZ, PIT_PORTS, SYSTEM_CONTROL_B_PORT};
     pub use crate::pm::{
         ACPI_DISABLE, ACPI_ENABLE, GPE0_LEN, GPE0_OFFSET, PM_PORT_BASE, PM_PORT_COUNT, PM_TIMER_HZ,
         PM_TIMER_OFFSET, PM1_CONTROL_OFFSET, PM1_EVENT_OFFSET, SCI_GSI, SLEEP_TYPE_S0, SLEEP_TYPE_S5,

@@ -247,14 +247,14 @@ impl Scalar for u128 {
         if ptr as usize & 15 == 0 && std::arch::is_x86_feature_detected!("cmpxchg16b") {
             let (mut low, mut high) = (old as u64, (old >> 64) as u64);
             // SAFETY: aligned, the host has the instruction, memory is valid as the caller says. RBX, which
-            // the compiler reserves, is swapped in and out.
+            // the compiler reserves, is swapped in and out; other operands are named lest one be RBX.
             unsafe {
                 std::arch::asm!(
-                    "xchg rbx, {new_low}",
-                    "lock cmpxchg16b [{ptr}]",
-                    "mov rbx, {new_low}",
-                    new_low = inout(reg) new as u64 => _,
-                    ptr = in(reg) ptr,
+                    "xchg rbx, rsi",
+                    "lock cmpxchg16b [rdi]",
+                    "mov rbx, rsi",
+                    inout("rsi") new as u64 => _,
+                    in("rdi") ptr,
                     in("rcx") (new >> 64) as u64,
                     inout("rax") low,
                     inout("rdx") high,

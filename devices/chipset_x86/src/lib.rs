@@ -8,6 +8,7 @@
 //! All counters are computed from VM time when they are looked at. Timers only make interrupts happen in
 //! time: a late timer thread delays an interrupt, and never changes what a counter reads.
 
+mod backlog;
 mod board;
 mod debug_ports;
 mod ioapic;
@@ -16,6 +17,7 @@ mod pit;
 mod pm;
 mod ports;
 mod power;
+mod rtc;
 #[cfg(test)]
 mod test_bench;
 
@@ -27,6 +29,7 @@ pub use pit::Pit;
 pub use pm::{Pm, PmConfig};
 pub use ports::PortRegion;
 pub use power::{A20Gate, FastReset, PowerEvent, PowerEvents, ResetControl};
+pub use rtc::{Rtc, RtcConfig};
 
 pub mod addresses {
     //! Where a PC's guest expects the devices of this crate.
@@ -42,4 +45,5 @@ pub mod addresses {
         SMI_COMMAND_PORT,
     };
     pub use crate::power::{FAST_RESET_PORT, RESET_CONTROL_PORT, RESET_CONTROL_VALUE};
+    pub use crate::rtc::{CMOS_CENTURY, RTC_PORTS};
 }

@@ -2,6 +2,7 @@
 
 mod channel;
 
+use crate::backlog::Backlog;
 use crate::ports::{PortRegion, PortSet, decode_checked, region};
 use channel::Channel;
 use clock::{Nanos, Timer, TimerService, VmClock, nanos_for, ticks_in};
@@ -27,22 +28,13 @@ const PORT_B_WRITABLE: u8 = 0x0f;
 /// The time between two memory refreshes, which port B's bit 4 shows.
 const REFRESH_NANOS: u64 = 15_085;
 
-/// The most ticks that are made up for after the host was late: enough for hiccups, and too few for the
-/// guest to notice a storm.
-const MAX_BACKLOG: u64 = 50;
-/// The least time between two interrupts, whatever the guest programs.
-const MIN_INTERVAL: Nanos = 50_000;
-
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct PitState {
     channels: [Channel; 3],
     port_b: u8,
     /// Channel 0's rising edges since it was programmed that were made into interrupts or given up.
     edges_done: u64,
-    /// Ticks that came too late and are still to be delivered.
-    backlog: u64,
-    /// When the last interrupt was made.
-    last_interrupt: Nanos,
+    backlog: Backlog,
 }
 
 impl PitState {
@@ -50,21 +42,21 @@ impl PitState {
         let mut channels = [Channel::new(true), Channel::new(true), Channel::new(false)];
         // Nothing counts until it is programmed.
         channels[SPEAKER].set_gate(0, false);
-        Self { channels, port_b: 0, edges_done: 0, backlog: 0, last_interrupt: 0 }
+        Self { channels, port_b: 0, edges_done: 0, backlog: Backlog::default() }
     }
 
     fn sound(&self) -> bool {
         self.channels.iter().all(Channel::sound)
-            && self.backlog <= MAX_BACKLOG
+            && self.backlog.sound()
             && self.port_b & !PORT_B_WRITABLE == 0
             && self.channels[0].gate()
             && self.channels[1].gate()
             && self.channels[SPEAKER].gate() == (self.port_b & 1 != 0)
     }
 
-    /// How far apart ticks that are made up for come.
-    fn catch_up_interval(&self) -> Nanos {
-        (nanos_for(self.channels[0].reload().into(), PIT_HZ) / 2).max(MIN_INTERVAL)
+    /// Channel 0's period.
+    fn period(&self) -> Nanos {
+        nanos_for(self.channels[0].reload().into(), PIT_HZ)
     }
 
     /// Brings everything up to `now`; says whether channel 0 is to interrupt.
@@ -81,25 +73,13 @@ impl PitState {
         let edges = self.channels[0].edges(tick);
         due += edges.saturating_sub(self.edges_done);
         self.edges_done = edges;
-        if due == 0 && (self.backlog == 0 || now < self.catch_up_deadline()) {
-            return false;
-        }
-        self.backlog = (self.backlog + due.min(MAX_BACKLOG + 1) - 1).min(MAX_BACKLOG);
-        self.last_interrupt = now;
-        true
-    }
-
-    fn catch_up_deadline(&self) -> Nanos {
-        self.last_interrupt.saturating_add(self.catch_up_interval())
+        self.backlog.deliver(now, due, self.period())
     }
 
     /// When `advance` is to be called next for channel 0's interrupt to be in time.
     fn deadline(&self, now: Nanos) -> Option<Nanos> {
-        let edge = self.channels[0]
-            .next_edge(ticks_in(now, PIT_HZ))
-            .map(|tick| nanos_for(tick, PIT_HZ).max(self.last_interrupt.saturating_add(MIN_INTERVAL)));
-        let catch_up = (self.backlog > 0).then(|| self.catch_up_deadline());
-        edge.into_iter().chain(catch_up).min()
+        let edge = self.channels[0].next_edge(ticks_in(now, PIT_HZ)).map(|tick| nanos_for(tick, PIT_HZ));
+        self.backlog.deadline(edge, self.period())
     }
 
     fn read(&mut self, port: u16, now: Nanos) -> u8 {
@@ -142,7 +122,7 @@ impl PitState {
                 channel.set_mode(value);
                 if index == 0 {
                     self.edges_done = 0;
-                    self.backlog = 0;
+                    self.backlog.clear();
                 }
             }
             return;

@@ -1,4 +1,5 @@
 use super::*;
+use crate::backlog::MAX_BACKLOG;
 use crate::test_bench::{Ports, SignalLog, Time};
 use proptest::prelude::*;
 
@@ -71,10 +72,10 @@ fn missed_ticks_are_made_up_for_within_a_bound() {
     }
     assert_eq!(rises, 6, "three ticks in time and the three that were missed");
     bench.set_tick(1_000_000 * u64::from(period));
-    let backlog = bench.pit.state.lock().backlog;
+    let backlog = bench.pit.state.lock().backlog.missed();
     assert_eq!(backlog, MAX_BACKLOG);
     bench.program(0, 0, period);
-    assert_eq!(bench.pit.state.lock().backlog, 0);
+    assert_eq!(bench.pit.state.lock().backlog.missed(), 0);
 }
 
 #[test]

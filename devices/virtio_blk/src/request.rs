@@ -1,0 +1,202 @@
+//! Requests (5.2.6): a header, data, and a status byte.
+
+use crate::{BlockBackend, SECTOR_SIZE, SERIAL_LEN, feature};
+use guest_memory::GuestMemory;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use virtio::{Chain, QueueError};
+
+/// The most sectors in one range of a discard request.
+pub(crate) const MAX_DISCARD_SECTORS: u32 = 1 << 22;
+/// The most sectors in one range of a write-zeroes request: some hosts must really write them.
+pub(crate) const MAX_WRITE_ZEROES_SECTORS: u32 = 1 << 16;
+/// The most ranges in one request.
+pub(crate) const MAX_RANGES: u32 = 16;
+
+/// Request types.
+mod kind {
+    pub(super) const IN: u32 = 0;
+    pub(super) const OUT: u32 = 1;
+    pub(super) const FLUSH: u32 = 4;
+    pub(super) const GET_ID: u32 = 8;
+    pub(super) const DISCARD: u32 = 11;
+    pub(super) const WRITE_ZEROES: u32 = 13;
+}
+
+/// Bytes of the header: type, reserved, sector.
+const HEADER_LEN: u32 = 16;
+/// Bytes of a range: sector, number of sectors, flags.
+const RANGE_LEN: usize = 16;
+/// A range's flag: space may be given back.
+const RANGE_UNMAP: u32 = 1;
+
+/// Status bytes.
+const STATUS_OK: u8 = 0;
+
+/// Why a request did not succeed; the device goes on.
+#[derive(Debug)]
+enum Failure {
+    IoError = 1,
+    Unsupported = 2,
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::Unsupported {
+            return Self::Unsupported;
+        }
+        tracing::warn!("a guest's disk request failed: {error}");
+        Self::IoError
+    }
+}
+
+/// What all queues of a device share.
+pub(crate) struct Disk {
+    pub(crate) backend: Arc<dyn BlockBackend>,
+    serial: [u8; SERIAL_LEN],
+    /// The features that the driver accepted.
+    pub(crate) features: AtomicU64,
+    /// The driver's choice between write-back and write-through, if it has one.
+    pub(crate) write_back: AtomicBool,
+}
+
+impl Disk {
+    pub(crate) fn new(backend: Arc<dyn BlockBackend>, serial: &str) -> Self {
+        let mut bytes = [0; SERIAL_LEN];
+        for (byte, value) in bytes.iter_mut().zip(serial.bytes()) {
+            *byte = value;
+        }
+        Self { backend, serial: bytes, features: AtomicU64::new(0), write_back: AtomicBool::new(true) }
+    }
+
+    /// Carries out the request in `chain`. Returns the number of bytes written to the chain.
+    ///
+    /// # Errors
+    /// [`QueueError`] if there is no place for header or status, so that it is no request.
+    pub(crate) fn request(&self, memory: &GuestMemory, chain: &Chain) -> Result<u32, QueueError> {
+        let data_in = chain.writable_len().checked_sub(1);
+        let data_out = chain.readable_len().checked_sub(HEADER_LEN);
+        let (Some(data_in), Some(data_out)) = (data_in, data_out) else {
+            return Err(QueueError::BadRequest("a block request without header or status"));
+        };
+        let mut header = [0; HEADER_LEN as usize];
+        chain.read(memory, 0, &mut header)?;
+        let [a, b, c, d, _, _, _, _, e, f, g, h, i, j, k, l] = header;
+        let sector = u64::from_le_bytes([e, f, g, h, i, j, k, l]);
+        let request = Request { memory, chain, sector, data_in, data_out };
+        let result = match u32::from_le_bytes([a, b, c, d]) {
+            kind::IN => self.read(&request),
+            kind::OUT => self.write(&request),
+            kind::FLUSH => self.flush(),
+            kind::GET_ID => self.identify(&request),
+            kind::DISCARD => self.ranges(&request, false),
+            kind::WRITE_ZEROES => self.ranges(&request, true),
+            _ => Err(Failure::Unsupported),
+        };
+        let status = match result {
+            Ok(()) => STATUS_OK,
+            Err(failure) => failure as u8,
+        };
+        chain.write(memory, data_in, &[status])?;
+        Ok(chain.writable_len())
+    }
+
+    /// The offset in bytes of `sectors` sectors from `sector` on.
+    fn place(&self, sector: u64, len: u64) -> Result<u64, Failure> {
+        let end = self.backend.size_bytes() / SECTOR_SIZE;
+        let sectors = len / SECTOR_SIZE;
+        let fits = sector.checked_add(sectors).is_some_and(|last| last <= end);
+        if fits && len.is_multiple_of(SECTOR_SIZE) { Ok(sector * SECTOR_SIZE) } else { Err(Failure::IoError) }
+    }
+
+    fn read(&self, request: &Request<'_>) -> Result<(), Failure> {
+        let offset = self.place(request.sector, request.data_in.into())?;
+        let buffers = request.chain.writable_slices(request.memory, 0, request.data_in);
+        self.backend.read_at(offset, &buffers.map_err(|_| Failure::IoError)?)?;
+        Ok(())
+    }
+
+    fn write(&self, request: &Request<'_>) -> Result<(), Failure> {
+        self.check_writable()?;
+        let offset = self.place(request.sector, request.data_out.into())?;
+        let buffers = request.chain.readable_slices(request.memory, HEADER_LEN, request.data_out);
+        self.backend.write_at(offset, &buffers.map_err(|_| Failure::IoError)?)?;
+        self.write_through()
+    }
+
+    fn check_writable(&self) -> Result<(), Failure> {
+        if self.backend.read_only() { Err(Failure::IoError) } else { Ok(()) }
+    }
+
+    /// Drivers that do not know of flushes rely on write-through (5.2.5.2).
+    fn write_through(&self) -> Result<(), Failure> {
+        let features = self.features.load(Ordering::SeqCst);
+        let write_back = if features & feature::CONFIG_WCE != 0 {
+            self.write_back.load(Ordering::SeqCst)
+        } else {
+            features & feature::FLUSH != 0
+        };
+        if write_back { Ok(()) } else { self.flush() }
+    }
+
+    fn flush(&self) -> Result<(), Failure> {
+        if !self.backend.read_only() {
+            self.backend.flush()?;
+        }
+        Ok(())
+    }
+
+    fn identify(&self, request: &Request<'_>) -> Result<(), Failure> {
+        let len = SERIAL_LEN.min(request.data_in as usize);
+        request.chain.write(request.memory, 0, &self.serial[..len]).map_err(|_| Failure::IoError)
+    }
+
+    /// Discard and write-zeroes requests, whose data are ranges.
+    fn ranges(&self, request: &Request<'_>, zero: bool) -> Result<(), Failure> {
+        self.check_writable()?;
+        let len = request.data_out as usize;
+        if len == 0 || !len.is_multiple_of(RANGE_LEN) || len > RANGE_LEN * MAX_RANGES as usize {
+            return Err(Failure::IoError);
+        }
+        let mut data = [0; RANGE_LEN * MAX_RANGES as usize];
+        let data = &mut data[..len];
+        request.chain.read(request.memory, HEADER_LEN, data).map_err(|_| Failure::IoError)?;
+        // All are checked before the first has an effect.
+        let mut list = Vec::with_capacity(len / RANGE_LEN);
+        for range in data.as_chunks::<RANGE_LEN>().0 {
+            let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *range;
+            let sector = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
+            let sectors = u32::from_le_bytes([i, j, k, l]);
+            let flags = u32::from_le_bytes([m, n, o, p]);
+            let (most, known) =
+                if zero { (MAX_WRITE_ZEROES_SECTORS, RANGE_UNMAP) } else { (MAX_DISCARD_SECTORS, 0) };
+            if flags & !known != 0 {
+                return Err(Failure::Unsupported);
+            }
+            if sectors > most {
+                return Err(Failure::IoError);
+            }
+            let bytes = u64::from(sectors) * SECTOR_SIZE;
+            list.push((self.place(sector, bytes)?, bytes, flags & RANGE_UNMAP != 0));
+        }
+        for (offset, bytes, unmap) in list.into_iter().filter(|(_, bytes, _)| *bytes > 0) {
+            if zero {
+                self.backend.write_zeroes(offset, bytes, unmap)?;
+            } else {
+                self.backend.discard(offset, bytes)?;
+            }
+        }
+        self.write_through()
+    }
+}
+
+struct Request<'a> {
+    memory: &'a GuestMemory,
+    chain: &'a Chain,
+    sector: u64,
+    /// Bytes that the device may write before the status.
+    data_in: u32,
+    /// Bytes that the device may read after the header.
+    data_out: u32,
+}

@@ -1,0 +1,217 @@
+//! Running stubs.
+
+use crate::stub::{Class, Context, Stub};
+use crate::{engine, operand, simd_exception, x87};
+use iced_x86::Instruction;
+use std::mem::MaybeUninit;
+use x86_core::{Core, Cpu, Seg, Trap, VecReg, flags, reg};
+
+/// Executes an instruction through its stub.
+pub(crate) fn execute(core: &mut Core, insn: &Instruction) -> Result<(), Trap> {
+    let stub = engine::stub(core, insn)?;
+    operand::check_available(core, stub.class)?;
+    if stub.mmx || stub.class == Class::X87 {
+        operand::check_pending(core)?;
+    }
+    let address = match stub.memory {
+        Some(memory) => {
+            let address = x86_core::effective_address(core.cpu, insn, u32::from(memory.operand));
+            if memory.align > 1 {
+                operand::check_alignment(core, address, u64::from(memory.align))?;
+            }
+            Some(address)
+        }
+        None => None,
+    };
+    if stub.class == Class::X87 {
+        return x87::run(core, insn, &stub, address);
+    }
+    run(core, &stub, address)
+}
+
+/// A context of which only those parts that the stub uses will be set.
+pub(crate) struct Frame(MaybeUninit<Context>);
+
+impl Frame {
+    pub(crate) fn new() -> Self {
+        Self(MaybeUninit::uninit())
+    }
+
+    /// The context. Of its fields those may be read that were written before, here or by a stub.
+    fn at(&mut self) -> *mut Context {
+        self.0.as_mut_ptr()
+    }
+
+    /// Sets the memory operand's bytes.
+    pub(crate) fn set_memory(&mut self, data: &[u8]) {
+        let context = self.at();
+        // SAFETY: in the context's own allocation; the slice is checked to be no longer than the field.
+        unsafe {
+            let memory = (&raw mut (*context).memory).cast::<u8>();
+            std::ptr::copy_nonoverlapping(data.as_ptr(), memory, data.len().min(64));
+        }
+    }
+
+    /// The memory operand's bytes, after a stub wrote them.
+    ///
+    /// # Safety
+    /// The first `len` (up to 64) bytes must have been written by a stub or [`Frame::set_memory`].
+    pub(crate) unsafe fn memory(&self, len: usize) -> &[u8] {
+        // SAFETY: in the context's own allocation; initialized as the caller says.
+        unsafe {
+            std::slice::from_raw_parts((&raw const (*self.0.as_ptr()).memory).cast::<u8>(), len.min(64))
+        }
+    }
+
+    /// The x87 image, which is set to `image` (with Rust's own MXCSR).
+    pub(crate) fn set_x87(&mut self, image: &[u8; 512]) {
+        let context = self.at();
+        // SAFETY: writes inside the context's own allocation.
+        unsafe {
+            (&raw mut (*context).fx).write(*image);
+            let mxcsr = (&raw mut (*context).fx).cast::<u8>().add(24);
+            mxcsr.cast::<u64>().write_unaligned(0x1f80);
+        }
+    }
+
+    /// The x87 image.
+    ///
+    /// # Safety
+    /// It must have been set with [`Frame::set_x87`].
+    pub(crate) unsafe fn x87(&self) -> &[u8; 512] {
+        // SAFETY: initialized as the caller says.
+        unsafe { &*(&raw const (*self.0.as_ptr()).fx) }
+    }
+
+    /// Sets the flags that the stub starts with.
+    pub(crate) fn set_flags(&mut self, value: u64) {
+        // SAFETY: a write inside the context's own allocation.
+        unsafe { (*self.at()).flags = value & flags::ARITHMETIC | flags::FIXED };
+    }
+
+    /// The flags that a stub left.
+    ///
+    /// # Safety
+    /// They must have been set with [`Frame::set_flags`].
+    pub(crate) unsafe fn flags(&self) -> u64 {
+        // SAFETY: initialized as the caller says.
+        unsafe { (*self.0.as_ptr()).flags }
+    }
+
+    /// Runs the stub.
+    ///
+    /// # Safety
+    /// All that it loads must have been set.
+    pub(crate) unsafe fn run(&mut self, stub: &Stub) {
+        // SAFETY: as the caller says; the stub's code lives until this thread's engine is asked for another.
+        unsafe { (stub.entry)(self.at()) };
+    }
+}
+
+/// Writes back arithmetic flags.
+pub(crate) fn commit_flags(cpu: &mut Cpu, value: u64) {
+    cpu.rflags = cpu.rflags & !flags::ARITHMETIC | value & flags::ARITHMETIC;
+}
+
+/// Executes an MMX, SSE or AVX instruction.
+fn run(core: &mut Core, stub: &Stub, address: Option<(Seg, u64)>) -> Result<(), Trap> {
+    let mut frame = Frame::new();
+    if let (Some(memory), Some(address)) = (stub.memory, address)
+        && !memory.write
+    {
+        let mut data = [0; 64];
+        let data = &mut data[..usize::from(memory.size)];
+        operand::read(core, address, data)?;
+        frame.set_memory(data);
+    }
+    if stub.mmx {
+        let mut image = core.cpu.x87;
+        x87::enter_mmx(&mut image);
+        frame.set_x87(&image.0);
+    }
+    if stub.flags {
+        frame.set_flags(core.cpu.rflags);
+    }
+    // Vector registers are written in place, and put back if an exception shows up. So are only those of
+    // instructions that can raise one.
+    let saved = (stub.mxcsr && simd_exception::any_unmasked(core.cpu.mxcsr))
+        .then(|| save_vectors(core.cpu, stub.vectors_written));
+    let context = frame.at();
+    // SAFETY: `context` is the frame's allocation. All fields that the stub loads are set: memory, x87 image
+    // and flags above, the others here. The vector registers are borrowed mutably through `core`.
+    unsafe {
+        (*context).vectors = core.cpu.vectors.as_mut_ptr();
+        if let Some(register) = stub.operand {
+            (*context).operand = core.cpu.regs[usize::from(register)];
+        }
+        if stub.implicit != 0 {
+            (*context).rax = core.cpu.regs[reg::RAX];
+            (*context).rcx = core.cpu.regs[reg::RCX];
+            (*context).rdx = core.cpu.regs[reg::RDX];
+        }
+        (*context).mxcsr = simd_exception::to_run(core.cpu.mxcsr);
+        (*context).host_mxcsr = 0x1f80;
+        frame.run(stub);
+    }
+    if stub.mxcsr {
+        // SAFETY: set above, and stored again by the stub.
+        let raised = unsafe { (*frame.at()).mxcsr };
+        if let Err(trap) = simd_exception::raise(core, raised) {
+            if let Some(saved) = saved {
+                restore_vectors(core.cpu, &saved);
+            }
+            return Err(trap);
+        }
+    }
+    if let (Some(memory), Some(address)) = (stub.memory, address)
+        && memory.write
+    {
+        // SAFETY: the instruction stores that many bytes.
+        operand::write(core, address, unsafe { frame.memory(usize::from(memory.size)) })?;
+    }
+    commit(core.cpu, stub, &mut frame);
+    Ok(())
+}
+
+/// Stores the results other than memory and vector registers.
+fn commit(cpu: &mut Cpu, stub: &Stub, frame: &mut Frame) {
+    let context = frame.at();
+    // SAFETY: each field was set before the stub ran if the stub says it uses it.
+    unsafe {
+        if let Some(register) = stub.operand {
+            cpu.regs[usize::from(register)] = (*context).operand;
+        }
+        if stub.implicit != 0 {
+            cpu.regs[reg::RAX] = (*context).rax;
+            cpu.regs[reg::RCX] = (*context).rcx;
+            cpu.regs[reg::RDX] = (*context).rdx;
+        }
+        if stub.flags {
+            commit_flags(cpu, frame.flags());
+        }
+        if stub.mmx {
+            x87::commit_mmx(&mut cpu.x87, frame.x87(), stub.mmx_written);
+        }
+    }
+    if stub.class == Class::Avx {
+        for register in 0..16 {
+            if stub.vectors_written >> register & 1 != 0 {
+                cpu.vectors[register].0[32..].fill(0);
+            }
+        }
+    }
+}
+
+/// Up to two vector registers: no instruction that can raise exceptions writes more.
+type Saved = [Option<(usize, VecReg)>; 2];
+
+fn save_vectors(cpu: &Cpu, written: u32) -> Saved {
+    let mut numbers = (0..16).filter(|register| written >> register & 1 != 0);
+    [(); 2].map(|()| numbers.next().map(|register| (register, cpu.vectors[register])))
+}
+
+fn restore_vectors(cpu: &mut Cpu, saved: &Saved) {
+    for (register, value) in saved.iter().flatten() {
+        cpu.vectors[*register] = *value;
+    }
+}

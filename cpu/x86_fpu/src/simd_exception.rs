@@ -1,0 +1,36 @@
+//! SIMD floating-point exceptions (Intel SDM volume 1, 11.5).
+
+use x86_core::{Core, Trap, cr4, vector};
+
+/// The six exception flags of MXCSR.
+pub(crate) const FLAGS: u32 = 0x3f;
+/// The masks, in MXCSR's place.
+const MASKS: u32 = FLAGS << 7;
+/// Invalid, denormal, divide-by-zero: found before the operation.
+const BEFORE: u32 = 7;
+/// Bits of MXCSR that may be set.
+pub(crate) const MXCSR_MASK: u32 = 0xffff;
+
+/// The MXCSR that an instruction runs under: the guest's modes, everything masked, no flag set.
+pub(crate) fn to_run(guest: u32) -> u32 {
+    guest & MXCSR_MASK & !FLAGS | MASKS
+}
+
+/// Whether an exception could be delivered.
+pub(crate) fn any_unmasked(guest: u32) -> bool {
+    guest & MASKS != MASKS
+}
+
+/// Adds the flags that an instruction raised to the guest's. If one of them is not masked, it is an
+/// exception, and the instruction's results must not be stored.
+pub(crate) fn raise(core: &mut Core, raised: u32) -> Result<(), Trap> {
+    let raised = raised & FLAGS;
+    let unmasked = raised & !(core.cpu.mxcsr >> 7);
+    if unmasked == 0 {
+        core.cpu.mxcsr |= raised;
+        return Ok(());
+    }
+    // An exception found before the operation keeps it from finding others.
+    core.cpu.mxcsr |= if unmasked & BEFORE != 0 { raised & BEFORE } else { raised };
+    Err(if core.cpu.cr4 & cr4::OSXMMEXCPT != 0 { Trap::plain(vector::XM) } else { Trap::UD })
+}

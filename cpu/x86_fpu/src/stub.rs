@@ -1,0 +1,462 @@
+//! Building stubs: the guest's instruction with other operands, between loads and stores of registers.
+
+use crate::emit::{Emitter, gpr};
+use crate::features::Features;
+use iced_x86::{
+    Code, Encoder, EncodingKind, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpCodeOperandKind,
+    OpKind, Register, RflagsBits, UsedRegister,
+};
+use std::mem::offset_of;
+use x86_core::VecReg;
+
+/// What a stub works on; RDI points to it.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub(crate) struct Context {
+    /// x87 state as an FXSAVE64 image. MMX stubs use its registers alone.
+    pub(crate) fx: [u8; 512],
+    /// The memory operand.
+    pub(crate) memory: [u8; 64],
+    /// The guest's vector registers.
+    pub(crate) vectors: *mut VecReg,
+    /// The general register operand.
+    pub(crate) operand: u64,
+    /// Registers that the instruction uses without naming them.
+    pub(crate) rax: u64,
+    pub(crate) rcx: u64,
+    pub(crate) rdx: u64,
+    /// RFLAGS.
+    pub(crate) flags: u64,
+    /// MXCSR to run under, then what it has become.
+    pub(crate) mxcsr: u32,
+    /// MXCSR of Rust code.
+    pub(crate) host_mxcsr: u32,
+}
+
+/// Code that runs one instruction.
+pub(crate) type Entry = unsafe extern "sysv64" fn(*mut Context);
+
+/// Which checks an instruction is subject to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Class {
+    /// x87.
+    X87,
+    /// MMX registers alone.
+    Mmx,
+    /// Legacy encoding with XMM registers.
+    Sse,
+    /// VEX encoding.
+    Avx,
+}
+
+/// How an instruction uses its memory operand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct MemoryUse {
+    /// The operand's number.
+    pub(crate) operand: u8,
+    /// Bytes.
+    pub(crate) size: u8,
+    /// It writes, else reads.
+    pub(crate) write: bool,
+    /// The alignment that it must have.
+    pub(crate) align: u8,
+}
+
+/// A stub and what must be known to run it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stub {
+    pub(crate) entry: Entry,
+    pub(crate) class: Class,
+    pub(crate) needs: Features,
+    pub(crate) memory: Option<MemoryUse>,
+    /// The guest's register that is the general operand.
+    pub(crate) operand: Option<u8>,
+    /// RAX, RCX and RDX (by bit number) are used without being named.
+    pub(crate) implicit: u8,
+    /// Arithmetic flags are read or written.
+    pub(crate) flags: bool,
+    /// It runs under the guest's MXCSR.
+    pub(crate) mxcsr: bool,
+    /// MMX registers are used: the x87 unit goes to MMX mode.
+    pub(crate) mmx: bool,
+    /// MMX registers written.
+    pub(crate) mmx_written: u8,
+    /// Vector registers written.
+    pub(crate) vectors_written: u32,
+    /// Last opcode and ModRM as FOP holds them (x87); of a memory operand only the reg field counts.
+    pub(crate) fop: u16,
+}
+
+/// A stub that is not in executable memory yet.
+#[derive(Debug)]
+pub(crate) struct Draft {
+    pub(crate) code: Vec<u8>,
+    /// All but the entry.
+    pub(crate) stub: Stub,
+}
+
+/// The instruction, as far as its stub depends on it: code, registers and immediates.
+pub(crate) fn key(insn: &Instruction) -> u64 {
+    let (mut registers, mut immediates) = (0u64, 0u64);
+    for operand in 0..insn.op_count() {
+        match insn.op_kind(operand) {
+            OpKind::Register => registers |= (insn.op_register(operand) as u64) << (8 * (operand & 3)),
+            OpKind::Immediate8 => immediates |= u64::from(insn.immediate8()),
+            OpKind::Immediate8_2nd => immediates |= u64::from(insn.immediate8_2nd()) << 8,
+            _ => {}
+        }
+    }
+    (insn.code() as u64) << 48 | registers << 16 | immediates
+}
+
+/// Whether there is a stub for `code`.
+pub(crate) fn handles(code: Code) -> bool {
+    let op_code = code.op_code();
+    if !op_code.is_instruction() || Features::needed_by(code).is_none() {
+        return false;
+    }
+    match code.encoding() {
+        EncodingKind::Legacy => is_x87(code) || has_xmm(code) || has_mmx(code),
+        EncodingKind::VEX => true,
+        _ => false,
+    }
+}
+
+/// Whether an operand is an XMM register, or could be one in place of memory.
+fn has_xmm(code: Code) -> bool {
+    use OpCodeOperandKind::{xmm_or_mem, xmm_reg, xmm_rm};
+    let op_code = code.op_code();
+    (0..op_code.op_count()).any(|operand| matches!(op_code.op_kind(operand), xmm_reg | xmm_rm | xmm_or_mem))
+}
+
+/// Whether an operand is an MMX register, or could be one in place of memory.
+fn has_mmx(code: Code) -> bool {
+    use OpCodeOperandKind::{mm_or_mem, mm_reg, mm_rm};
+    let op_code = code.op_code();
+    (0..op_code.op_count()).any(|operand| matches!(op_code.op_kind(operand), mm_reg | mm_rm | mm_or_mem))
+}
+
+fn is_x87(code: Code) -> bool {
+    use iced_x86::CpuidFeature::{FPU, FPU287, FPU387};
+    code.cpuid_features().iter().any(|feature| matches!(feature, FPU | FPU287 | FPU387))
+}
+
+/// The number of the general register that `register` is, or is the low part of.
+fn general_register(register: Register) -> Option<u8> {
+    (register.is_gpr() && !matches!(register, Register::AH | Register::CH | Register::DH | Register::BH))
+        .then(|| (register.full_register() as u32 - Register::RAX as u32) as u8)
+}
+
+/// The instruction with its general register replaced by R8 and its memory operand by `[RSI]`.
+fn rename(insn: &Instruction) -> Option<(Instruction, Option<u8>, Option<u8>)> {
+    let mut renamed = *insn;
+    renamed.set_has_lock_prefix(false);
+    renamed.set_has_rep_prefix(false);
+    renamed.set_has_repne_prefix(false);
+    let (mut general, mut memory) = (None, None);
+    for operand in 0..insn.op_count() {
+        match insn.op_kind(operand) {
+            OpKind::Register => {
+                let register = insn.op_register(operand);
+                if let Some(number) = general_register(register) {
+                    if general.replace(number).is_some() {
+                        return None;
+                    }
+                    let scratch = match register.size() {
+                        1 => Register::R8L,
+                        2 => Register::R8W,
+                        4 => Register::R8D,
+                        _ => Register::R8,
+                    };
+                    renamed.set_op_register(operand, scratch);
+                }
+            }
+            OpKind::Memory => memory = Some(operand as u8),
+            OpKind::Immediate8 | OpKind::Immediate8_2nd => {}
+            _ => return None,
+        }
+    }
+    if memory.is_some() {
+        if insn.is_vsib() {
+            return None;
+        }
+        renamed.set_segment_prefix(Register::None);
+        renamed.set_memory_base(Register::RSI);
+        renamed.set_memory_index(Register::None);
+        renamed.set_memory_index_scale(1);
+        renamed.set_memory_displ_size(0);
+        renamed.set_memory_displacement64(0);
+    }
+    Some((renamed, general, memory))
+}
+
+/// Registers in a set that are read or written, and those written, by number.
+#[derive(Debug, Default)]
+struct Used {
+    used: u32,
+    written: u32,
+}
+
+impl Used {
+    fn add(&mut self, number: u32, access: OpAccess) {
+        self.used |= 1 << number;
+        if !matches!(access, OpAccess::Read | OpAccess::CondRead) {
+            self.written |= 1 << number;
+        }
+    }
+
+    fn numbers(set: u32) -> impl Iterator<Item = u8> {
+        (0..32).filter(move |number| set >> number & 1 != 0)
+    }
+}
+
+/// All registers of a renamed instruction; `None` if it uses one that stubs don't provide.
+fn used_registers(registers: &[UsedRegister]) -> Option<(Used, Used, Used)> {
+    let (mut vectors, mut mmx, mut implicit) = (Used::default(), Used::default(), Used::default());
+    for used in registers {
+        let register = used.register();
+        if register.is_vector_register() {
+            let number = register.number() as u32;
+            // A write to any part of a vector register is told as one to the whole.
+            if number > 15 {
+                return None;
+            }
+            vectors.add(number, used.access());
+        } else if register.is_mm() {
+            mmx.add(register.number() as u32, used.access());
+        } else if let Some(number) = general_register(register) {
+            match number {
+                gpr::RAX | gpr::RCX | gpr::RDX => implicit.add(u32::from(number), used.access()),
+                gpr::RSI | gpr::R8 => {}
+                _ => return None,
+            }
+        } else if !register.is_st() && !register.is_segment_register() {
+            return None;
+        }
+    }
+    Some((vectors, mmx, implicit))
+}
+
+/// Builds the stub of an instruction; `None` if it is none of ours.
+pub(crate) fn draft(insn: &Instruction) -> Option<Draft> {
+    let code = insn.code();
+    if !handles(code) {
+        return None;
+    }
+    let (renamed, operand, memory_operand) = rename(insn)?;
+    let mut factory = InstructionInfoFactory::new();
+    let info = factory.info(&renamed);
+    let (vectors, mmx, implicit) = used_registers(info.used_registers())?;
+    let memory = match memory_operand {
+        None => None,
+        Some(operand) => {
+            let write = match info.op_access(u32::from(operand)) {
+                OpAccess::Read => false,
+                OpAccess::Write => true,
+                _ => return None,
+            };
+            let size = renamed.memory_size().size() as u8;
+            if size == 0 || size > 64 {
+                return None;
+            }
+            Some(MemoryUse { operand, size, write, align: alignment(code, size) })
+        }
+    };
+    let arithmetic =
+        RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
+    let class = if is_x87(code) {
+        Class::X87
+    } else if code.encoding() == EncodingKind::VEX {
+        Class::Avx
+    } else if has_xmm(code) {
+        Class::Sse
+    } else {
+        Class::Mmx
+    };
+    let mut stub = Stub {
+        entry: no_entry,
+        class,
+        needs: Features::needed_by(code)?,
+        memory,
+        operand,
+        implicit: implicit.used as u8,
+        flags: (renamed.rflags_read() | renamed.rflags_modified()) & arithmetic != 0,
+        mxcsr: matches!(class, Class::Sse | Class::Avx) && depends_on_mxcsr(code.mnemonic()),
+        mmx: mmx.used != 0,
+        mmx_written: mmx.written as u8,
+        vectors_written: vectors.written,
+        fop: 0,
+    };
+    let mut encoder = Encoder::new(64);
+    encoder.encode(&renamed, 0).ok()?;
+    let encoded = encoder.take_buffer();
+    if class == Class::X87 {
+        stub.fop = fop(&encoded)?;
+    }
+    Some(Draft { code: surround(&encoded, &stub, &vectors, &mmx, &implicit), stub })
+}
+
+/// The stub around the encoded instruction.
+fn surround(encoded: &[u8], stub: &Stub, vectors: &Used, mmx: &Used, implicit: &Used) -> Vec<u8> {
+    const IMPLICIT: [(u8, usize); 3] = [
+        (gpr::RAX, offset_of!(Context, rax)),
+        (gpr::RCX, offset_of!(Context, rcx)),
+        (gpr::RDX, offset_of!(Context, rdx)),
+    ];
+    let mut emit = Emitter::default();
+    if stub.flags {
+        emit.load_flags();
+    }
+    if stub.class == Class::X87 {
+        emit.load_x87();
+    }
+    Used::numbers(mmx.used).for_each(|register| emit.load_mmx(register));
+    if vectors.used != 0 {
+        emit.load_gpr(gpr::R11, offset_of!(Context, vectors));
+    }
+    for register in Used::numbers(vectors.used) {
+        if stub.class == Class::Avx { emit.load_ymm(register) } else { emit.load_xmm(register) }
+    }
+    if stub.memory.is_some() {
+        emit.lea(gpr::RSI, offset_of!(Context, memory));
+    }
+    if stub.operand.is_some() {
+        emit.load_gpr(gpr::R8, offset_of!(Context, operand));
+    }
+    for (register, place) in IMPLICIT {
+        if implicit.used >> register & 1 != 0 {
+            emit.load_gpr(register, place);
+        }
+    }
+    if stub.mxcsr {
+        emit.load_mxcsr(offset_of!(Context, mxcsr));
+    }
+    emit.bytes(encoded);
+    if stub.mxcsr {
+        emit.store_mxcsr(offset_of!(Context, mxcsr));
+        emit.load_mxcsr(offset_of!(Context, host_mxcsr));
+    }
+    if stub.flags {
+        emit.store_flags();
+    }
+    for (register, place) in IMPLICIT {
+        if implicit.used >> register & 1 != 0 {
+            emit.store_gpr(register, place);
+        }
+    }
+    if stub.operand.is_some() {
+        emit.store_gpr(gpr::R8, offset_of!(Context, operand));
+    }
+    for register in Used::numbers(vectors.written) {
+        if stub.class == Class::Avx { emit.store_ymm(register) } else { emit.store_xmm(register) }
+    }
+    if stub.class == Class::Avx {
+        emit.leave_avx();
+    }
+    if mmx.used != 0 {
+        Used::numbers(mmx.written).for_each(|register| emit.store_mmx(register));
+        emit.leave_mmx();
+    }
+    if stub.class == Class::X87 {
+        emit.store_x87();
+    }
+    emit.ret();
+    emit.code
+}
+
+/// Stands for the entry until there is one.
+unsafe extern "sysv64" fn no_entry(_: *mut Context) {}
+
+/// The eleven bits of opcode and ModRM that FOP holds (Intel SDM volume 1, 8.1.9).
+fn fop(encoded: &[u8]) -> Option<u16> {
+    let escape = encoded.iter().position(|byte| (0xd8..=0xdf).contains(byte))?;
+    Some(u16::from(encoded[escape] & 7) << 8 | u16::from(*encoded.get(escape + 1)?))
+}
+
+/// The alignment that the memory operand of `code` must have (Intel SDM volume 2, 2.4: exception types 1, 2
+/// and 4 without VEX, type 1 with; the exceptions are 2.4.1's type 4 footnotes).
+pub(crate) fn alignment(code: Code, size: u8) -> u8 {
+    use Mnemonic::*;
+    match code.encoding() {
+        EncodingKind::Legacy => match code.mnemonic() {
+            Movups | Movupd | Movdqu | Lddqu | Pcmpestri | Pcmpestri64 | Pcmpestrm | Pcmpestrm64
+            | Pcmpistri | Pcmpistrm => 1,
+            _ if size == 16 => 16,
+            _ => 1,
+        },
+        EncodingKind::VEX => match code.mnemonic() {
+            Vmovaps | Vmovapd | Vmovdqa | Vmovntps | Vmovntpd | Vmovntdq | Vmovntdqa => size,
+            _ => 1,
+        },
+        _ => 1,
+    }
+}
+
+/// Whether MXCSR bears on the instruction, or the instruction on MXCSR. Integer operations and moves have
+/// nothing to do with it; all others are taken to.
+fn depends_on_mxcsr(mnemonic: Mnemonic) -> bool {
+    const INDEPENDENT: [&str; 19] = [
+        "p",
+        "mov",
+        "and",
+        "or",
+        "xor",
+        "unpck",
+        "shuf",
+        "aes",
+        "sha",
+        "gf2",
+        "blend",
+        "insert",
+        "extract",
+        "broadcast",
+        "perm",
+        "lddqu",
+        "maskmov",
+        "test",
+        "extrq",
+    ];
+    let name = format!("{mnemonic:?}").to_ascii_lowercase();
+    let name = name.strip_prefix('v').unwrap_or(&name);
+    !INDEPENDENT.iter().any(|prefix| name.starts_with(prefix))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_floating_point_depends_on_mxcsr() {
+        use Mnemonic::*;
+        for mnemonic in
+            [Addps, Cvtsi2sd, Vfmadd231sd, Comiss, Cvtdq2ps, Roundss, Cmpps, Haddpd, Vcvtph2ps, Dppd]
+        {
+            assert!(depends_on_mxcsr(mnemonic), "{mnemonic:?}");
+        }
+        for mnemonic in
+            [Paddb, Vpaddb, Movd, Vmovups, Xorps, Vperm2f128, Pcmpistri, Aesenc, Vbroadcastss, Ptest]
+        {
+            assert!(!depends_on_mxcsr(mnemonic), "{mnemonic:?}");
+        }
+    }
+
+    #[test]
+    fn keys_tell_stubs_apart() {
+        let decode = |bytes: &[u8]| iced_x86::Decoder::new(64, bytes, 0).decode();
+        let same = [&[0x66, 0x0f, 0xef, 0x08][..], &[0x66, 0x0f, 0xef, 0x4b, 0x10]]; // pxor xmm1, [rax], [rbx+16]
+        assert_eq!(key(&decode(same[0])), key(&decode(same[1])));
+        let others: [&[u8]; 6] = [
+            &[0x66, 0x0f, 0xef, 0xc8],
+            &[0x66, 0x0f, 0xef, 0xc9],
+            &[0x66, 0x0f, 0xef, 0x00],
+            &[0x66, 0x0f, 0x70, 0xc0, 1],
+            &[0x66, 0x0f, 0x70, 0xc0, 2],
+            &[0x66, 0x44, 0x0f, 0xef, 0xc9],
+        ];
+        let mut keys: Vec<u64> = others.iter().map(|bytes| key(&decode(bytes))).collect();
+        keys.push(key(&decode(same[0])));
+        keys.sort_unstable();
+        keys.dedup();
+        assert_eq!(keys.len(), 7);
+    }
+}

@@ -1,0 +1,6 @@
+//! Comparisons with the host's own execution.
+
+mod against_host;
+mod generate;
+mod modes;
+mod rules;

@@ -281,6 +281,17 @@ impl Lapic {
         }
     }
 
+    /// The guest's time-stamp counter was set, to `tsc`: an armed deadline is reached at another moment.
+    pub fn tsc_changed(&self, tsc: u64) {
+        let now = self.clock.now();
+        self.change(|registers, effects| {
+            let deadline = registers.tsc_deadline();
+            if deadline != 0 {
+                registers.set_tsc_deadline(deadline, tsc, now, effects);
+            }
+        });
+    }
+
     /// What the processor does on INIT.
     pub fn init(&self) {
         self.change(|registers, _| registers.init());

@@ -1,0 +1,102 @@
+//! A processor's surroundings: the bus, and the local APIC in front of it.
+
+use crate::tsc::TscSource;
+use accel::VcpuBus;
+use lapic::{Lapic, MMIO_LEN};
+use std::cell::Cell;
+use x86_core::Platform;
+
+/// A processor's surroundings.
+pub(crate) struct VcpuPlatform<'a> {
+    pub(crate) bus: &'a dyn VcpuBus,
+    pub(crate) lapic: &'a Lapic,
+    pub(crate) tsc: &'a TscSource,
+    /// The guest's offset to `tsc`, as last seen by the run loop.
+    pub(crate) tsc_offset: Cell<u64>,
+}
+
+impl VcpuPlatform<'_> {
+    /// The counter as the guest reads it.
+    fn guest_tsc(&self) -> u64 {
+        self.tsc.read().wrapping_add(self.tsc_offset.get())
+    }
+
+    /// Takes notice of the guest's offset; a change moves what the local APIC's timer waits for.
+    #[inline]
+    pub(crate) fn note_tsc_offset(&self, offset: u64) {
+        if self.tsc_offset.get() != offset {
+            self.tsc_offset.set(offset);
+            self.lapic.tsc_changed(self.guest_tsc());
+        }
+    }
+
+    fn lapic_offset(&self, gpa: u64) -> Option<u64> {
+        let base = self.lapic.mmio_base()?;
+        Some(gpa.wrapping_sub(base)).filter(|offset| *offset < MMIO_LEN)
+    }
+}
+
+impl Platform for VcpuPlatform<'_> {
+    fn mmio_read(&self, gpa: u64, data: &mut [u8]) {
+        match self.lapic_offset(gpa) {
+            Some(offset) => self.lapic.mmio_read(offset, data),
+            None => self.bus.mmio_read(gpa, data),
+        }
+    }
+
+    fn mmio_write(&self, gpa: u64, data: &[u8]) {
+        match self.lapic_offset(gpa) {
+            Some(offset) => self.lapic.mmio_write(offset, data),
+            None => self.bus.mmio_write(gpa, data),
+        }
+    }
+
+    fn pio_read(&self, port: u16, data: &mut [u8]) {
+        self.bus.pio_read(port, data);
+    }
+
+    fn pio_write(&self, port: u16, data: &[u8]) {
+        self.bus.pio_write(port, data);
+    }
+
+    fn tsc(&self) -> u64 {
+        self.tsc.read()
+    }
+
+    fn tsc_hertz(&self) -> u64 {
+        self.tsc.hertz()
+    }
+
+    fn cr8(&self) -> u8 {
+        self.lapic.cr8()
+    }
+
+    fn set_cr8(&self, priority: u8) {
+        self.lapic.set_cr8(priority);
+    }
+
+    fn apic_msr(&self, msr: u32) -> Option<u64> {
+        self.lapic.read_msr(msr).ok()
+    }
+
+    fn set_apic_msr(&self, msr: u32, value: u64) -> Option<()> {
+        self.lapic.write_msr(msr, value, self.guest_tsc()).ok()
+    }
+}
+
+/// A bus with nothing on it, for what a processor does while it does not run.
+pub(crate) struct NoBus;
+
+impl VcpuBus for NoBus {
+    fn mmio_read(&self, _gpa: u64, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+    fn mmio_write(&self, _gpa: u64, _data: &[u8]) {}
+    fn pio_read(&self, _port: u16, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+    fn pio_write(&self, _port: u16, _data: &[u8]) {}
+    fn acknowledge_ext_int(&self) -> u8 {
+        0
+    }
+}

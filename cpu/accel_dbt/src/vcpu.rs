@@ -1,0 +1,111 @@
+//! One vCPU.
+
+use crate::engine::Engine;
+use crate::platform::{NoBus, VcpuPlatform};
+use crate::shared::{Requests, VcpuShared};
+use crate::state;
+use crate::vm::VmShared;
+use accel::{AccelError, HaltReason, InjectedException, StopToken, Vcpu, VcpuBus, X86State};
+use lapic::Lapic;
+use std::cell::Cell;
+use std::sync::Arc;
+use x86_core::Core;
+
+/// Events that were noted and not dealt with yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Events {
+    /// Waits for a SIPI.
+    pub(crate) waiting: bool,
+    pub(crate) nmi: bool,
+    pub(crate) init: bool,
+    pub(crate) sipi: Option<u8>,
+    /// Only from a restored state: this back end delivers at once.
+    pub(crate) exception: Option<InjectedException>,
+    /// Likewise.
+    pub(crate) interrupt: Option<u8>,
+}
+
+impl Events {
+    /// As after power-on.
+    pub(crate) fn at_reset(id: u32) -> Self {
+        Self { waiting: id != 0, ..Self::default() }
+    }
+
+    /// Takes over requests.
+    pub(crate) fn note(&mut self, requests: Requests) {
+        if requests.has(Requests::INIT) {
+            self.init = true;
+            self.sipi = None;
+        }
+        if let Some(vector) = requests.sipi() {
+            self.sipi.get_or_insert(vector);
+        }
+        self.nmi |= requests.has(Requests::NMI);
+    }
+}
+
+/// One vCPU.
+pub(crate) struct DbtVcpu {
+    pub(crate) id: u32,
+    pub(crate) vm: Arc<VmShared>,
+    pub(crate) shared: Arc<VcpuShared>,
+    pub(crate) lapic: Arc<Lapic>,
+    pub(crate) events: Events,
+    pub(crate) engine: Engine,
+}
+
+impl DbtVcpu {
+    /// Does something with the processor while it does not run.
+    fn at_rest<R>(&mut self, act: impl FnOnce(&mut Core<'_>) -> R) -> R {
+        // SAFETY: this is the vCPU, and it does not run.
+        let cpu = unsafe { self.shared.cpu() };
+        let tsc_offset = Cell::new(cpu.msrs.tsc_offset);
+        let platform = VcpuPlatform { bus: &NoBus, lapic: &self.lapic, tsc: &self.vm.tsc, tsc_offset };
+        act(&mut Core { cpu, memory: &self.vm.memory, platform: &platform })
+    }
+}
+
+impl Vcpu for DbtVcpu {
+    fn id(&self) -> u32 {
+        self.id
+    }
+
+    fn run(&mut self, bus: &dyn VcpuBus, stop: &StopToken) -> HaltReason {
+        self.run_loop(bus, stop)
+    }
+
+    fn reset(&mut self) {
+        self.shared.take();
+        self.lapic.reset();
+        self.events = Events::at_reset(self.id);
+        self.at_rest(|core| core.reset());
+    }
+
+    fn save(&self) -> Result<X86State, AccelError> {
+        let mut events = self.events;
+        events.note(self.shared.peek());
+        let time = self.vm.clock.now();
+        let tsc = self.vm.tsc.now();
+        let lapic = self.lapic.save();
+        // What the timer owed is with the local APIC now; an NMI that it owed was posted.
+        events.note(self.shared.peek());
+        // SAFETY: this is the vCPU, and it does not run.
+        let cpu = unsafe { self.shared.cpu() };
+        Ok(state::save(cpu, &events, lapic, tsc.wrapping_add(cpu.msrs.tsc_offset), time))
+    }
+
+    fn restore(&mut self, state: &X86State) -> Result<(), AccelError> {
+        self.reset();
+        let bad = |id, field, reason| AccelError::BadState { id, field, reason };
+        let id = self.id;
+        state::check(state).map_err(|(field, reason)| bad(id, field, reason))?;
+        self.lapic
+            .restore(&state.lapic, state.tsc, state.tsc_time)
+            .map_err(|error| bad(id, "lapic", error.reason))?;
+        self.vm.tsc.forget();
+        let offset = state.tsc.wrapping_sub(self.vm.tsc.at(state.tsc_time));
+        self.events = state::events(&state.events);
+        self.at_rest(|core| state::load(core, state, offset));
+        Ok(())
+    }
+}

@@ -1,0 +1,127 @@
+//! One VM.
+
+use crate::engine::Engine;
+use crate::shared::{Requests, VcpuShared};
+use crate::tsc::TscSource;
+use crate::vcpu::{DbtVcpu, Events};
+use accel::{AccelError, AccelVm, EoiListener, Vcpu, VmSpec};
+use clock::{TimerService, VmClock};
+use guest_memory::GuestMemory;
+use irq::MsiTarget;
+use lapic::{ApicBus, ApicConfig};
+use parking_lot::Mutex;
+use std::ops::Range;
+use std::sync::Arc;
+use x86_core::Cpu;
+use x86_core::cpuid::CpuModel;
+
+/// What the vCPUs of a VM have in common.
+pub(crate) struct VmShared {
+    pub(crate) memory: GuestMemory,
+    pub(crate) clock: VmClock,
+    pub(crate) tsc: TscSource,
+    pub(crate) apics: Arc<ApicBus>,
+    pub(crate) model: Arc<CpuModel>,
+    pub(crate) vcpus: u32,
+    /// The vCPUs that were made.
+    made: Mutex<Vec<Arc<VcpuShared>>>,
+}
+
+/// One VM.
+pub(crate) struct DbtVm {
+    shared: Arc<VmShared>,
+}
+
+impl DbtVm {
+    pub(crate) fn new(
+        spec: &VmSpec,
+        model: CpuModel,
+        memory: &GuestMemory,
+        timers: &Arc<TimerService>,
+        tsc: TscSource,
+    ) -> Self {
+        let config = ApicConfig {
+            vcpus: spec.vcpus,
+            physical_bits: model.physical_mask().count_ones() as u8,
+            tsc_hertz: tsc.hertz(),
+        };
+        let shared = VmShared {
+            memory: memory.clone(),
+            clock: timers.clock().clone(),
+            tsc,
+            apics: ApicBus::new(config, timers),
+            model: Arc::new(model),
+            vcpus: spec.vcpus,
+            made: Mutex::new(Vec::new()),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    fn made(&self) -> Vec<Arc<VcpuShared>> {
+        self.shared.made.lock().clone()
+    }
+}
+
+impl AccelVm for DbtVm {
+    fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>, AccelError> {
+        let refused = |reason| AccelError::VcpuId { id, reason };
+        if id >= self.shared.vcpus {
+            return Err(refused("the VM was made for fewer"));
+        }
+        let mut cpu = Cpu::new(self.shared.model.clone(), id);
+        cpu.lock_needed = self.shared.vcpus > 1;
+        let shared = VcpuShared::new(cpu);
+        let lapic = self.shared.apics.connect(id, shared.clone()).ok_or(refused("it exists already"))?;
+        self.shared.made.lock().push(shared.clone());
+        Ok(Box::new(DbtVcpu {
+            id,
+            vm: self.shared.clone(),
+            shared,
+            lapic,
+            events: Events::at_reset(id),
+            engine: Engine::Interpreter,
+        }))
+    }
+
+    fn msi_target(&self) -> Arc<dyn MsiTarget> {
+        self.shared.apics.clone()
+    }
+
+    fn set_ext_int(&self, level: bool) {
+        self.shared.apics.set_ext_int(level);
+    }
+
+    fn set_eoi_listener(&self, listener: EoiListener) {
+        self.shared.apics.set_eoi_listener(listener);
+    }
+
+    fn memory_changed(&self, _range: Range<u64>) {
+        for vcpu in self.made() {
+            vcpu.post(Requests::FLUSH);
+        }
+    }
+
+    fn set_dirty_log(&self, on: bool) {
+        self.shared.memory.set_dirty_log(on);
+        for vcpu in self.made() {
+            vcpu.revoke_writes();
+            vcpu.quiesce();
+        }
+    }
+
+    fn take_dirty(&self, page: &mut dyn FnMut(u64)) {
+        let mut pages = Vec::new();
+        self.shared.memory.take_dirty(|gpa| pages.push(gpa));
+        // A store may have looked its right to write up before the log was taken and be under way still.
+        // Its page is among those just taken, so what counts is that it is done before they are read.
+        for vcpu in self.made() {
+            vcpu.revoke_writes();
+            vcpu.quiesce();
+        }
+        pages.into_iter().for_each(page);
+    }
+
+    fn tsc_hertz(&self) -> u64 {
+        self.shared.tsc.hertz()
+    }
+}

@@ -102,6 +102,20 @@ impl QueueHandle {
         self.queue.lock().pop(&self.memory)
     }
 
+    /// Takes back the last [`QueueHandle::pop`]; see [`Queue::put_back`].
+    pub fn put_back(&self) {
+        self.queue.lock().put_back();
+    }
+
+    /// Asks for doorbells and says whether chains became available meanwhile; see
+    /// [`Queue::enable_doorbell`].
+    ///
+    /// # Errors
+    /// [`QueueError`] if the ring breaks the rules.
+    pub fn enable_doorbell(&self) -> Result<bool, QueueError> {
+        self.queue.lock().enable_doorbell(&self.memory)
+    }
+
     /// Gives `chain` back, with `written` bytes written, and interrupts the driver if it wants that.
     ///
     /// # Errors

@@ -227,6 +227,12 @@ impl Queue {
         Ok(Some(chain))
     }
 
+    /// Takes back the last [`Queue::pop`]: the next one finds the same chain again, unless the driver changes
+    /// it. Only for a chain that nothing was given back of since.
+    pub fn put_back(&mut self) {
+        self.state.next_available = self.state.next_available.wrapping_sub(1);
+    }
+
     /// Whether the driver made chains available that were not taken yet.
     ///
     /// # Errors

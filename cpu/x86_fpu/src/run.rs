@@ -132,36 +132,25 @@ fn run(core: &mut Core, stub: &Stub, address: Option<(Seg, u64)>) -> Result<(), 
     if stub.flags {
         frame.set_flags(core.cpu.rflags);
     }
-    // Vector registers are written in place, and put back if an exception shows up. So are only those of
-    // instructions that can raise one.
-    let saved = (stub.mxcsr && simd_exception::any_unmasked(core.cpu.mxcsr))
-        .then(|| save_vectors(core.cpu, stub.vectors_written));
-    let context = frame.at();
-    // SAFETY: `context` is the frame's allocation. All fields that the stub loads are set: memory, x87 image
-    // and flags above, the others here. The vector registers are borrowed mutably through `core`.
-    unsafe {
-        (*context).vectors = core.cpu.vectors.as_mut_ptr();
-        if let Some(register) = stub.operand {
-            (*context).operand = core.cpu.regs[usize::from(register)];
-        }
-        if stub.implicit != 0 {
-            (*context).rax = core.cpu.regs[reg::RAX];
-            (*context).rcx = core.cpu.regs[reg::RCX];
-            (*context).rdx = core.cpu.regs[reg::RDX];
-        }
-        (*context).mxcsr = simd_exception::to_run(core.cpu.mxcsr);
-        (*context).host_mxcsr = 0x1f80;
-        frame.run(stub);
-    }
     if stub.mxcsr {
-        // SAFETY: set above, and stored again by the stub.
-        let raised = unsafe { (*frame.at()).mxcsr };
-        if let Err(trap) = simd_exception::raise(core, raised) {
-            if let Some(saved) = saved {
-                restore_vectors(core.cpu, &saved);
+        let raised = run_masked(core, stub, &mut frame);
+        if let (Some(memory), Some((seg, offset))) = (stub.memory, address)
+            && memory.write
+        {
+            core.check_write(seg, offset, u64::from(memory.size))?;
+        }
+        if let Err((trap, saved)) = raised {
+            restore_vectors(core.cpu, &saved);
+            if stub.mmx {
+                // The x87 unit is in MMX mode even so.
+                let mut image = core.cpu.x87;
+                x87::enter_mmx(&mut image);
+                x87::commit_mmx(&mut core.cpu.x87, &image.0, 0);
             }
             return Err(trap);
         }
+    } else {
+        enter(core.cpu, stub, &mut frame, 0);
     }
     if let (Some(memory), Some(address)) = (stub.memory, address)
         && memory.write
@@ -171,6 +160,48 @@ fn run(core: &mut Core, stub: &Stub, address: Option<(Seg, u64)>) -> Result<(), 
     }
     commit(core.cpu, stub, &mut frame);
     Ok(())
+}
+
+/// Sets the registers and MXCSR, and runs the stub. The frame has memory, x87 image and flags.
+fn enter(cpu: &mut Cpu, stub: &Stub, frame: &mut Frame, mxcsr: u32) {
+    let context = frame.at();
+    // SAFETY: `context` is the frame's allocation. All fields that the stub loads are set. The vector
+    // registers are borrowed mutably through `cpu`, and the pointer to them is used by the stub alone.
+    unsafe {
+        (*context).vectors = cpu.vectors.as_mut_ptr();
+        if let Some(register) = stub.operand {
+            (*context).operand = cpu.regs[usize::from(register)];
+        }
+        if stub.implicit != 0 {
+            (*context).rax = cpu.regs[reg::RAX];
+            (*context).rcx = cpu.regs[reg::RCX];
+            (*context).rdx = cpu.regs[reg::RDX];
+        }
+        (*context).mxcsr = mxcsr;
+        (*context).host_mxcsr = simd_exception::DEFAULT;
+        frame.run(stub);
+    }
+}
+
+/// Runs a stub with all exceptions masked, and records in the guest's MXCSR what was raised. If an exception
+/// is to be delivered, gives it and the vector registers to put back: the stub has written them in place.
+fn run_masked(core: &mut Core, stub: &Stub, frame: &mut Frame) -> Result<(), (Trap, Saved)> {
+    let guest = core.cpu.mxcsr;
+    let mut saved = [None; 2];
+    let mut hidden = 0;
+    if simd_exception::any_unmasked(guest) {
+        saved = save_vectors(core.cpu, stub.vectors_written);
+        if let Some(probe) = simd_exception::to_probe_underflow(guest) {
+            enter(core.cpu, stub, frame, probe);
+            // SAFETY: set by `enter`, and stored again by the stub.
+            hidden = unsafe { (*frame.at()).mxcsr } & simd_exception::UNDERFLOW;
+            restore_vectors(core.cpu, &saved);
+        }
+    }
+    enter(core.cpu, stub, frame, simd_exception::to_run(guest));
+    // SAFETY: as above.
+    let raised = unsafe { (*frame.at()).mxcsr };
+    simd_exception::raise(core, raised | hidden).map_err(|trap| (trap, saved))
 }
 
 /// Stores the results other than memory and vector registers.

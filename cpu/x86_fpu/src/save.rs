@@ -11,10 +11,14 @@ pub(crate) const MXCSR: usize = 24;
 pub(crate) const XMM: usize = 160;
 
 /// Fills the x87 part of a legacy region: bytes 0..24 and 32..160. With `wide`, pointers are of 64 bits,
-/// else of 32 with selectors, which are always zero.
+/// else of 32 with selectors, which are always zero. As on AMD's processors (AMD APM volume 5, FXSAVE), the
+/// last instruction's opcode and pointers are saved only while an exception is pending, else zeros.
 pub(crate) fn encode_x87(area: &X87Area, wide: bool, region: &mut [u8]) {
     region[..24].copy_from_slice(&area.0[..24]);
     region[5] = 0;
+    if !x87::pending(area) {
+        region[6..24].fill(0);
+    }
     if !wide {
         region[12..16].fill(0);
         region[20..24].fill(0);

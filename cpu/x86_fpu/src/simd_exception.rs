@@ -11,9 +11,28 @@ const BEFORE: u32 = 7;
 /// Bits of MXCSR that may be set.
 pub(crate) const MXCSR_MASK: u32 = 0xffff;
 
-/// The MXCSR that an instruction runs under: the guest's modes, everything masked, no flag set.
+/// The flag of underflow.
+pub(crate) const UNDERFLOW: u32 = 1 << 4;
+/// Flush to zero.
+const FTZ: u32 = 1 << 15;
+/// The MXCSR of Rust code, and after reset.
+pub(crate) const DEFAULT: u32 = MASKS;
+
+/// The MXCSR that an instruction runs under: the guest's modes, everything masked, no flag set. Results are
+/// flushed to zero only where underflow is masked.
 pub(crate) fn to_run(guest: u32) -> u32 {
-    guest & MXCSR_MASK & !FLAGS | MASKS
+    let run = guest & MXCSR_MASK & !FLAGS | MASKS;
+    if underflow_unmasked(guest) { run & !FTZ } else { run }
+}
+
+fn underflow_unmasked(guest: u32) -> bool {
+    guest & UNDERFLOW << 7 == 0
+}
+
+/// Underflow that is not masked is signalled for exact results, too. Masked, it is not; but if results are
+/// flushed to zero, it is for all that are tiny: an MXCSR to find these with, if the guest wants them.
+pub(crate) fn to_probe_underflow(guest: u32) -> Option<u32> {
+    underflow_unmasked(guest).then_some(to_run(guest) | FTZ)
 }
 
 /// Whether an exception could be delivered.

@@ -2,5 +2,6 @@
 
 mod against_host;
 mod generate;
+mod images;
 mod modes;
 mod rules;

@@ -7,7 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The layers, top first: a crate may depend on crates of its own layer and of those below it.
-const LAYERS: &[&str] = &["cli", "web", "mgmt", "vmm", "devices", "block", "net", "user", "cpu", "vm", "support"];
+const LAYERS: &[&str] =
+    &["cli", "web", "mgmt", "vmm", "devices", "block", "net", "user", "cpu", "vm", "support"];
 
 /// Layers whose crates know nothing of how guest code is executed, although `cpu` is below them.
 const BLIND_TO_CPU: &[&str] = &["devices", "block", "net"];
@@ -17,14 +18,14 @@ const OUTSIDE: &[&str] = &["xtask", "tests"];
 
 /// The only crates that may allow unsafe code, each for the reason it states.
 const UNSAFE_CRATES: &[&str] = &[
-    "accel_dbt",      // owns the processor blocks that vCPU threads and the translator share
-    "dbt_code",       // executable memory
-    "guest_memory",   // guest memory as raw pointers
-    "native_oracle",  // runs instructions on the host's processor, for tests
-    "x86_core",       // guest memory through the soft TLB's pointers
-    "x86_fpu",        // native stubs
-    "x86_interp",     // string instructions on host spans
-    "x86_translate",  // generated code
+    "accel_dbt",     // owns the processor blocks that vCPU threads and the translator share
+    "dbt_code",      // executable memory
+    "guest_memory",  // guest memory as raw pointers
+    "native_oracle", // runs instructions on the host's processor, for tests
+    "x86_core",      // guest memory through the soft TLB's pointers
+    "x86_fpu",       // native stubs
+    "x86_interp",    // string instructions on host spans
+    "x86_translate", // generated code
 ];
 
 /// The longest a source file may be. Tables and tests that are longer say why in `LONG_FILES`.

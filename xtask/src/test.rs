@@ -7,11 +7,7 @@ use std::process::Command;
 use std::time::Instant;
 
 /// A program that the tests call, and the Debian package it comes in.
-const PROGRAMS: &[(&str, &str)] = &[
-    ("gcc", "gcc libc6-dev"),
-    ("gpgv", "gpgv"),
-    ("mkfs.ext4", "e2fsprogs"),
-];
+const PROGRAMS: &[(&str, &str)] = &[("gcc", "gcc libc6-dev"), ("gpgv", "gpgv"), ("mkfs.ext4", "e2fsprogs")];
 
 /// What to leave out.
 #[derive(clap::Args)]
@@ -46,7 +42,8 @@ pub(crate) fn run(root: &Path, options: &Options) -> Outcome {
 fn step(root: &Path, arguments: &[&str]) -> Outcome {
     let start = Instant::now();
     eprintln!("+ cargo {}", arguments.join(" "));
-    let status = Command::new("cargo").current_dir(root).args(arguments).status().context("starting cargo")?;
+    let status =
+        Command::new("cargo").current_dir(root).args(arguments).status().context("starting cargo")?;
     if !status.success() {
         bail!("cargo {} failed: {status}", arguments.join(" "));
     }
@@ -58,7 +55,9 @@ fn step(root: &Path, arguments: &[&str]) -> Outcome {
 fn is_there(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let system = ["/usr/sbin", "/sbin"].map(Into::into);
-    std::env::split_paths(&path).chain(system).any(|folder: std::path::PathBuf| folder.join(program).is_file())
+    std::env::split_paths(&path)
+        .chain(system)
+        .any(|folder: std::path::PathBuf| folder.join(program).is_file())
 }
 
 fn install_missing() -> Outcome {

@@ -37,7 +37,10 @@ pub(super) fn run(root: &Path, options: &Options) -> Outcome {
 }
 
 fn print_table(order: &[String], times: &Times) {
-    println!("{:<12} {:>10} {:>10} {:>10} {:>9} {:>9} {:>9}", "workload", "native ms", "TCG ms", "vireo ms", "TCG/nat", "vireo/nat", "TCG/vireo");
+    println!(
+        "{:<12} {:>10} {:>10} {:>10} {:>9} {:>9} {:>9}",
+        "workload", "native ms", "TCG ms", "vireo ms", "TCG/nat", "vireo/nat", "TCG/vireo"
+    );
     let mut gains = Vec::new();
     let mut slowdowns = [Vec::new(), Vec::new()];
     for workload in order {

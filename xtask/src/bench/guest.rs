@@ -2,6 +2,8 @@
 
 use super::Options;
 use anyhow::{Context, Result, bail};
+use image_store::cpio::Archive;
+use image_store::{DebianImageName, NoProgress, Store};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use tempfile::TempDir;
@@ -34,7 +36,13 @@ impl Guest {
         run(compiler.arg("-lm"))?;
         let initrd = folder.path().join("initrd");
         std::fs::write(&initrd, initramfs(&std::fs::read(&program)?, boot_only))?;
-        run(Command::new("cargo").current_dir(root).args(["build", "--release", "--quiet", "--package", "vireo"]))?;
+        run(Command::new("cargo").current_dir(root).args([
+            "build",
+            "--release",
+            "--quiet",
+            "--package",
+            "vireo",
+        ]))?;
         let kernel = match &options.kernel {
             Some(kernel) => kernel.clone(),
             None => debian_kernel()?,
@@ -51,4 +59,25 @@ fn run(command: &mut Command) -> Result<()> {
         bail!("{:?} failed: {status}", command.get_program());
     }
     Ok(())
+}
+
+/// An initramfs with `program` as init, and the mark that keeps it from running workloads if `boot_only`.
+fn initramfs(program: &[u8], boot_only: bool) -> Vec<u8> {
+    let mut archive = Archive::new();
+    archive.folder("dev", 0o755);
+    archive.character_device("dev/console", 0o600, 5, 1);
+    archive.folder("proc", 0o755);
+    archive.file("init", 0o755, program);
+    if boot_only {
+        archive.file("boot-only", 0o644, &[]);
+    }
+    archive.finish()
+}
+
+/// Debian 13's cloud kernel, from the image store.
+fn debian_kernel() -> Result<PathBuf> {
+    let store = Store::open(Store::default_path()?)?;
+    let image =
+        store.debian(DebianImageName::default(), None, &NoProgress).context("getting Debian's kernel")?;
+    Ok(image.kernel)
 }

@@ -70,7 +70,10 @@ impl Target {
         let status = child.wait()?;
         if !lines.iter().any(|(_, line)| line.starts_with("bench-end")) {
             let last: Vec<_> = lines.iter().rev().take(5).rev().map(|(_, line)| line.as_str()).collect();
-            bail!("{} ended ({status}) before the guest's program did; its last lines: {last:#?}", self.name());
+            bail!(
+                "{} ended ({status}) before the guest's program did; its last lines: {last:#?}",
+                self.name()
+            );
         }
         Ok(Run { lines, total })
     }

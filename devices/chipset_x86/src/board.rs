@@ -1,5 +1,6 @@
 //! The interrupt wiring of the board: from the devices' lines to the PIC and the I/O APIC.
 
+use crate::hpet::HpetWiring;
 use crate::ioapic::IOAPIC_PINS;
 use irq::{IrqLine, IrqSink};
 use parking_lot::Mutex;
@@ -11,6 +12,13 @@ use std::sync::Arc;
 pub const TIMER_GSI: u32 = 2;
 /// The first of the eight inputs for PCI's `INTx#`.
 pub const PCI_GSI_BASE: u32 = 16;
+
+/// The PIC's inputs that those eight are wired to as well, for guests that do not use the I/O APIC.
+pub const PCI_PIC_IRQS: [u32; 8] = [10, 11, 10, 11, 10, 11, 10, 11];
+
+/// The inputs that the HPET's timers can be routed to. They are also PCI's, which leaves the guest to choose
+/// one that no PCI device uses.
+pub const HPET_ROUTES: [u32; 4] = [20, 21, 22, 23];
 
 /// The real-time clock's ISA interrupt.
 const RTC_IRQ: u32 = 8;
@@ -37,11 +45,13 @@ struct Displaced {
 /// The board. It is an [`IrqSink`] whose inputs are global system interrupts; any number of lines may drive
 /// one of them, which is high while one of the lines is. (A line must be low before it is dropped.)
 ///
-/// ISA interrupts go to the PIC and the I/O APIC both, as on every PC: the guest masks one of them.
+/// Interrupts go to the PIC and the I/O APIC both, as on every PC: the guest masks one of them.
 pub struct Board {
     pic: Arc<dyn IrqSink>,
     ioapic: Arc<dyn IrqSink>,
     wires: Vec<Wire>,
+    /// How many wires drive each of the PIC's inputs high.
+    pic_drivers: [Mutex<u32>; 16],
     displaced: Mutex<Displaced>,
 }
 
@@ -52,7 +62,8 @@ impl Board {
             drivers: Mutex::new(0),
             pic_input: match gsi {
                 TIMER_GSI => Some(0),
-                1 | 3..16 => Some(gsi),
+                1 | 3..PCI_GSI_BASE => Some(gsi),
+                PCI_GSI_BASE.. => PCI_PIC_IRQS.get((gsi - PCI_GSI_BASE) as usize).copied(),
                 _ => None,
             },
         };
@@ -60,6 +71,7 @@ impl Board {
             pic,
             ioapic,
             wires: (0..IOAPIC_PINS).map(wire).collect(),
+            pic_drivers: Default::default(),
             displaced: Mutex::default(),
         })
     }
@@ -98,18 +110,37 @@ impl Board {
         }
     }
 
+    /// Wires an HPET up: its legacy interrupts, and the I/O APIC's inputs of [`HPET_ROUTES`].
+    pub fn hpet_wiring(self: &Arc<Self>) -> HpetWiring {
+        let board = self.clone();
+        HpetWiring {
+            legacy: [self.isa_line(0), self.isa_line(RTC_IRQ)],
+            routes: HPET_ROUTES.map(|gsi| (gsi, self.gsi_line(gsi))).into(),
+            set_legacy_replacement: Box::new(move |on| board.set_legacy_replacement(on)),
+            messages: None,
+        }
+    }
+
     fn drive(&self, gsi: u32, level: bool) {
         let Some(wire) = self.wires.get(gsi as usize) else { return };
         let mut drivers = wire.drivers.lock();
-        let before = *drivers;
-        *drivers = if level { before.saturating_add(1) } else { before.saturating_sub(1) };
-        if (before == 0) != (*drivers == 0) {
+        if count(&mut drivers, level) {
             if let Some(input) = wire.pic_input {
-                self.pic.set_level(input, level);
+                let mut pic_drivers = self.pic_drivers[input as usize].lock();
+                if count(&mut pic_drivers, level) {
+                    self.pic.set_level(input, level);
+                }
             }
             self.ioapic.set_level(gsi, level);
         }
     }
+}
+
+/// Counts a driver that has come to `level`; says whether that changes the level of what is driven.
+fn count(drivers: &mut u32, level: bool) -> bool {
+    let before = *drivers;
+    *drivers = if level { before.saturating_add(1) } else { before.saturating_sub(1) };
+    (before == 0) != (*drivers == 0)
 }
 
 /// The global system interrupt that ISA interrupt `irq` is wired to.
@@ -146,15 +177,16 @@ mod tests {
     use crate::test_bench::SignalLog;
 
     #[test]
-    fn isa_interrupts_reach_both_controllers_and_pci_only_one() {
+    fn interrupts_reach_both_controllers() {
         let (pic, ioapic) = (SignalLog::new(), SignalLog::new());
         let board = Board::new(pic.clone(), ioapic.clone());
         board.isa_line(4).set(true);
         board.isa_line(0).set(true);
         board.gsi_line(PCI_GSI_BASE).set(true);
         board.gsi_line(99).set(true);
-        assert_eq!(pic.take(), [(4, true), (0, true)]);
-        assert_eq!(ioapic.take(), [(4, true), (2, true), (16, true)]);
+        board.gsi_line(PCI_GSI_BASE + 2).set(true);
+        assert_eq!(pic.take(), [(4, true), (0, true), (10, true)]);
+        assert_eq!(ioapic.take(), [(4, true), (2, true), (16, true), (18, true)]);
     }
 
     #[test]

@@ -11,6 +11,8 @@
 mod backlog;
 mod board;
 mod debug_ports;
+mod hpet;
+mod i8042;
 mod ioapic;
 mod pic;
 mod pit;
@@ -23,6 +25,8 @@ mod test_bench;
 
 pub use board::{Board, isa_gsi};
 pub use debug_ports::{DebugConsole, DebugExit, PostCode, Pvpanic};
+pub use hpet::{Hpet, HpetWiring};
+pub use i8042::{I8042, I8042Config};
 pub use ioapic::IoApic;
 pub use pic::Pic;
 pub use pit::Pit;
@@ -34,8 +38,10 @@ pub use rtc::{Rtc, RtcConfig};
 pub mod addresses {
     //! Where a PC's guest expects the devices of this crate.
 
-    pub use crate::board::{PCI_GSI_BASE, TIMER_GSI};
+    pub use crate::board::{HPET_ROUTES, PCI_GSI_BASE, PCI_PIC_IRQS, TIMER_GSI};
     pub use crate::debug_ports::{DEBUG_CONSOLE_PORT, DEBUG_EXIT_PORT, POST_CODE_PORT, PVPANIC_PORT};
+    pub use crate::hpet::{HPET_ADDRESS, HPET_BLOCK_ID, HPET_HZ, HPET_LEN};
+    pub use crate::i8042::{I8042_COMMAND_PORT, I8042_DATA_PORT};
     pub use crate::ioapic::{IOAPIC_ADDRESS, IOAPIC_LEN, IOAPIC_PINS};
     pub use crate::pic::{ELCR_PORTS, PIC_MASTER_PORTS, PIC_SLAVE_PORTS};
     pub use crate::pit::{PIT_HZ, PIT_PORTS, SYSTEM_CONTROL_B_PORT};

@@ -23,8 +23,8 @@ pub const PM1_CONTROL_OFFSET: u16 = 0x04;
 pub const PM_TIMER_OFFSET: u16 = 0x08;
 /// General-purpose event block 0 (status, then enable), from [`PM_PORT_BASE`] on.
 pub const GPE0_OFFSET: u16 = 0x20;
-/// Length of general-purpose event block 0: 16 events.
-pub const GPE0_LEN: u16 = 4;
+/// Length of general-purpose event block 0 in bytes: 64 events.
+pub const GPE0_LEN: u16 = 16;
 /// The PM timer's frequency.
 pub const PM_TIMER_HZ: u64 = 3_579_545;
 /// The global system interrupt that the SCI is wired to: level-triggered, active high.
@@ -32,7 +32,7 @@ pub const SCI_GSI: u32 = 9;
 /// The sleep type of S0 for ACPI's `\_S0`.
 pub const SLEEP_TYPE_S0: u8 = 0;
 /// The sleep type of S5, "soft off", for ACPI's `\_S5`.
-pub const SLEEP_TYPE_S5: u8 = 7;
+pub const SLEEP_TYPE_S5: u8 = 5;
 /// The SMI command port; the one after it is a scratch register.
 pub const SMI_COMMAND_PORT: u16 = 0xb2;
 const SMI_SCRATCH_PORT: u16 = SMI_COMMAND_PORT + 1;
@@ -57,19 +57,13 @@ const SLEEP_ENABLE: u16 = 1 << 13;
 const CONTROL_MASK: u16 = SCI_ENABLE | 1 << 1 | 7 << SLEEP_TYPE_SHIFT;
 
 /// Fixed choices about the power management block. They have to agree with the ACPI tables.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PmConfig {
     /// The PM timer has 32 bits (`TMR_VAL_EXT` in the FADT), not 24.
     pub timer_32_bits: bool,
     /// The machine comes up in ACPI mode, as where no firmware would switch it on. (A guest that finds
     /// `SMI_CMD` 0 in the FADT expects so.)
     pub acpi_at_reset: bool,
-}
-
-impl Default for PmConfig {
-    fn default() -> Self {
-        Self { timer_32_bits: true, acpi_at_reset: false }
-    }
 }
 
 /// The power management block.
@@ -90,8 +84,8 @@ struct PmState {
     status: u16,
     enable: u16,
     control: u16,
-    gpe_status: u16,
-    gpe_enable: u16,
+    gpe_status: u64,
+    gpe_enable: u64,
     smi_command: u8,
     smi_scratch: u8,
     /// How often the timer's highest bit had changed when the status bit was last brought up to date.
@@ -165,10 +159,9 @@ impl Pm {
         state.control & SCI_ENABLE != 0 && state.enable & POWER_BUTTON != 0
     }
 
-    /// Raises general-purpose event `event` (0 to 15).
+    /// Raises general-purpose event `event` (0 to 63).
     pub fn raise_gpe(&self, event: u8) {
-        debug_assert!(event < 16);
-        self.state.lock().gpe_status |= 1u16.checked_shl(event.into()).unwrap_or(0);
+        self.state.lock().gpe_status |= 1u64.checked_shl(event.into()).unwrap_or(0);
         self.refresh();
     }
 
@@ -215,15 +208,15 @@ impl Pm {
     }
 
     fn read_register(&self, state: &PmState, now: u64, offset: u16) -> u8 {
-        let byte = |value: u32, index: u16| value.to_le_bytes()[usize::from(index & 3)];
+        let byte = |value: u64, index: u16| value.to_le_bytes()[usize::from(index & 7)];
         match offset {
             0x00..=0x01 => byte(state.status.into(), offset),
             0x02..=0x03 => byte(state.enable.into(), offset - 2),
             0x04..=0x05 => byte(state.control.into(), offset - 4),
             0x06..=0x07 => 0,
-            0x08..=0x0b => byte(self.timer_value(now), offset - 8),
-            0x20..=0x21 => byte(state.gpe_status.into(), offset - 0x20),
-            0x22..=0x23 => byte(state.gpe_enable.into(), offset - 0x22),
+            0x08..=0x0b => byte(self.timer_value(now).into(), offset - 8),
+            0x20..=0x27 => byte(state.gpe_status, offset - 0x20),
+            0x28..=0x2f => byte(state.gpe_enable, offset - 0x28),
             _ => 0xff,
         }
     }
@@ -251,8 +244,11 @@ impl Pm {
                     return Some(PowerEvent::PowerOff);
                 }
             }
-            0x20..=0x21 => clear(&mut state.gpe_status, offset - 0x20),
-            0x22..=0x23 => set(&mut state.gpe_enable, offset - 0x22, u16::MAX),
+            0x20..=0x27 => state.gpe_status &= !(u64::from(value) << (8 * (offset - 0x20))),
+            0x28..=0x2f => {
+                let shift = 8 * (offset - 0x28);
+                state.gpe_enable = state.gpe_enable & !(0xff << shift) | u64::from(value) << shift;
+            }
             _ => {}
         }
         None
@@ -390,7 +386,7 @@ mod tests {
         assert!(!bench.sci.level());
         bench.pm.raise_gpe(3);
         assert!(!bench.sci.level());
-        bench.ports.write_wide(0x622, 2, 8);
+        bench.ports.write_wide(0x628, 2, 8);
         assert!(bench.sci.level());
         bench.ports.write_wide(0x620, 2, 8);
         assert!(!bench.sci.level());
@@ -399,9 +395,9 @@ mod tests {
     #[test]
     fn soft_off_switches_the_machine_off() {
         let bench = bench(PmConfig::default());
-        bench.ports.write_wide(0x604, 2, 7 << 10);
+        bench.ports.write_wide(0x604, 2, 5 << 10);
         assert!(bench.events.take().is_empty());
-        bench.ports.write_wide(0x604, 2, 7 << 10 | 1 << 13);
+        bench.ports.write_wide(0x604, 2, 5 << 10 | 1 << 13);
         assert_eq!(bench.events.take(), [PowerEvent::PowerOff]);
         bench.ports.write_wide(0x604, 2, 1 << 10 | 1 << 13);
         assert!(bench.events.take().is_empty());

@@ -27,7 +27,8 @@ impl Progress for Lines {
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let path = arguments.first().ok_or("usage: fetch_debian STORE [NAME [MIRROR]]")?;
-    let name: DebianImageName = arguments.get(1).map_or(Ok(DebianImageName::default()), |name| name.parse())?;
+    let name: DebianImageName =
+        arguments.get(1).map_or(Ok(DebianImageName::default()), |name| name.parse())?;
     let mirror = arguments.get(2).map(String::as_str);
     let progress = Lines(Cell::new(Instant::now()));
     let image = Store::open(path)?.fetch_debian(name, mirror, &KeyringVerifier::from_host(), &progress)?;

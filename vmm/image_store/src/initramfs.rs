@@ -134,14 +134,14 @@ fn add_modules(archive: &mut Archive, parts: &Parts<'_>) {
 /// The names that a busybox program answers to: its table is a run of zero-terminated strings in order,
 /// the first of which are the two names of `test`.
 fn applets(busybox: &[u8]) -> Option<Vec<String>> {
-    const START: &[u8] = b"\0[\0[[\0";
+    const START: &[u8] = b"[\0[[\0";
     const MOST: usize = 1000;
     if !busybox.starts_with(b"\x7fELF") {
         return None;
     }
     let mut from = 0;
     while let Some(at) = busybox[from..].windows(START.len()).position(|window| window == START) {
-        let table = &busybox[from + at + 1..];
+        let table = &busybox[from + at..];
         let names: Vec<String> = table
             .split(|byte| *byte == 0)
             .take(MOST)
@@ -171,7 +171,7 @@ pub(crate) mod tests {
 
     /// The beginning of a busybox and its table.
     pub(crate) fn busybox() -> Vec<u8> {
-        let mut bytes = b"\x7fELF other \0[\0[[\0not the table\0".to_vec();
+        let mut bytes = b"\x7fELF other [\0[[\0not the table\0".to_vec();
         bytes.extend_from_slice(
             b"\0[\0[[\0ash\0busybox\0cttyhack\0init\0modprobe\0mount\0sh\0zcat\0\0\x01rest",
         );

@@ -5,7 +5,7 @@ use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, Write};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The host's end of a serial port.
@@ -33,7 +33,7 @@ struct Queue {
     writing: bool,
     /// The device was refused and waits to hear of room.
     refused: bool,
-    port: Weak<Serial>,
+    output_room: Option<Arc<dyn Fn() + Send + Sync>>,
     input_room: Option<Arc<dyn Fn() + Send + Sync>>,
     closed: bool,
     /// Writing failed: from here on output is dropped, so that a guest does not hang on a closed terminal.
@@ -63,7 +63,7 @@ impl BufferedOutput {
                 bytes: VecDeque::new(),
                 writing: false,
                 refused: false,
-                port: Weak::new(),
+                output_room: None,
                 input_room: None,
                 closed: false,
                 failed: None,
@@ -78,7 +78,17 @@ impl BufferedOutput {
 
     /// Names the port that is to hear when there is room for output again.
     pub fn connect(&self, port: &Arc<Serial>) {
-        self.shared.queue.lock().port = Arc::downgrade(port);
+        let port = Arc::downgrade(port);
+        self.on_output_room(move || {
+            if let Some(port) = port.upgrade() {
+                port.transmit_ready();
+            }
+        });
+    }
+
+    /// Sets what is called when there is room for output again.
+    pub fn on_output_room(&self, callback: impl Fn() + Send + Sync + 'static) {
+        self.shared.queue.lock().output_room = Some(Arc::new(callback));
     }
 
     /// Sets what is called when the port's receiver has room again.
@@ -117,11 +127,11 @@ impl Shared {
             }
             let mut bytes = std::mem::take(&mut queue.bytes);
             queue.writing = true;
-            let told = if std::mem::take(&mut queue.refused) { queue.port.upgrade() } else { None };
+            let told = if std::mem::take(&mut queue.refused) { queue.output_room.clone() } else { None };
             let result = parking_lot::MutexGuard::unlocked(&mut queue, || {
                 // The buffer is empty now: the device may fill it while this piece is written.
-                if let Some(port) = told {
-                    port.transmit_ready();
+                if let Some(callback) = told {
+                    callback();
                 }
                 sink.write_all(bytes.make_contiguous()).and_then(|()| sink.flush())
             });

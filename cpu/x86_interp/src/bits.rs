@@ -3,7 +3,7 @@
 use crate::flags::{self, sign_zero_parity, when};
 use crate::operand::{Width, address_mask, source};
 use iced_x86::{Instruction, OpKind};
-use x86_core::flags::{ARITHMETIC, CF, ZF};
+use x86_core::flags::{ARITHMETIC, CF, OF, PF, ZF};
 use x86_core::{Core, Flow, Trap, effective_address};
 
 /// What BT, BTS, BTR and BTC do with the bit.
@@ -57,33 +57,33 @@ pub(crate) fn test_bit<W: Width, const CHANGE: usize>(
     Ok(Flow::Next)
 }
 
-/// BSF and BSR. Of zero they leave the destination, all of it.
+/// BSF and BSR. Of zero they leave the destination, all of it. But for ZF the flags are undefined; AMD
+/// processors set PF by the result and clear the others.
 pub(crate) fn scan<W: Width, const REVERSE: bool>(
     core: &mut Core<'_>,
     insn: &Instruction,
 ) -> Result<Flow, Trap> {
     let value = source::<W>(core, insn, 1)?.wide();
-    if value != 0 {
-        let found = if REVERSE { 63 - value.leading_zeros() } else { value.trailing_zeros() };
-        W::set(core.cpu, insn.op0_register(), W::of(u64::from(found)));
+    if value == 0 {
+        flags::set_all(core.cpu, ZF | PF);
+        return Ok(Flow::Next);
     }
-    flags::set(core.cpu, ZF, when(value == 0, ZF));
+    let found = u64::from(if REVERSE { 63 - value.leading_zeros() } else { value.trailing_zeros() });
+    W::set(core.cpu, insn.op0_register(), W::of(found));
+    flags::set_all(core.cpu, sign_zero_parity::<W>(found) & PF);
     Ok(Flow::Next)
 }
 
-/// TZCNT and LZCNT.
+/// TZCNT and LZCNT. But for CF and ZF the flags are undefined; AMD processors clear all but OF.
 pub(crate) fn count_zeros<W: Width, const LEADING: bool>(
     core: &mut Core<'_>,
     insn: &Instruction,
 ) -> Result<Flow, Trap> {
     let value = source::<W>(core, insn, 1)?.wide();
-    let count = if LEADING {
-        value.leading_zeros() - (64 - W::BITS)
-    } else {
-        value.trailing_zeros().min(W::BITS)
-    };
+    let count =
+        if LEADING { value.leading_zeros() - (64 - W::BITS) } else { value.trailing_zeros().min(W::BITS) };
     W::set(core.cpu, insn.op0_register(), W::of(u64::from(count)));
-    flags::set(core.cpu, CF | ZF, when(value == 0, CF) | when(count == 0, ZF));
+    flags::set(core.cpu, ARITHMETIC & !OF, when(value == 0, CF) | when(count == 0, ZF));
     Ok(Flow::Next)
 }
 
@@ -101,7 +101,7 @@ pub(crate) fn andn<W: Width>(core: &mut Core<'_>, insn: &Instruction) -> Result<
     let b = source::<W>(core, insn, 2)?.wide();
     let result = !a & b;
     W::set(core.cpu, insn.op0_register(), W::of(result));
-    flags::set(core.cpu, ARITHMETIC, sign_zero_parity::<W>(result) & !x86_core::flags::PF);
+    flags::set(core.cpu, ARITHMETIC, sign_zero_parity::<W>(result));
     Ok(Flow::Next)
 }
 

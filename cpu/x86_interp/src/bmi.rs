@@ -3,18 +3,18 @@
 use crate::flags::{self, sign_zero_parity, when};
 use crate::operand::{Width, numbered, source};
 use iced_x86::Instruction;
-use x86_core::flags::{ARITHMETIC, CF, PF, ZF};
+use x86_core::flags::{AF, ARITHMETIC, CF, SF};
 use x86_core::reg::RDX;
 use x86_core::{Core, Flow, Trap};
 
-/// Stores a result in operand 0, with SF and ZF of it, CF as given, and AF, OF and PF clear.
+/// Stores a result in operand 0, with SF, ZF and PF of it, CF as given, and AF and OF clear.
 fn finish<W: Width>(core: &mut Core<'_>, insn: &Instruction, result: u64, carry: bool) -> Result<Flow, Trap> {
     W::set(core.cpu, insn.op0_register(), W::of(result));
-    flags::set(core.cpu, ARITHMETIC, sign_zero_parity::<W>(result) & !PF | when(carry, CF));
+    flags::set(core.cpu, ARITHMETIC, sign_zero_parity::<W>(result) | when(carry, CF));
     Ok(Flow::Next)
 }
 
-/// BEXTR: only ZF is defined; SF is cleared.
+/// BEXTR. SF, AF and PF are undefined; AMD processors clear SF, set AF, and PF by the result.
 pub(crate) fn bextr<W: Width>(core: &mut Core<'_>, insn: &Instruction) -> Result<Flow, Trap> {
     let value = source::<W>(core, insn, 1)?.wide();
     let control = source::<W>(core, insn, 2)?.wide();
@@ -22,7 +22,7 @@ pub(crate) fn bextr<W: Width>(core: &mut Core<'_>, insn: &Instruction) -> Result
     let mask = 1u64.checked_shl(len.into()).map_or(u64::MAX, |limit| limit - 1);
     let result = value.checked_shr(start.into()).unwrap_or(0) & mask;
     W::set(core.cpu, insn.op0_register(), W::of(result));
-    flags::set(core.cpu, ARITHMETIC, when(result == 0, ZF));
+    flags::set(core.cpu, ARITHMETIC, sign_zero_parity::<W>(result) & !SF | AF);
     Ok(Flow::Next)
 }
 
@@ -110,10 +110,7 @@ pub(crate) const RIGHT: u8 = 1;
 pub(crate) const ARITHMETIC_RIGHT: u8 = 2;
 
 /// SARX, SHLX, SHRX: no flags.
-pub(crate) fn shift<W: Width, const HOW: u8>(
-    core: &mut Core<'_>,
-    insn: &Instruction,
-) -> Result<Flow, Trap> {
+pub(crate) fn shift<W: Width, const HOW: u8>(core: &mut Core<'_>, insn: &Instruction) -> Result<Flow, Trap> {
     let value = source::<W>(core, insn, 1)?;
     let count = source::<W>(core, insn, 2)?.wide() as u32 & (W::BITS - 1);
     let result = match HOW {

@@ -92,6 +92,15 @@ fn decode(core: &mut Core<'_>, buffer: &[u8; 16], available: usize, bits: u32) -
             Some(trap) => Err(trap),
             None => Ok(Instruction::default()),
         },
+        // The decoder does not tell those apart that are too long.
+        _ if bytes.len() == 15 && runs_out(&bytes[..14], bits) => Err(Trap::gp(0)),
         _ => Err(Trap::UD),
     }
+}
+
+/// Whether `bytes` are the beginning of a longer instruction.
+fn runs_out(bytes: &[u8], bits: u32) -> bool {
+    let mut decoder = Decoder::new(bits, bytes, DECODER_OPTIONS);
+    let _ = decoder.decode();
+    decoder.last_error() == DecoderError::NoMoreBytes
 }

@@ -139,7 +139,6 @@ pub(crate) fn ungated(insn: &Instruction) -> Handler {
         M::Das => bcd::decimal::<true>,
         M::Nop
         | M::Pause
-        | M::Reservednop
         | M::Endbr32
         | M::Endbr64
         | M::Rdsspd
@@ -154,10 +153,19 @@ pub(crate) fn ungated(insn: &Instruction) -> Handler {
         | M::Prefetchwt1
         | M::Prefetchit0
         | M::Prefetchit1 => misc::nop,
+        M::Reservednop => match insn.code() {
+            // On AMD processors prefetches need a memory operand.
+            Code::Reservednop_rm16_r16_0F0D
+            | Code::Reservednop_rm32_r32_0F0D
+            | Code::Reservednop_rm64_r64_0F0D => misc::undefined,
+            _ => misc::nop,
+        },
         M::Lfence | M::Sfence | M::Mfence => misc::barrier,
         M::Clflush | M::Clflushopt | M::Clwb => misc::flush,
         M::Ud0 | M::Ud1 | M::Ud2 | M::INVALID => misc::undefined,
-        M::Andn | M::Bextr | M::Blsi | M::Blsmsk | M::Blsr | M::Bzhi | M::Mulx | M::Pdep | M::Pext => bmi(insn),
+        M::Andn | M::Bextr | M::Blsi | M::Blsmsk | M::Blsr | M::Bzhi | M::Mulx | M::Pdep | M::Pext => {
+            bmi(insn)
+        }
         M::Rorx | M::Sarx | M::Shlx | M::Shrx => bmi(insn),
         _ => by_code(insn),
     }

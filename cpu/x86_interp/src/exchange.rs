@@ -27,9 +27,8 @@ pub(crate) fn xadd<W: Width>(core: &mut Core<'_>, insn: &Instruction) -> Result<
 pub(crate) fn cmpxchg<W: Width>(core: &mut Core<'_>, insn: &Instruction) -> Result<Flow, Trap> {
     let new = W::get(core.cpu, insn.op1_register()).wide();
     let accumulator = W::get(core.cpu, W::ACCUMULATOR).wide();
-    let old = modify::<W, u64>(core, insn, insn.has_lock_prefix(), |a| {
-        ((a == accumulator).then_some(new), a)
-    })?;
+    let old =
+        modify::<W, u64>(core, insn, insn.has_lock_prefix(), |a| ((a == accumulator).then_some(new), a))?;
     if old != accumulator {
         W::set(core.cpu, W::ACCUMULATOR, W::of(old));
     }
@@ -43,7 +42,8 @@ pub(crate) fn cmpxchg8b(core: &mut Core<'_>, insn: &Instruction) -> Result<Flow,
     let regs = &core.cpu.regs;
     let (expected, new) = (pair(regs[RDX], regs[RAX]), pair(regs[RCX], regs[RBX]));
     let (seg, offset) = effective_address(core.cpu, insn, 0);
-    let old = core.update::<u64>(seg, offset, insn.has_lock_prefix(), |old| (old == expected).then_some(new))?;
+    let old =
+        core.update::<u64>(seg, offset, insn.has_lock_prefix(), |old| (old == expected).then_some(new))?;
     if old != expected {
         core.cpu.regs[RAX] = old & 0xffff_ffff;
         core.cpu.regs[RDX] = old >> 32;
@@ -62,7 +62,8 @@ pub(crate) fn cmpxchg16b(core: &mut Core<'_>, insn: &Instruction) -> Result<Flow
     if linear & 15 != 0 {
         return Err(Trap::gp(0));
     }
-    let old = core.update::<u128>(seg, offset, insn.has_lock_prefix(), |old| (old == expected).then_some(new))?;
+    let old =
+        core.update::<u128>(seg, offset, insn.has_lock_prefix(), |old| (old == expected).then_some(new))?;
     if old != expected {
         core.cpu.regs[RAX] = old as u64;
         core.cpu.regs[RDX] = (old >> 64) as u64;

@@ -26,9 +26,7 @@ pub(crate) fn when(condition: bool, flag: u64) -> u64 {
 #[inline(always)]
 pub(crate) fn sign_zero_parity<W: Width>(result: u64) -> u64 {
     let result = result & W::MASK;
-    when(result & W::SIGN != 0, SF)
-        | when(result == 0, ZF)
-        | when((result as u8).count_ones() & 1 == 0, PF)
+    when(result & W::SIGN != 0, SF) | when(result == 0, ZF) | when((result as u8).count_ones() & 1 == 0, PF)
 }
 
 /// All flags from the vector of carries (bit n: carry out of bit n) and the result.

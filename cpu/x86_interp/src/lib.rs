@@ -16,7 +16,8 @@ mod dispatch;
 mod exchange;
 mod features;
 mod flags;
-#[cfg(feature = "fuzzing")]
+#[cfg(any(test, feature = "fuzzing"))]
+#[cfg_attr(not(feature = "fuzzing"), allow(unreachable_pub))]
 mod fuzz;
 mod misc;
 mod multiply;
@@ -25,6 +26,8 @@ mod shift;
 mod stack;
 mod step;
 mod string;
+#[cfg(test)]
+mod tests;
 
 pub use decode::DECODER_OPTIONS;
 pub use features::has;

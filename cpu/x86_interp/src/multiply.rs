@@ -4,7 +4,7 @@
 use crate::flags::{self, when};
 use crate::operand::{Width, numbered, set_numbered, source};
 use iced_x86::Instruction;
-use x86_core::flags::{CF, OF};
+use x86_core::flags::{AF, ARITHMETIC, CF, OF};
 use x86_core::reg::{RAX, RDX};
 use x86_core::{Core, Flow, Trap};
 
@@ -52,10 +52,7 @@ pub(crate) fn imul<W: Width>(core: &mut Core<'_>, insn: &Instruction) -> Result<
 }
 
 /// IMUL with two or three operands: the product of operands `A` and `A + 1` goes to the first.
-pub(crate) fn imul_to<W: Width, const A: u32>(
-    core: &mut Core<'_>,
-    insn: &Instruction,
-) -> Result<Flow, Trap> {
+pub(crate) fn imul_to<W: Width, const A: u32>(core: &mut Core<'_>, insn: &Instruction) -> Result<Flow, Trap> {
     let a = source::<W>(core, insn, A)?.signed();
     let b = source::<W>(core, insn, A + 1)?.signed();
     let product = i128::from(a) * i128::from(b);
@@ -64,6 +61,9 @@ pub(crate) fn imul_to<W: Width, const A: u32>(
     set_flags(core, product != i128::from(result.signed()));
     Ok(Flow::Next)
 }
+
+/// What divisions change; all flags are undefined, but AMD processors set AF and leave CF and OF.
+const DIVIDE_FLAGS: u64 = ARITHMETIC & !(CF | OF);
 
 /// DIV.
 pub(crate) fn div<W: Width>(core: &mut Core<'_>, insn: &Instruction) -> Result<Flow, Trap> {
@@ -74,6 +74,7 @@ pub(crate) fn div<W: Width>(core: &mut Core<'_>, insn: &Instruction) -> Result<F
         return Err(Trap::DE);
     }
     set_pair::<W>(core, quotient as u64, (dividend % divisor) as u64);
+    flags::set(core.cpu, DIVIDE_FLAGS, AF);
     Ok(Flow::Next)
 }
 
@@ -87,5 +88,6 @@ pub(crate) fn idiv<W: Width>(core: &mut Core<'_>, insn: &Instruction) -> Result<
         return Err(Trap::DE);
     }
     set_pair::<W>(core, quotient as u64, (dividend % divisor) as u64);
+    flags::set(core.cpu, DIVIDE_FLAGS, AF);
     Ok(Flow::Next)
 }

@@ -6,7 +6,7 @@
 use crate::flags::{self, sign_zero_parity, when};
 use crate::operand::{Width, modify, source};
 use iced_x86::Instruction;
-use x86_core::flags::{AF, ARITHMETIC, CF, OF, PF, SF, ZF};
+use x86_core::flags::{AF, ARITHMETIC, CF, OF};
 use x86_core::{Core, Flow, Trap};
 
 /// A shift or rotate of one operand.
@@ -20,7 +20,6 @@ pub(crate) trait Shift {
 pub(crate) type Shifted = (u64, u64, u64);
 
 const ROTATE_FLAGS: u64 = CF | OF;
-const SHIFT_FLAGS: u64 = ARITHMETIC & !AF;
 
 /// A bit of a value.
 fn bit(value: u64, n: u32) -> bool {
@@ -29,8 +28,8 @@ fn bit(value: u64, n: u32) -> bool {
 
 /// Flags of SHL, SHR, SAR.
 fn shifted<W: Width>(result: u64, carry: bool, overflow: bool) -> Shifted {
-    let flags = sign_zero_parity::<W>(result) | when(carry, CF) | when(overflow, OF);
-    (result & W::MASK, flags, SHIFT_FLAGS)
+    let flags = sign_zero_parity::<W>(result) | AF | when(carry, CF) | when(overflow, OF);
+    (result & W::MASK, flags, ARITHMETIC)
 }
 
 /// Flags of the rotates.
@@ -144,27 +143,29 @@ pub(crate) fn double<W: Width, const RIGHT: bool>(
             return (Some(a), (0, 0));
         }
         let (result, carry) = double_shift::<W, RIGHT>(a, fill, count);
-        let overflow = (result ^ a) & W::SIGN != 0;
-        let after = sign_zero_parity::<W>(result) | when(carry, CF) | when(overflow, OF);
-        (Some(result), (after, SF | ZF | PF | CF | OF))
+        let other = if RIGHT { bit(result, W::BITS - 2) } else { carry };
+        let overflow = (result & W::SIGN != 0) != other && (RIGHT || count <= W::BITS);
+        let after = sign_zero_parity::<W>(result) | AF | when(carry, CF) | when(overflow, OF);
+        (Some(result), (after, ARITHMETIC))
     })?;
     flags::set(core.cpu, changed, after);
     Ok(Flow::Next)
 }
 
-/// The result and the last bit shifted out. 16-bit counts over 16 go on into a second copy of the
-/// destination, as processors do where the manuals leave it undefined.
+/// The result and the last bit shifted out. Where the manuals leave it undefined, with 16 bits and a count
+/// over 16, a second copy of the source follows the first and CF is clear, as on AMD processors.
 fn double_shift<W: Width, const RIGHT: bool>(a: u64, fill: u64, count: u32) -> (u64, bool) {
     let (a, fill, bits) = (u128::from(a), u128::from(fill), W::BITS);
-    let (value, total) = match (RIGHT, bits) {
-        (true, 16) => (a << 32 | fill << 16 | a, 48),
-        (true, _) => (fill << bits | a, 2 * bits),
-        (false, 16) => (a << 32 | fill << 16 | a, 48),
-        (false, _) => (a << bits | fill, 2 * bits),
-    };
+    let beyond = count > bits;
     if RIGHT {
-        ((value >> count) as u64 & W::MASK, value >> (count - 1) & 1 != 0)
+        let value = if bits == 16 { fill << 32 | fill << 16 | a } else { fill << bits | a };
+        ((value >> count) as u64 & W::MASK, !beyond && value >> (count - 1) & 1 != 0)
     } else {
-        ((value << count >> (total - bits)) as u64 & W::MASK, value >> (total - count) & 1 != 0)
+        let (value, total) = match bits {
+            16 => (a << 32 | fill << 16 | fill, 48),
+            _ => (a << bits | fill, 2 * bits),
+        };
+        let result = (value << count >> (total - bits)) as u64 & W::MASK;
+        (result, !beyond && value >> (total - count) & 1 != 0)
     }
 }

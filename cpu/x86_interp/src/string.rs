@@ -262,7 +262,10 @@ pub(crate) fn cmps<W: Width>(core: &mut Core<'_>, insn: &Instruction) -> Result<
                 progress = Progress::fast(elements);
                 (a, b)
             }
-            None => (core.read::<W>(plan.source, from)?, core.read::<W>(Seg::Es, to)?),
+            None => {
+                let b = core.read::<W>(Seg::Es, to)?;
+                (core.read::<W>(plan.source, from)?, b)
+            }
         };
         progress.flags = Some(sub::<W>(a.wide(), b.wide(), 0).1);
         plan.advance::<W>(core.cpu, RSI, progress.elements);

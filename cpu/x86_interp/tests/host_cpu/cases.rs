@@ -6,16 +6,16 @@ use native_oracle::{CODE, Mode, NativeState, SCRATCH, SCRATCH_LEN};
 use x86_interp::DECODER_OPTIONS;
 
 /// One instruction and the state it starts from.
-pub struct Case {
-    pub bytes: Vec<u8>,
-    pub insn: Instruction,
-    pub state: NativeState,
-    pub mode: Mode,
+pub(crate) struct Case {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) insn: Instruction,
+    pub(crate) state: NativeState,
+    pub(crate) mode: Mode,
 }
 
 impl Case {
     /// The RFLAGS bits that the manuals leave undefined.
-    pub fn undefined_flags(&self) -> u64 {
+    pub(crate) fn undefined_flags(&self) -> u64 {
         use iced_x86::RflagsBits as R;
         use x86_core::flags::{AF, CF, OF, PF, SF, ZF};
         let undefined = self.insn.rflags_undefined();
@@ -28,10 +28,10 @@ impl Case {
 }
 
 /// A small random generator with a fixed seed: failures repeat.
-pub struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         // splitmix64
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -40,16 +40,16 @@ impl Random {
         z ^ z >> 31
     }
 
-    pub fn below(&mut self, limit: u64) -> u64 {
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.next() % limit
     }
 
-    pub fn chance(&mut self, of: u64) -> bool {
+    pub(crate) fn chance(&mut self, of: u64) -> bool {
         self.below(of) == 0
     }
 
     /// A value of the kind that instructions trip over.
-    pub fn value(&mut self) -> u64 {
+    pub(crate) fn value(&mut self) -> u64 {
         const EDGES: [u64; 14] = [
             0,
             1,
@@ -114,7 +114,7 @@ const PREFIXES: [&[u8]; 16] = [
 ];
 
 /// Gives cases map by map, opcode by opcode.
-pub struct Generator {
+pub(crate) struct Generator {
     random: Random,
     mode: Mode,
     repeats: u64,
@@ -123,11 +123,11 @@ pub struct Generator {
 
 impl Generator {
     /// `repeats` random variants of each prefix and opcode.
-    pub fn new(mode: Mode, repeats: u64) -> Self {
+    pub(crate) fn new(mode: Mode, repeats: u64) -> Self {
         Self { random: Random(1), mode, repeats, position: 0 }
     }
 
-    pub fn next_case(&mut self) -> Option<Case> {
+    pub(crate) fn next_case(&mut self) -> Option<Case> {
         loop {
             let position = self.position;
             self.position += 1;
@@ -323,7 +323,7 @@ fn fill_operand(random: &mut Random, insn: &Instruction, state: &mut NativeState
 fn set_up(random: &mut Random, insn: &Instruction, state: &mut NativeState) {
     use Mnemonic as M;
     match insn.mnemonic() {
-        M::Jmp | M::Call if insn.op0_kind() == OpKind::Register => {
+        M::Jmp | M::Call if insn.op0_kind() == OpKind::Register && insn.op0_register().number() != 4 => {
             state.regs[insn.op0_register().number()] = CODE + 0x40 + random.below(0x400);
         }
         M::Ret => {
@@ -400,6 +400,15 @@ fn is_tested(insn: &Instruction) -> bool {
     }
     // Segments with a base of their own on the host.
     if matches!(insn.memory_segment(), Register::FS | Register::GS) {
+        return false;
+    }
+    // Prefixes that have no meaning there, but do something on some processors.
+    let repeated = insn.has_rep_prefix() || insn.has_repne_prefix();
+    if repeated && matches!(insn.mnemonic(), M::Loop | M::Loope | M::Loopne) {
+        return false;
+    }
+    // With REX.B it is XCHG to some processors.
+    if insn.mnemonic() == M::Pause && insn.len() > 2 {
         return false;
     }
     if insn.is_jcc_short_or_near() {

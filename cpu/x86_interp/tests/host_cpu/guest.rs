@@ -9,12 +9,12 @@ const PAGE_TABLE: u64 = 0x50_0000;
 const CODE_PAGE: u64 = 0x51_0000;
 const SCRATCH_PAGE: u64 = 0x52_0000;
 
-pub struct Guest {
+pub(crate) struct Guest {
     machine: Machine,
 }
 
 impl Guest {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut machine = Machine::user();
         // Nothing is mapped but the two pages of the arena.
         for slot in 0..512 {
@@ -44,7 +44,7 @@ impl Guest {
         }
     }
 
-    pub fn run(&mut self, case: &Case) -> Outcome {
+    pub(crate) fn run(&mut self, case: &Case) -> Outcome {
         self.set_mode(case.mode);
         let machine = &mut self.machine;
         machine.memory.write(CODE_PAGE + (CODE & 0xfff), &case.bytes).expect("RAM");

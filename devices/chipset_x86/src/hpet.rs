@@ -2,8 +2,9 @@
 
 mod comparator;
 
+use crate::device_timer::DeviceTimer;
 use crate::ports::decode_checked;
-use clock::{Nanos, Timer, TimerService, VmClock, ticks_in};
+use clock::{Nanos, TimerService, VmClock, ticks_in};
 use comparator::Comparator;
 use device::{Device, MmioDevice, SavedState, StateError, encode};
 use irq::{IrqLine, MsiMessage, MsiTarget, OrderedLine};
@@ -205,7 +206,7 @@ pub struct Hpet {
     capabilities: Capabilities,
     // Host glue.
     clock: VmClock,
-    timer: Timer,
+    timer: DeviceTimer,
     /// The two legacy lines, then those that `routes` names.
     outputs: Vec<OrderedLine>,
     routes: Vec<u32>,
@@ -233,7 +234,7 @@ impl Hpet {
                     messages: messages.is_some(),
                 },
                 clock: timers.clock().clone(),
-                timer: timers.timer(move || {
+                timer: DeviceTimer::new(timers, move || {
                     if let Some(hpet) = weak.upgrade() {
                         hpet.access(|_, _| {});
                     }
@@ -283,10 +284,7 @@ impl Hpet {
             }
             let was_legacy = state.is_legacy();
             access(&mut state, now);
-            match state.deadline(now) {
-                Some(deadline) => self.timer.arm_at(deadline),
-                None => self.timer.disarm(),
-            }
+            self.timer.set(state.deadline(now));
             (was_legacy != state.is_legacy()).then_some(state.is_legacy())
         };
         for edge in edges {
@@ -359,7 +357,12 @@ impl Device for Hpet {
     }
 
     fn start(&self) {
+        self.timer.start();
         self.access(|_, _| {});
+    }
+
+    fn stop(&self) {
+        self.timer.stop();
     }
 
     fn save(&self) -> SavedState {

@@ -11,6 +11,7 @@
 mod backlog;
 mod board;
 mod debug_ports;
+mod device_timer;
 mod hpet;
 mod i8042;
 mod ioapic;

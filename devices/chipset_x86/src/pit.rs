@@ -3,9 +3,10 @@
 mod channel;
 
 use crate::backlog::Backlog;
+use crate::device_timer::DeviceTimer;
 use crate::ports::{PortRegion, PortSet, decode_checked, region};
 use channel::Channel;
-use clock::{Nanos, Timer, TimerService, VmClock, nanos_for, ticks_in};
+use clock::{Nanos, TimerService, VmClock, nanos_for, ticks_in};
 use device::{Device, SavedState, StateError, encode};
 use irq::{IrqLine, OrderedLine};
 use parking_lot::Mutex;
@@ -147,7 +148,7 @@ impl PitState {
 pub struct Pit {
     // Host glue.
     clock: VmClock,
-    timer: Timer,
+    timer: DeviceTimer,
     line: OrderedLine,
     // Guest-visible state.
     state: Mutex<PitState>,
@@ -164,7 +165,7 @@ impl Pit {
             let weak = weak.clone();
             Self {
                 clock: timers.clock().clone(),
-                timer: timers.timer(move || {
+                timer: DeviceTimer::new(timers, move || {
                     if let Some(pit) = weak.upgrade() {
                         pit.access(|_, _| {});
                     }
@@ -188,10 +189,7 @@ impl Pit {
             let now = self.clock.now();
             let interrupt = state.advance(now);
             access(&mut state, now);
-            match state.deadline(now) {
-                Some(deadline) => self.timer.arm_at(deadline),
-                None => self.timer.disarm(),
-            }
+            self.timer.set(state.deadline(now));
             interrupt
         };
         if interrupt {
@@ -232,7 +230,12 @@ impl Device for Pit {
     }
 
     fn start(&self) {
+        self.timer.start();
         self.access(|_, _| {});
+    }
+
+    fn stop(&self) {
+        self.timer.stop();
     }
 
     fn save(&self) -> SavedState {

@@ -1,9 +1,10 @@
 //! ACPI power management (ACPI 6.5, 4.8): PM1 event and control blocks, the PM timer, general-purpose
 //! events, the system control interrupt, and the port that switches ACPI on.
 
+use crate::device_timer::DeviceTimer;
 use crate::ports::{PortRegion, PortSet, decode_checked, region};
 use crate::{PowerEvent, PowerEvents};
-use clock::{Timer, TimerService, VmClock, nanos_for, ticks_in};
+use clock::{TimerService, VmClock, nanos_for, ticks_in};
 use device::{Device, SavedState, StateError, encode};
 use irq::{IrqLine, OrderedLine};
 use parking_lot::Mutex;
@@ -72,7 +73,7 @@ pub struct Pm {
     config: PmConfig,
     // Host glue.
     clock: VmClock,
-    overflow: Timer,
+    overflow: DeviceTimer,
     sci: OrderedLine,
     events: Arc<dyn PowerEvents>,
     // Guest-visible state.
@@ -122,7 +123,7 @@ impl Pm {
             Self {
                 config,
                 clock: timers.clock().clone(),
-                overflow: timers.timer(move || {
+                overflow: DeviceTimer::new(timers, move || {
                     if let Some(pm) = weak.upgrade() {
                         pm.refresh();
                     }
@@ -199,9 +200,9 @@ impl Pm {
             if state.enable & TIMER_STATUS != 0 {
                 let next = state.timer_toggles.saturating_add(1);
                 let ticks = next.saturating_mul(1 << self.toggle_shift());
-                self.overflow.arm_at(nanos_for(ticks, PM_TIMER_HZ));
+                self.overflow.set(Some(nanos_for(ticks, PM_TIMER_HZ)));
             } else {
-                self.overflow.disarm();
+                self.overflow.set(None);
             }
         }
         self.sci.update(|| self.state.lock().sci());
@@ -317,7 +318,12 @@ impl Device for Pm {
     }
 
     fn start(&self) {
+        self.overflow.start();
         self.refresh();
+    }
+
+    fn stop(&self) {
+        self.overflow.stop();
     }
 
     fn save(&self) -> SavedState {

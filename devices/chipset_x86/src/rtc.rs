@@ -2,9 +2,10 @@
 
 mod calendar;
 
+use crate::device_timer::DeviceTimer;
 use crate::ports::{PortRegion, PortSet, decode_checked, region};
 use calendar::DateTime;
-use clock::{NANOS_PER_SECOND, Nanos, Timer, TimerService, VmClock, nanos_for, ticks_in};
+use clock::{NANOS_PER_SECOND, Nanos, TimerService, VmClock, nanos_for, ticks_in};
 use device::{Device, SavedState, StateError, encode};
 use irq::{IrqLine, OrderedLine};
 use parking_lot::Mutex;
@@ -381,7 +382,7 @@ impl RtcState {
 pub struct Rtc {
     // Host glue.
     clock: VmClock,
-    timer: Timer,
+    timer: DeviceTimer,
     line: OrderedLine,
     // Guest-visible state.
     state: Mutex<RtcState>,
@@ -400,7 +401,7 @@ impl Rtc {
             Self {
                 state: Mutex::new(RtcState::new(config, clock.now())),
                 clock,
-                timer: timers.timer(move || {
+                timer: DeviceTimer::new(timers, move || {
                     if let Some(rtc) = weak.upgrade() {
                         rtc.access(|_, _| {});
                     }
@@ -423,10 +424,7 @@ impl Rtc {
             let now = self.clock.now();
             state.advance(now);
             access(&mut state, now);
-            match state.deadline(now) {
-                Some(deadline) => self.timer.arm_at(deadline),
-                None => self.timer.disarm(),
-            }
+            self.timer.set(state.deadline(now));
         }
         self.line.update(|| self.state.lock().interrupts() != 0);
     }
@@ -475,7 +473,12 @@ impl Device for Rtc {
     }
 
     fn start(&self) {
+        self.timer.start();
         self.access(|_, _| {});
+    }
+
+    fn stop(&self) {
+        self.timer.stop();
     }
 
     fn save(&self) -> SavedState {

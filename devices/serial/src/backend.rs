@@ -1,7 +1,7 @@
 //! Where a serial port's characters go on the host.
 
 use crate::Serial;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, Write};
@@ -118,7 +118,8 @@ impl Shared {
     fn run(&self, mut sink: Box<dyn Write + Send>) {
         let mut queue = self.queue.lock();
         loop {
-            if queue.bytes.is_empty() {
+            let refused = std::mem::take(&mut queue.refused);
+            if queue.bytes.is_empty() && !refused {
                 if queue.closed {
                     return;
                 }
@@ -127,8 +128,8 @@ impl Shared {
             }
             let mut bytes = std::mem::take(&mut queue.bytes);
             queue.writing = true;
-            let told = if std::mem::take(&mut queue.refused) { queue.output_room.clone() } else { None };
-            let result = parking_lot::MutexGuard::unlocked(&mut queue, || {
+            let told = if refused { queue.output_room.clone() } else { None };
+            let result = MutexGuard::unlocked(&mut queue, || {
                 // The buffer is empty now: the device may fill it while this piece is written.
                 if let Some(callback) = told {
                     callback();

@@ -253,6 +253,37 @@ fn buffered_output_writes_everything_in_order() {
     assert_eq!(*sink.0.lock(), (0..200).collect::<Vec<_>>());
 }
 
+#[test]
+fn a_closed_terminal_does_not_stop_the_guest() {
+    struct Closed;
+    impl std::io::Write for Closed {
+        fn write(&mut self, _bytes: &[u8]) -> std::io::Result<usize> {
+            Err(std::io::ErrorKind::BrokenPipe.into())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let output = BufferedOutput::new(Box::new(Closed), 1).unwrap();
+    let serial = Serial::new(IrqLine::unconnected(), output.clone());
+    output.connect(&serial);
+    for byte in 0..100 {
+        let begin = std::time::Instant::now();
+        loop {
+            let mut status = [0];
+            serial.pio_read(LSR, &mut status);
+            if status[0] & LSR_TRANSMITTER_EMPTY != 0 {
+                break;
+            }
+            assert!(begin.elapsed().as_secs() < 20, "the transmitter stays busy");
+            std::thread::yield_now();
+        }
+        serial.pio_write(DATA, &[byte]);
+    }
+    assert!(output.drain(Duration::from_secs(20)));
+    assert_eq!(output.failure(), Some(std::io::ErrorKind::BrokenPipe));
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Read(u16, usize),

@@ -1,2 +1,68 @@
-//! The vireo command.
-fn main() {}
+//! The `vireo` command: parses, calls, prints.
+
+mod exit;
+mod run;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Runs virtual machines, with or without hardware virtualization.
+#[derive(Parser)]
+#[command(name = "vireo", version, propagate_version = true, after_help = EXAMPLES)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs a VM in this terminal.
+    Run(Box<run::Options>),
+    /// Prints a completion script for a shell.
+    ///
+    /// For bash: vireo completion bash > ~/.local/share/bash-completion/completions/vireo
+    Completion {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  vireo run debian                      a stock Debian kernel to a shell, fetched and checked
+  vireo run --kernel bzImage --initrd initrd.img --append console=ttyS0
+  vireo run --help                      everything about running";
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("VIREO_LOG").unwrap_or_else(|_| "warn".into()),
+        )
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .init();
+    let result = match arguments.command {
+        Command::Run(options) => run::run(&options),
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "vireo", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+    };
+    result.unwrap_or_else(|error| {
+        chardev::RawTerminal::restore();
+        eprintln!("vireo: {error:#}");
+        ExitCode::from(exit::ERROR)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Arguments;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+}

@@ -1,1 +1,14 @@
 //! Machine types: small functions, one per device family, that wire a VM.
+//!
+//! A [`MachineSpec`] is plain data; [`Vm::new`] builds the machine on an accelerator and [`Vm::run`] runs it
+//! to its end.
+
+mod error;
+mod pc;
+mod requests;
+mod spec;
+mod vm;
+
+pub use error::MachineError;
+pub use spec::{DriveSpec, KernelSpec, MAX_MEMORY, MAX_SERIALS, MAX_VCPUS, MIN_MEMORY, MachineSpec};
+pub use vm::{Ending, Vm, VmHandle};

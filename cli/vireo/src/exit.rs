@@ -1,0 +1,46 @@
+//! What the program's exit codes mean.
+
+use machine::Ending;
+use std::process::ExitCode;
+
+/// Something was wrong on the host's side; standard error says what. (A wrong command line exits with 2.)
+pub(crate) const ERROR: u8 = 1;
+/// The guest's kernel panicked.
+pub(crate) const PANICKED: u8 = 4;
+/// A vCPU shut down by a triple fault, with `--no-reboot`.
+pub(crate) const TRIPLE_FAULT: u8 = 6;
+/// The accelerator failed.
+pub(crate) const INTERNAL_ERROR: u8 = 8;
+
+/// For `--help`.
+pub(crate) const HELP: &str = "\
+Exit codes:
+  0    the guest powered off, or reset with --no-reboot, or Ctrl-A X was typed
+  1    an error on the host's side, which standard error names
+  2    a wrong command line
+  4    the guest's kernel panicked (reported through pvpanic)
+  6    triple fault, with --no-reboot
+  8    the accelerator failed
+  odd  the guest wrote N to the debug-exit port: 2 * N + 1
+  128+S  signal S ended the program";
+
+/// The exit code for the end of a VM, with a line for those that need one.
+pub(crate) fn of(ending: &Ending) -> ExitCode {
+    let code = match ending {
+        Ending::PowerOff | Ending::Reset | Ending::Quit => 0,
+        Ending::Panicked => {
+            eprintln!("vireo: the guest's kernel panicked");
+            PANICKED
+        }
+        Ending::TripleFault { vcpu } => {
+            eprintln!("vireo: vCPU {vcpu} shut down by a triple fault");
+            TRIPLE_FAULT
+        }
+        Ending::DebugExit(code) => *code,
+        Ending::InternalError(error) => {
+            eprintln!("vireo: the accelerator failed: {error}");
+            INTERNAL_ERROR
+        }
+    };
+    ExitCode::from(code)
+}

@@ -1,0 +1,124 @@
+//! The machine type `pc`: what a stock kernel expects of a Q35-like PC, one function per device family.
+
+mod assembly;
+mod chipset;
+mod firmware;
+mod kernel;
+mod layout;
+mod pci_devices;
+mod serials;
+
+pub(crate) use kernel::KernelEntry;
+
+use crate::requests::Requests;
+use crate::{MAX_VCPUS, MachineError, MachineSpec};
+use accel::{AccelVm, Accelerator, VmSpec};
+use assembly::{Assembly, PcBus};
+use boot::MemoryMap;
+use chardev::PortConnection;
+use clock::{TimerService, VmClock};
+use device::Device;
+use firmware::Firmware;
+use guest_memory::GuestMemory;
+use kernel::KernelImage;
+use layout::Layout;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long the end of the VM waits for output that nobody reads.
+const OUTPUT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// A PC, all but its vCPUs.
+pub(crate) struct Pc {
+    pub(crate) accel: Arc<dyn AccelVm>,
+    pub(crate) bus: Arc<PcBus>,
+    memory: GuestMemory,
+    map: MemoryMap,
+    timers: Arc<TimerService>,
+    devices: Vec<Arc<dyn Device>>,
+    connections: Vec<PortConnection>,
+    firmware: Firmware,
+    kernel: KernelImage,
+}
+
+impl Pc {
+    /// Builds the machine that `spec` describes. What its guest asks for goes to `requests`.
+    pub(crate) fn build(
+        spec: &MachineSpec,
+        accelerator: &dyn Accelerator,
+        requests: &Arc<Requests>,
+    ) -> Result<Self, MachineError> {
+        if !(1..=MAX_VCPUS).contains(&spec.vcpus) {
+            return Err(MachineError::VcpuCount { vcpus: spec.vcpus, most: MAX_VCPUS });
+        }
+        let layout = Layout::new(spec.memory)?;
+        let kernel = KernelImage::read(&spec.kernel, spec.memory)?;
+        let acpi = firmware::acpi_config(spec);
+        let map = layout.map(acpi.ecam())?;
+        let firmware = Firmware::new(&acpi, spec.vcpus, layout.regions())?;
+
+        let memory = GuestMemory::new(&layout.regions())?;
+        let timers = TimerService::new(VmClock::new()).map_err(MachineError::Thread)?;
+        let vm_spec = VmSpec { vcpus: spec.vcpus, cpu: spec.cpu.clone(), tier: spec.tier };
+        let accel = accelerator.create_vm(&vm_spec, &memory, &timers)?;
+
+        let mut assembly = Assembly::new();
+        let chipset = chipset::add(&mut assembly, &acpi, spec, &layout, &accel, &timers, requests)?;
+        let mut connections = serials::add(&mut assembly, &chipset.board, &spec.serials, requests)?;
+        let root = pci_devices::add_root(&mut assembly, &acpi, &chipset)?;
+        let slots = pci_devices::Slots { root, board: &chipset.board, memory: &memory, accel: &accel };
+        slots.add_disks(&mut assembly, &spec.drives, spec.vcpus)?;
+        if spec.rng {
+            slots.add_rng(&mut assembly)?;
+        }
+        if spec.balloon {
+            slots.add_balloon(&mut assembly)?;
+        }
+        if let Some(console) = &spec.console {
+            connections.push(slots.add_console(&mut assembly, console, requests)?);
+        }
+
+        let bus = PcBus { mmio: assembly.mmio, pio: assembly.pio, pic: chipset.pic };
+        let devices = assembly.devices;
+        Ok(Self { accel, bus: Arc::new(bus), memory, map, timers, devices, connections, firmware, kernel })
+    }
+
+    /// Writes the firmware's tables and the kernel into memory.
+    pub(crate) fn load_kernel(&self) -> Result<KernelEntry, MachineError> {
+        let rsdp = self.firmware.write(&self.memory)?;
+        self.kernel.load(&self.memory, &self.map, rsdp)
+    }
+
+    /// All devices and the clock begin to run.
+    pub(crate) fn start(&self) {
+        for device in &self.devices {
+            device.start();
+        }
+        self.timers.clock().start();
+        self.timers.clock_changed();
+    }
+
+    /// All devices and the clock stand still when this returns.
+    pub(crate) fn stop(&self) {
+        self.timers.clock().stop();
+        self.timers.clock_changed();
+        for device in &self.devices {
+            device.stop();
+        }
+    }
+
+    /// All devices are as after power-on. Memory keeps its content, as on a real board.
+    pub(crate) fn reset(&self) {
+        for device in &self.devices {
+            device.reset();
+        }
+    }
+}
+
+impl Drop for Pc {
+    fn drop(&mut self) {
+        for connection in &self.connections {
+            connection.drain(OUTPUT_PATIENCE);
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! Serial ports.
+
+use super::assembly::Assembly;
+use crate::requests::{Request, Requests};
+use crate::{MAX_SERIALS, MachineError};
+use chardev::{ChardevSpec, Endpoint, InputEvent, PortConnection, PortEvents, connect_serial};
+use chipset_x86::Board;
+use serial::{COM1, COM2, COM3, COM4, Serial};
+use std::sync::Arc;
+
+/// First port and ISA interrupt of each serial port.
+pub(super) const PORTS: [(u16, u32); MAX_SERIALS] = [COM1, COM2, COM3, COM4];
+
+/// Adds a serial port for each of `specs`; what is returned keeps them connected.
+pub(super) fn add(
+    assembly: &mut Assembly,
+    board: &Arc<Board>,
+    specs: &[ChardevSpec],
+    requests: &Arc<Requests>,
+) -> Result<Vec<PortConnection>, MachineError> {
+    if specs.len() > MAX_SERIALS {
+        return Err(MachineError::TooMany { what: "serial ports", count: specs.len(), most: MAX_SERIALS });
+    }
+    let mut connections = Vec::new();
+    for (spec, (port, irq)) in specs.iter().zip(PORTS) {
+        let endpoint = Endpoint::open(spec)?;
+        announce(&endpoint, &format!("the serial port at {port:#x}"));
+        let line = board.isa_line(irq);
+        let (device, connection) =
+            connect_serial(endpoint, events(requests), |backend| Serial::new(line, backend))?;
+        assembly.map_ports(port, serial::PORT_COUNT, device.clone())?;
+        assembly.add(device);
+        connections.push(connection);
+    }
+    Ok(connections)
+}
+
+/// Tells people the name of a pseudo-terminal.
+pub(super) fn announce(endpoint: &Endpoint, what: &str) {
+    if let Some(name) = &endpoint.name {
+        eprintln!("vireo: {what} is connected to {}", name.display());
+    }
+}
+
+/// What the escape keys of a terminal do to the machine.
+pub(super) fn events(requests: &Arc<Requests>) -> PortEvents {
+    let requests = requests.clone();
+    Arc::new(move |event| {
+        if event == InputEvent::Quit {
+            requests.push(Request::Quit);
+        }
+    })
+}

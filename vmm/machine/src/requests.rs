@@ -1,0 +1,63 @@
+//! What guest, host and people ask of the whole machine, and the thread that carries it out hears.
+
+use chipset_x86::{PowerEvent, PowerEvents};
+use parking_lot::{Condvar, Mutex};
+use std::collections::VecDeque;
+
+/// Something asked of the whole machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Request {
+    /// The guest's firmware interfaces ask for something.
+    Power(PowerEvent),
+    /// A vCPU shut down.
+    TripleFault {
+        /// Which.
+        vcpu: u32,
+    },
+    /// The accelerator failed.
+    InternalError(String),
+    /// A person or another program wants the VM to end now.
+    Quit,
+}
+
+/// A queue of requests.
+#[derive(Debug, Default)]
+pub(crate) struct Requests {
+    queue: Mutex<VecDeque<Request>>,
+    arrived: Condvar,
+}
+
+impl Requests {
+    /// The most that wait: a guest that asks for more, faster than they are carried out, repeats itself.
+    const MOST: usize = 64;
+
+    pub(crate) fn push(&self, request: Request) {
+        let mut queue = self.queue.lock();
+        if queue.len() < Self::MOST || request == Request::Quit {
+            queue.push_back(request);
+        }
+        self.arrived.notify_all();
+    }
+
+    /// Waits for the next request.
+    pub(crate) fn wait(&self) -> Request {
+        let mut queue = self.queue.lock();
+        loop {
+            if let Some(request) = queue.pop_front() {
+                return request;
+            }
+            self.arrived.wait(&mut queue);
+        }
+    }
+
+    /// Forgets what a guest asked for before a reset; a person's wish to quit stays.
+    pub(crate) fn clear(&self) {
+        self.queue.lock().retain(|request| *request == Request::Quit);
+    }
+}
+
+impl PowerEvents for Requests {
+    fn request(&self, event: PowerEvent) {
+        self.push(Request::Power(event));
+    }
+}

@@ -1,0 +1,67 @@
+//! What a VM is to be: plain data, made from command lines and, later, from libvirt's XML.
+
+use accel::{CpuSpec, Tier};
+use chardev::ChardevSpec;
+use std::path::PathBuf;
+
+/// The least memory that a machine has, in bytes.
+pub const MIN_MEMORY: u64 = 4 << 20;
+/// The most memory that a machine has, in bytes.
+pub const MAX_MEMORY: u64 = 256 << 30;
+/// The most vCPUs that a machine has: with the xAPIC's 8-bit ids, one of which is broadcast.
+pub const MAX_VCPUS: u32 = 254;
+/// The most serial ports that a PC has.
+pub const MAX_SERIALS: usize = 4;
+
+/// A whole machine.
+#[derive(Debug, Clone)]
+pub struct MachineSpec {
+    /// Guest memory in bytes.
+    pub memory: u64,
+    /// How many vCPUs.
+    pub vcpus: u32,
+    /// What they are.
+    pub cpu: CpuSpec,
+    /// How they execute, where the accelerator has a choice.
+    pub tier: Tier,
+    /// What to boot.
+    pub kernel: KernelSpec,
+    /// Disks, in the order of their slots.
+    pub drives: Vec<DriveSpec>,
+    /// Serial ports, COM1 first.
+    pub serials: Vec<ChardevSpec>,
+    /// A virtio console, if there is one.
+    pub console: Option<ChardevSpec>,
+    /// Whether there is a virtio entropy source.
+    pub rng: bool,
+    /// Whether there is a virtio balloon.
+    pub balloon: bool,
+    /// The port of a debug-exit device, if there is one.
+    pub debug_exit: Option<u16>,
+    /// Whether a reset ends the program instead of rebooting the guest.
+    pub no_reboot: bool,
+}
+
+/// A kernel to boot without firmware.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KernelSpec {
+    /// bzImage, or an ELF file for PVH, multiboot or Linux's 64-bit protocol.
+    pub kernel: PathBuf,
+    /// The initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// The command line.
+    pub append: String,
+}
+
+/// A disk.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DriveSpec {
+    /// The image.
+    pub file: PathBuf,
+    /// Whether the guest must not write.
+    pub read_only: bool,
+    /// What the guest sees as the serial number.
+    pub serial: Option<String>,
+    /// Request queues; without it, one per vCPU.
+    pub queues: Option<u16>,
+}

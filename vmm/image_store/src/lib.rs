@@ -157,7 +157,9 @@ impl Store {
         let waited = match lock.try_lock() {
             Ok(()) => false,
             Err(_) => {
+                progress.begin("Waiting for another fetch into the store", None);
                 lock.lock().map_err(file_error("locking", &lock_path))?;
+                progress.end();
                 true
             }
         };

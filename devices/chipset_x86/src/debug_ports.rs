@@ -1,6 +1,6 @@
 //! Ports that talk to the machine rather than to hardware: debug-exit, pvpanic, a debug console, POST codes.
 
-use crate::ports::{PortRegion, PortSet, decode_checked, region};
+use crate::ports::{PortRegion, PortSet, decode_checked, region, take_over};
 use crate::{PowerEvent, PowerEvents};
 use device::{Device, SavedState, StateError, encode};
 use std::fmt;
@@ -222,9 +222,8 @@ impl Device for PostCode {
     }
 
     fn restore(&self, state: &SavedState) -> Result<(), StateError> {
-        self.reset();
-        self.last.store(decode_checked(Self::KIND, Self::VERSION, state, |_| true)?, Ordering::Relaxed);
-        Ok(())
+        let decoded = decode_checked(Self::KIND, Self::VERSION, state, |_| true);
+        take_over(self, decoded, |last| self.last.store(last, Ordering::Relaxed))
     }
 }
 

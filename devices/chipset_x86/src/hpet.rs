@@ -3,7 +3,7 @@
 mod comparator;
 
 use crate::device_timer::DeviceTimer;
-use crate::ports::decode_checked;
+use crate::ports::{decode_checked, take_over};
 use clock::{Nanos, TimerService, VmClock, ticks_in};
 use comparator::Comparator;
 use device::{Device, MmioDevice, SavedState, StateError, encode};
@@ -301,6 +301,25 @@ impl Hpet {
         if let Some(on) = legacy {
             (self.set_legacy_replacement)(on);
         }
+        self.update_lines();
+    }
+
+    /// Puts another state in place of the present one, which has no more effects.
+    fn replace(&self, new: HpetState) {
+        let legacy = {
+            let mut state = self.state.lock();
+            let was_legacy = state.is_legacy();
+            *state = new;
+            self.timer.set(state.deadline(self.clock.now()));
+            (was_legacy != state.is_legacy()).then_some(state.is_legacy())
+        };
+        if let Some(on) = legacy {
+            (self.set_legacy_replacement)(on);
+        }
+        self.update_lines();
+    }
+
+    fn update_lines(&self) {
         for (output, line) in self.outputs.iter().enumerate() {
             line.update(|| self.output_level(&self.state.lock(), output));
         }
@@ -353,7 +372,7 @@ impl Device for Hpet {
     }
 
     fn reset(&self) {
-        self.access(|state, _| *state = HpetState::new());
+        self.replace(HpetState::new());
     }
 
     fn start(&self) {
@@ -370,11 +389,9 @@ impl Device for Hpet {
     }
 
     fn restore(&self, state: &SavedState) -> Result<(), StateError> {
-        self.reset();
         let sound = |state: &HpetState| state.sound(&self.capabilities);
-        let restored = decode_checked(Self::KIND, Self::VERSION, state, sound)?;
-        self.access(|state, _| *state = restored);
-        Ok(())
+        let decoded = decode_checked(Self::KIND, Self::VERSION, state, sound);
+        take_over(self, decoded, |state| self.replace(state))
     }
 }
 

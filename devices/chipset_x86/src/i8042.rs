@@ -6,7 +6,7 @@
 mod keyboard;
 mod mouse;
 
-use crate::ports::{PortRegion, PortSet, decode_checked, region};
+use crate::ports::{PortRegion, PortSet, decode_checked, region, take_over};
 use crate::{A20Gate, PowerEvent, PowerEvents};
 use device::{Device, SavedState, StateError, encode};
 use irq::{IrqLine, OrderedLine};
@@ -412,10 +412,9 @@ impl Device for I8042 {
     }
 
     fn restore(&self, state: &SavedState) -> Result<(), StateError> {
-        self.reset();
         let sound = |(state, _): &(I8042State, u8)| state.sound();
-        let (state, last_data) = decode_checked(Self::KIND, Self::VERSION, state, sound)?;
-        *self.shared.lock() = Shared { state, last_data };
+        let decoded = decode_checked(Self::KIND, Self::VERSION, state, sound);
+        take_over(self, decoded, |(state, last_data)| *self.shared.lock() = Shared { state, last_data })?;
         self.refresh();
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! The I/O APIC (Intel 82093AA data sheet; version 0x20 with its EOI register as in the ICH9 data sheet,
 //! 13.5).
 
-use crate::ports::decode_checked;
+use crate::ports::{decode_checked, take_over};
 use device::{Device, MmioDevice, SavedState, StateError, encode};
 use irq::{IrqSink, MsiMessage, MsiTarget};
 use parking_lot::Mutex;
@@ -153,7 +153,8 @@ impl IoApic {
         Arc::new(Self { target, state: Mutex::new(IoApicState::new()) })
     }
 
-    /// A local APIC's broadcast that the level-triggered interrupt `vector` was handled.
+    /// A local APIC's broadcast that the level-triggered interrupt `vector` was handled. If the input is still
+    /// asserted this sends it again at once: the caller must not hold a lock that its [`MsiTarget`] takes.
     pub fn end_of_interrupt(&self, vector: u8) {
         self.change(|state, messages| state.end_of_interrupt(vector, messages));
     }
@@ -235,9 +236,8 @@ impl Device for IoApic {
     }
 
     fn restore(&self, state: &SavedState) -> Result<(), StateError> {
-        self.reset();
-        *self.state.lock() = decode_checked(Self::KIND, Self::VERSION, state, IoApicState::sound)?;
-        Ok(())
+        let decoded = decode_checked(Self::KIND, Self::VERSION, state, IoApicState::sound);
+        take_over(self, decoded, |state| *self.state.lock() = state)
     }
 }
 

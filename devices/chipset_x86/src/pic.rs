@@ -1,7 +1,7 @@
 //! The two cascaded 8259A interrupt controllers (Intel 8259A data sheet) with the edge/level control
 //! registers of later chipsets (Intel ICH9 data sheet, 13.4.11).
 
-use crate::ports::{PortRegion, PortSet, decode_checked, region};
+use crate::ports::{PortRegion, PortSet, decode_checked, region, take_over};
 use device::{Device, SavedState, StateError, encode};
 use irq::{IrqLine, IrqSink, OrderedLine};
 use parking_lot::Mutex;
@@ -410,11 +410,12 @@ impl Device for Pic {
     }
 
     fn restore(&self, state: &SavedState) -> Result<(), StateError> {
-        self.reset();
         let sound = |state: &PicState| state.chips[MASTER].sound(MASTER) && state.chips[SLAVE].sound(SLAVE);
-        let mut restored = decode_checked(Self::KIND, Self::VERSION, state, sound)?;
-        restored.propagate();
-        *self.state.lock() = restored;
+        let decoded = decode_checked(Self::KIND, Self::VERSION, state, sound);
+        take_over(self, decoded, |mut state| {
+            state.propagate();
+            *self.state.lock() = state;
+        })?;
         self.update();
         Ok(())
     }

@@ -4,7 +4,7 @@ mod channel;
 
 use crate::backlog::Backlog;
 use crate::device_timer::DeviceTimer;
-use crate::ports::{PortRegion, PortSet, decode_checked, region};
+use crate::ports::{PortRegion, PortSet, decode_checked, region, take_over};
 use channel::Channel;
 use clock::{Nanos, TimerService, VmClock, nanos_for, ticks_in};
 use device::{Device, SavedState, StateError, encode};
@@ -196,6 +196,13 @@ impl Pit {
             self.line.pulse();
         }
     }
+
+    /// Puts another state in place of the present one, which has no more effects.
+    fn replace(&self, new: PitState) {
+        let mut state = self.state.lock();
+        *state = new;
+        self.timer.set(state.deadline(self.clock.now()));
+    }
 }
 
 impl PortSet for Pit {
@@ -226,7 +233,7 @@ impl Device for Pit {
     }
 
     fn reset(&self) {
-        self.access(|state, _| *state = PitState::new());
+        self.replace(PitState::new());
     }
 
     fn start(&self) {
@@ -243,10 +250,8 @@ impl Device for Pit {
     }
 
     fn restore(&self, state: &SavedState) -> Result<(), StateError> {
-        self.reset();
-        let restored = decode_checked(Self::KIND, Self::VERSION, state, PitState::sound)?;
-        self.access(|state, _| *state = restored);
-        Ok(())
+        let decoded = decode_checked(Self::KIND, Self::VERSION, state, PitState::sound);
+        take_over(self, decoded, |state| self.replace(state))
     }
 }
 

@@ -2,7 +2,7 @@
 //! events, the system control interrupt, and the port that switches ACPI on.
 
 use crate::device_timer::DeviceTimer;
-use crate::ports::{PortRegion, PortSet, decode_checked, region};
+use crate::ports::{PortRegion, PortSet, decode_checked, region, take_over};
 use crate::{PowerEvent, PowerEvents};
 use clock::{TimerService, VmClock, nanos_for, ticks_in};
 use device::{Device, SavedState, StateError, encode};
@@ -333,8 +333,8 @@ impl Device for Pm {
     }
 
     fn restore(&self, state: &SavedState) -> Result<(), StateError> {
-        self.reset();
-        *self.state.lock() = decode_checked(Self::KIND, Self::VERSION, state, PmState::sound)?;
+        let decoded = decode_checked(Self::KIND, Self::VERSION, state, PmState::sound);
+        take_over(self, decoded, |state| *self.state.lock() = state)?;
         self.refresh();
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! Devices with several separate ranges of I/O ports.
 
-use device::{PioDevice, StateError, decode};
+use device::{Device, PioDevice, StateError, decode};
 use serde::de::DeserializeOwned;
 use std::fmt;
 use std::sync::Arc;
@@ -45,6 +45,25 @@ impl<D: PortSet> PioDevice for Window<D> {
 
     fn pio_write(&self, offset: u16, data: &[u8]) {
         self.device.write_ports(self.first.wrapping_add(offset), data);
+    }
+}
+
+/// Has `put` take over what was decoded from a saved state, or resets `device` if that was refused. (A reset
+/// before a good state is taken over would move the device's interrupt lines for a moment.)
+pub(crate) fn take_over<T>(
+    device: &impl Device,
+    decoded: Result<T, StateError>,
+    put: impl FnOnce(T),
+) -> Result<(), StateError> {
+    match decoded {
+        Ok(value) => {
+            put(value);
+            Ok(())
+        }
+        Err(error) => {
+            device.reset();
+            Err(error)
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a guest asks of the machine as a whole, and the ports that ask for a reset.
 
-use crate::ports::{PortRegion, PortSet, decode_checked, region};
+use crate::ports::{PortRegion, PortSet, decode_checked, region, take_over};
 use device::{Device, SavedState, StateError, encode};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -139,10 +139,9 @@ impl Device for ResetControl {
     }
 
     fn restore(&self, state: &SavedState) -> Result<(), StateError> {
-        self.reset();
         let sound = |state: &ResetControlState| state.value & !Self::KEPT == 0;
-        *self.state.lock() = decode_checked(Self::KIND, Self::VERSION, state, sound)?;
-        Ok(())
+        let decoded = decode_checked(Self::KIND, Self::VERSION, state, sound);
+        take_over(self, decoded, |state| *self.state.lock() = state)
     }
 }
 
@@ -212,9 +211,8 @@ impl Device for FastReset {
     }
 
     fn restore(&self, state: &SavedState) -> Result<(), StateError> {
-        self.reset();
-        self.gate.set(decode_checked(Self::KIND, Self::VERSION, state, |_| true)?);
-        Ok(())
+        let decoded = decode_checked(Self::KIND, Self::VERSION, state, |_| true);
+        take_over(self, decoded, |open| self.gate.set(open))
     }
 }
 

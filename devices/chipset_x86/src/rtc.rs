@@ -3,7 +3,7 @@
 mod calendar;
 
 use crate::device_timer::DeviceTimer;
-use crate::ports::{PortRegion, PortSet, decode_checked, region};
+use crate::ports::{PortRegion, PortSet, decode_checked, region, take_over};
 use calendar::DateTime;
 use clock::{NANOS_PER_SECOND, Nanos, TimerService, VmClock, nanos_for, ticks_in};
 use device::{Device, SavedState, StateError, encode};
@@ -428,6 +428,12 @@ impl Rtc {
         }
         self.line.update(|| self.state.lock().interrupts() != 0);
     }
+
+    /// Puts another state in place of the present one, which has no more effects.
+    fn replace(&self, new: RtcState) {
+        *self.state.lock() = new;
+        self.access(|_, _| {});
+    }
 }
 
 impl PortSet for Rtc {
@@ -486,10 +492,8 @@ impl Device for Rtc {
     }
 
     fn restore(&self, state: &SavedState) -> Result<(), StateError> {
-        self.reset();
-        let restored = decode_checked(Self::KIND, Self::VERSION, state, RtcState::sound)?;
-        self.access(|state, _| *state = restored);
-        Ok(())
+        let decoded = decode_checked(Self::KIND, Self::VERSION, state, RtcState::sound);
+        take_over(self, decoded, |state| self.replace(state))
     }
 }
 

@@ -11,22 +11,24 @@
 #![allow(unsafe_code)] // guest memory is reached through raw host pointers that the soft TLB holds
 
 mod address;
-mod contract;
 mod core;
 pub mod cpuid;
+mod exceptions;
 mod mmu;
 mod mode;
 mod platform;
 mod reset;
 mod scalar;
+mod segments;
 mod state;
+pub mod system;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+mod transfers;
 mod trap;
 
 pub use crate::core::Core;
 pub use address::{effective_address, memory_offset, segment_index};
-pub use contract::system;
 pub use mmu::{BANKS, FETCH_ENTRIES, FetchEntry, Fill, INVALID_TAG, TLB_ENTRIES, Tlb, TlbEntry};
 pub use platform::Platform;
 pub use scalar::Scalar;

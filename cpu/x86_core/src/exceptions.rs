@@ -1,0 +1,197 @@
+//! Exceptions and interrupts: double and triple faults, and the way into a handler in each mode (Intel SDM
+//! volume 3, chapter 6).
+
+mod legacy;
+mod long;
+
+#[cfg(test)]
+mod tests;
+
+use crate::{Core, Exception, Seg, Tlb, Trap, flags, shadow, vector};
+
+/// What brought an event about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// A fault or abort of the processor, an NMI, or an interrupt from outside.
+    Hardware,
+    /// INT n, INT3, INTO: the gate's DPL is checked.
+    Software,
+    /// INT1.
+    Privileged,
+}
+
+/// An event on its way to a handler.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Event {
+    pub(crate) vector: u8,
+    pub(crate) source: Source,
+    pub(crate) error: Option<u32>,
+    /// What is pushed as return address.
+    pub(crate) return_rip: u64,
+    /// What is pushed as flags.
+    pub(crate) flags: u64,
+}
+
+impl Event {
+    /// The error code that names the IDT entry.
+    pub(crate) fn idt_fault(self, fault: u8) -> Trap {
+        Trap::with_error(fault, u32::from(self.vector) * 8 + 2)
+    }
+}
+
+/// Exceptions that make a double fault of another such (Intel SDM volume 3, table 6-4).
+fn is_contributory(vector: u8) -> bool {
+    matches!(vector, vector::DE | vector::TS | vector::NP | vector::SS | vector::GP)
+}
+
+/// Whether `second`, raised while `first` was being delivered, makes a double fault.
+fn makes_double_fault(first: u8, second: u8) -> bool {
+    match first {
+        vector::PF => second == vector::PF || is_contributory(second),
+        _ => is_contributory(first) && is_contributory(second),
+    }
+}
+
+impl Core<'_> {
+    /// Delivers an exception, and what arises from that: further exceptions, a double fault.
+    ///
+    /// # Errors
+    /// [`Trap::TripleFault`] alone.
+    pub fn deliver(&mut self, exception: Exception) -> Result<(), Trap> {
+        let mut current = exception;
+        loop {
+            if current.vector == vector::PF {
+                self.cpu.cr2 = current.address;
+            }
+            let fault = !matches!(current.vector, vector::DB | vector::NMI | vector::BP | vector::OF);
+            let event = Event {
+                vector: current.vector,
+                source: Source::Hardware,
+                error: current.error,
+                return_rip: self.cpu.rip,
+                flags: self.cpu.rflags | if fault { flags::RF } else { 0 },
+            };
+            if current.vector == vector::DB {
+                // General-detect is switched off for the handler.
+                self.cpu.dr[7] &= !(1 << 13);
+            }
+            let next = match self.transfer_to_handler(event) {
+                Ok(()) => return Ok(()),
+                Err(Trap::Exception(next)) => next,
+                Err(Trap::TripleFault) => return Err(Trap::TripleFault),
+            };
+            if current.vector == vector::DF {
+                return Err(Trap::TripleFault);
+            }
+            current = if makes_double_fault(current.vector, next.vector) {
+                Exception { vector: vector::DF, error: Some(0), address: 0 }
+            } else {
+                next
+            };
+        }
+    }
+
+    /// Delivers an interrupt from outside, or the exception that its delivery raises.
+    ///
+    /// # Errors
+    /// [`Trap::TripleFault`] alone.
+    pub fn interrupt(&mut self, vector: u8) -> Result<(), Trap> {
+        self.cpu.halted = false;
+        let event = Event {
+            vector,
+            source: Source::Hardware,
+            error: None,
+            return_rip: self.cpu.rip,
+            flags: self.cpu.rflags,
+        };
+        match self.transfer_to_handler(event) {
+            Err(Trap::Exception(exception)) => self.deliver(exception),
+            other => other,
+        }
+    }
+
+    /// Delivers a non-maskable interrupt; further ones wait for IRET.
+    ///
+    /// # Errors
+    /// [`Trap::TripleFault`] alone.
+    pub fn nmi(&mut self) -> Result<(), Trap> {
+        let result = self.interrupt(vector::NMI);
+        self.cpu.interrupt_shadow |= shadow::NMI;
+        result
+    }
+
+    /// INT n, INT3 and INTO; `next_rip` is the address of the instruction that follows.
+    ///
+    /// # Errors
+    /// The fault of the instruction.
+    pub fn software_interrupt(&mut self, vector: u8, next_rip: u64) -> Result<(), Trap> {
+        if self.vm86() && self.cpu.iopl() < 3 {
+            return Err(Trap::gp(0));
+        }
+        self.instruction_interrupt(vector, next_rip, Source::Software)
+    }
+
+    /// INT3 and INTO, which virtual-8086 mode lets through, and INT1.
+    pub(crate) fn instruction_interrupt(
+        &mut self,
+        vector: u8,
+        next_rip: u64,
+        source: Source,
+    ) -> Result<(), Trap> {
+        let event =
+            Event { vector, source, error: None, return_rip: next_rip, flags: self.cpu.rflags & !flags::RF };
+        self.transfer_to_handler(event)
+    }
+
+    /// Goes to the handler, or leaves the state as it was and says what hindered.
+    fn transfer_to_handler(&mut self, event: Event) -> Result<(), Trap> {
+        let result = if self.cpu.long_mode() {
+            self.long_handler(event)
+        } else if self.cpu.cr0 & crate::cr0::PE != 0 {
+            self.protected_handler(event)
+        } else {
+            self.real_handler(event)
+        };
+        match result {
+            Ok(()) => {
+                self.cpu.interrupt_shadow &= shadow::NMI;
+                Ok(())
+            }
+            Err(Trap::Exception(mut nested)) => {
+                // EXT: the event was none of the program's own making.
+                if event.source != Source::Software
+                    && matches!(nested.vector, vector::TS | vector::NP | vector::SS | vector::GP)
+                {
+                    nested.error = nested.error.map(|error| error | 1);
+                }
+                Err(Trap::Exception(nested))
+            }
+            other => other,
+        }
+    }
+
+    /// The interrupt vector table of real mode.
+    fn real_handler(&mut self, event: Event) -> Result<(), Trap> {
+        let offset = u32::from(event.vector) * 4;
+        if offset + 3 > u32::from(self.cpu.idtr.limit) {
+            return Err(event.idt_fault(vector::GP));
+        }
+        let table = self.system_address(self.cpu.idtr.base.wrapping_add(u64::from(offset)));
+        let target: u32 = self.read_linear(table, Tlb::SUPERVISOR)?;
+        let old_stack = self.cpu.regs[crate::reg::RSP];
+        let code = self.cpu.segments[Seg::Cs as usize].selector;
+        let pushed = self
+            .push(2, event.flags & !flags::RF)
+            .and_then(|()| self.push(2, u64::from(code)))
+            .and_then(|()| self.push(2, event.return_rip));
+        if let Err(trap) = pushed {
+            self.cpu.regs[crate::reg::RSP] = old_stack;
+            return Err(trap);
+        }
+        self.set_rflags(self.cpu.rflags & !(flags::IF | flags::TF | flags::AC | flags::RF));
+        self.load_real_segment(Seg::Cs, (target >> 16) as u16);
+        self.cpu.rip = u64::from(target & 0xffff);
+        self.mode_changed();
+        Ok(())
+    }
+}

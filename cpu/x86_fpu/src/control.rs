@@ -44,13 +44,10 @@ pub(crate) fn handles(code: Code) -> bool {
     ) || xsave::handles(code)
 }
 
-/// Executes `insn` if it is one of these.
-pub(crate) fn execute(core: &mut Core, insn: &Instruction) -> Result<bool, Trap> {
+/// Executes one of these.
+pub(crate) fn execute(core: &mut Core, insn: &Instruction) -> Result<(), Trap> {
     use Code::*;
     let code = insn.code();
-    if !handles(code) {
-        return Ok(false);
-    }
     if code != Wait {
         engine::require(core, insn)?;
     }
@@ -87,7 +84,7 @@ pub(crate) fn execute(core: &mut Core, insn: &Instruction) -> Result<bool, Trap>
         _ if xsave::handles(code) => xsave::execute(core, insn)?,
         _ => x87_control(core, insn)?,
     }
-    Ok(true)
+    Ok(())
 }
 
 /// LDMXCSR and STMXCSR.

@@ -69,20 +69,29 @@ impl Emitter {
         self.context_0f(0xae, 3, displacement);
     }
 
-    /// FXRSTOR64 of [`Context::fx`].
+    /// FXRSTOR64 of the guest's x87 state.
     pub(crate) fn load_x87(&mut self) {
-        self.context64_0f_ae(1);
+        self.load_gpr(gpr::R11, offset_of!(Context, x87));
+        self.bytes(&[0x49, 0x0f, 0xae]);
+        self.address(1, gpr::R11, 0);
     }
 
-    /// FXSAVE64 to [`Context::fx`], and a fresh x87 unit for the host.
-    pub(crate) fn store_x87(&mut self) {
-        self.context64_0f_ae(0);
-        self.bytes(&[0xdb, 0xe3]); // fninit
-    }
-
-    fn context64_0f_ae(&mut self, extension: u8) {
+    /// FXSAVE64 to [`Context::fx`], the x87 unit as the host expects it, and the return: an empty stack, all
+    /// exceptions masked. FNINIT would do, but is slow, and needed only if an exception is pending.
+    pub(crate) fn store_x87_and_return(&mut self) {
+        let image = offset_of!(Context, fx);
         self.code.push(0x48);
-        self.context_0f(0xae, extension, offset_of!(Context, fx));
+        self.context_0f(0xae, 0, image);
+        self.code.push(0xf6); // test byte [rdi + image + 2], 0x80
+        self.address(0, gpr::RDI, image + 2);
+        self.code.push(0x80);
+        self.bytes(&[0x75, 9]); // jnz over the next three
+        self.leave_mmx();
+        self.code.push(0xd9); // fldcw
+        self.address(5, gpr::RDI, offset_of!(Context, host_control));
+        self.ret();
+        self.bytes(&[0xdb, 0xe3]); // fninit
+        self.ret();
     }
 
     fn mmx_place(register: u8) -> usize {
@@ -192,7 +201,7 @@ mod tests {
         }
         let mut emitter = Emitter::default();
         emitter.load_x87();
-        emitter.store_x87();
+        emitter.store_x87_and_return();
         emitter.load_flags();
         emitter.store_flags();
         emitter.load_mxcsr(8);
@@ -203,16 +212,16 @@ mod tests {
         emitter.leave_avx();
         emitter.ret();
         use Mnemonic::{
-            Emms, Fninit, Fxrstor64, Fxsave64, Ldmxcsr, Movq, Pop, Popfq, Push, Pushfq, Ret, Stmxcsr,
-            Vzeroupper,
+            Emms, Fldcw, Fninit, Fxrstor64, Fxsave64, Jne, Ldmxcsr, Mov, Movq, Pop, Popfq, Push, Pushfq, Ret,
+            Stmxcsr, Test, Vzeroupper,
         };
         let found: Vec<Mnemonic> =
             Decoder::new(64, &emitter.code, DecoderOptions::NONE).into_iter().map(|i| i.mnemonic()).collect();
         assert_eq!(
             found,
             [
-                Fxrstor64, Fxsave64, Fninit, Push, Popfq, Pushfq, Pop, Ldmxcsr, Stmxcsr, Movq, Movq, Emms,
-                Vzeroupper, Ret
+                Mov, Fxrstor64, Fxsave64, Test, Jne, Emms, Fldcw, Ret, Fninit, Ret, Push, Popfq, Pushfq, Pop,
+                Ldmxcsr, Stmxcsr, Movq, Movq, Emms, Vzeroupper, Ret
             ]
         );
     }

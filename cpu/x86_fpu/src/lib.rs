@@ -32,29 +32,48 @@ mod xsave;
 pub use xsave::{XSAVE_COMPONENTS, XsaveComponent, xsave_area_size};
 
 use iced_x86::{Code, Instruction};
+use std::sync::LazyLock;
 use x86_core::{Core, Flow, Trap};
+
+/// What executes an instruction.
+pub type Handler = fn(&mut Core, &Instruction) -> Result<Flow, Trap>;
 
 /// Executes an x87, MMX, SSE or AVX instruction, or one that saves or restores the state of these. Others
 /// (see [`handles`]) are #UD, as are those that the CPU model does not announce or the host does not have.
 ///
 /// On [`Trap`] the guest's state is as before, but for the exception flags that #XM leaves in MXCSR.
 pub fn execute(core: &mut Core, insn: &Instruction) -> Result<Flow, Trap> {
-    if !moves::execute(core, insn)? && !control::execute(core, insn)? && !masked::execute(core, insn)? {
-        run::execute(core, insn)?;
+    match handler(insn.code()) {
+        Some(handler) => handler(core, insn),
+        None => Err(Trap::UD),
     }
-    Ok(Flow::Next)
 }
 
 /// Whether `code` is for [`execute`].
 pub fn handles(code: Code) -> bool {
-    use std::sync::OnceLock;
-    static TABLE: OnceLock<Vec<bool>> = OnceLock::new();
-    let table = TABLE.get_or_init(|| {
+    handler(code).is_some()
+}
+
+/// What [`execute`] calls for instructions of `code`, for those who decode once and execute often.
+pub fn handler(code: Code) -> Option<Handler> {
+    static HANDLERS: LazyLock<Vec<Option<Handler>>> = LazyLock::new(|| {
         Code::values()
-            .map(|code| control::handles(code) || masked::handles(code) || stub::handles(code))
+            .map(|code| -> Option<Handler> {
+                if moves::handles(code) {
+                    Some(|core, insn| moves::execute(core, insn).map(|()| Flow::Next))
+                } else if control::handles(code) {
+                    Some(|core, insn| control::execute(core, insn).map(|()| Flow::Next))
+                } else if masked::handles(code) {
+                    Some(|core, insn| masked::execute(core, insn).map(|()| Flow::Next))
+                } else if stub::handles(code) {
+                    Some(|core, insn| run::execute(core, insn).map(|()| Flow::Next))
+                } else {
+                    None
+                }
+            })
             .collect()
     });
-    table[code as usize]
+    HANDLERS[code as usize]
 }
 
 /// Makes this thread ready to execute: maps the memory for stubs, which [`execute`] otherwise does when it

@@ -14,22 +14,18 @@ pub(crate) fn handles(code: Code) -> bool {
         || gather(code).is_some()
 }
 
-/// Executes `insn` if it is one of these.
-pub(crate) fn execute(core: &mut Core, insn: &Instruction) -> Result<bool, Trap> {
-    if !handles(insn.code()) {
-        return Ok(false);
-    }
+/// Executes one of these.
+pub(crate) fn execute(core: &mut Core, insn: &Instruction) -> Result<(), Trap> {
     engine::require(core, insn)?;
     if let Some(shape) = gather(insn.code()) {
         check_available(core, Class::Avx)?;
-        gather_elements(core, insn, shape)?;
+        gather_elements(core, insn, shape)
     } else if let Some(shape) = vector_move(insn.code()) {
         check_available(core, Class::Avx)?;
-        move_elements(core, insn, shape)?;
+        move_elements(core, insn, shape)
     } else {
-        store_bytes(core, insn)?;
+        store_bytes(core, insn)
     }
-    Ok(true)
 }
 
 /// MASKMOVQ and MASKMOVDQU.
@@ -43,8 +39,7 @@ fn store_bytes(core: &mut Core, insn: &Instruction) -> Result<(), Trap> {
         x87::enter_mmx(&mut image);
         let register = |number: usize| &image.0[32 + 16 * (number & 7)..][..8];
         store_runs(core, address, register(data), register(mask))?;
-        let copy = image.0;
-        x87::commit_mmx(&mut core.cpu.x87, &copy, 0);
+        x87::switch_to_mmx(&mut core.cpu.x87);
         return Ok(());
     }
     let vex = insn.code() == Code::VEX_Vmaskmovdqu_rDI_xmm_xmm;

@@ -16,6 +16,23 @@ pub(crate) fn read(core: &mut Core, (seg, offset): (Seg, u64), data: &mut [u8]) 
     Ok(())
 }
 
+/// Stores 16 bytes at once: an instruction that loads them right after, as stubs do, would wait for two
+/// halves to get to the cache.
+#[inline(always)]
+pub(crate) fn set_wide(place: &mut [u8; 16], value: u128) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_mm_set_epi64x, _mm_storeu_si128};
+        // SAFETY: SSE2 is part of the architecture; `place` is 16 bytes, of any alignment.
+        unsafe {
+            let value = _mm_set_epi64x((value >> 64) as i64, value as i64);
+            _mm_storeu_si128(place.as_mut_ptr().cast(), value);
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    place.copy_from_slice(&value.to_le_bytes());
+}
+
 /// Writes `data`, as [`read`] reads.
 pub(crate) fn write(core: &mut Core, (seg, offset): (Seg, u64), data: &[u8]) -> Result<(), Trap> {
     fn array<const N: usize>(data: &[u8]) -> [u8; N] {

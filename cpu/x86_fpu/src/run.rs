@@ -4,7 +4,7 @@ use crate::stub::{Class, Context, Stub};
 use crate::{engine, operand, simd_exception, x87};
 use iced_x86::Instruction;
 use std::mem::MaybeUninit;
-use x86_core::{Core, Cpu, Seg, Trap, VecReg, flags, reg};
+use x86_core::{Core, Cpu, Seg, Trap, VecReg, X87Area, flags, reg};
 
 /// Executes an instruction through its stub.
 pub(crate) fn execute(core: &mut Core, insn: &Instruction) -> Result<(), Trap> {
@@ -52,6 +52,33 @@ impl Frame {
         }
     }
 
+    /// Reads the memory operand, of `size` (up to 64) bytes.
+    pub(crate) fn read_memory(
+        &mut self,
+        core: &mut Core,
+        (seg, offset): (Seg, u64),
+        size: usize,
+    ) -> Result<(), Trap> {
+        match size {
+            4 => self.set_memory(&core.read::<u32>(seg, offset)?.to_le_bytes()),
+            8 => self.set_memory(&core.read::<u64>(seg, offset)?.to_le_bytes()),
+            16 => {
+                let value = core.read::<u128>(seg, offset)?;
+                let context = self.at();
+                // SAFETY: inside the context's own allocation; bytes need no alignment.
+                let place = unsafe { &mut *(&raw mut (*context).memory).cast::<[u8; 16]>() };
+                operand::set_wide(place, value);
+            }
+            _ => {
+                let mut data = [0; 64];
+                let data = &mut data[..size.min(64)];
+                operand::read(core, (seg, offset), data)?;
+                self.set_memory(data);
+            }
+        }
+        Ok(())
+    }
+
     /// The memory operand's bytes, after a stub wrote them.
     ///
     /// # Safety
@@ -63,24 +90,47 @@ impl Frame {
         }
     }
 
-    /// The x87 image, which is set to `image` (with Rust's own MXCSR).
-    pub(crate) fn set_x87(&mut self, image: &[u8; 512]) {
+    /// The state that an x87 stub loads; its MXCSR is set to Rust's own, as the stub loads that, too.
+    pub(crate) fn set_x87(&mut self, area: &mut X87Area) {
+        area.0[24..32].copy_from_slice(&u64::from(simd_exception::DEFAULT).to_le_bytes());
         let context = self.at();
         // SAFETY: writes inside the context's own allocation.
         unsafe {
-            (&raw mut (*context).fx).write(*image);
-            let mxcsr = (&raw mut (*context).fx).cast::<u8>().add(24);
-            mxcsr.cast::<u64>().write_unaligned(0x1f80);
+            (*context).x87 = area;
+            (*context).host_control = x87::INIT_CONTROL;
         }
     }
 
-    /// The x87 image.
+    /// Sets the MMX registers.
+    pub(crate) fn set_mmx(&mut self, area: &X87Area) {
+        let context = self.at();
+        let top = 16 * x87::top(area);
+        // SAFETY: inside the context's own allocation: 128 bytes, in two parts, from place 32. The first
+        // register is physical register 0: rotated right by `top`.
+        unsafe {
+            let place = (&raw mut (*context).fx).cast::<u8>().add(32);
+            let registers = area.0[32..160].as_ptr();
+            std::ptr::copy_nonoverlapping(registers, place.add(top), 128 - top);
+            std::ptr::copy_nonoverlapping(registers.add(128 - top), place, top);
+        }
+    }
+
+    /// Bytes 0..160 of the x87 image.
     ///
     /// # Safety
-    /// It must have been set with [`Frame::set_x87`].
-    pub(crate) unsafe fn x87(&self) -> &[u8; 512] {
+    /// An x87 stub must have run.
+    pub(crate) unsafe fn x87(&self) -> &[u8; 160] {
         // SAFETY: initialized as the caller says.
-        unsafe { &*(&raw const (*self.0.as_ptr()).fx) }
+        unsafe { &*(&raw const (*self.0.as_ptr()).fx).cast() }
+    }
+
+    /// The MMX registers, one in each 16 bytes.
+    ///
+    /// # Safety
+    /// They must have been set with [`Frame::set_mmx`].
+    pub(crate) unsafe fn mmx(&self) -> &[u8; 128] {
+        // SAFETY: initialized as the caller says; inside the context's own allocation.
+        unsafe { &*(&raw const (*self.0.as_ptr()).fx).cast::<u8>().add(32).cast() }
     }
 
     /// Sets the flags that the stub starts with.
@@ -119,33 +169,24 @@ fn run(core: &mut Core, stub: &Stub, address: Option<(Seg, u64)>) -> Result<(), 
     if let (Some(memory), Some(address)) = (stub.memory, address)
         && !memory.write
     {
-        let mut data = [0; 64];
-        let data = &mut data[..usize::from(memory.size)];
-        operand::read(core, address, data)?;
-        frame.set_memory(data);
+        frame.read_memory(core, address, usize::from(memory.size))?;
     }
     if stub.mmx {
-        let mut image = core.cpu.x87;
-        x87::enter_mmx(&mut image);
-        frame.set_x87(&image.0);
+        frame.set_mmx(&core.cpu.x87);
     }
     if stub.flags {
         frame.set_flags(core.cpu.rflags);
     }
     if stub.mxcsr {
-        let raised = run_masked(core, stub, &mut frame);
         if let (Some(memory), Some((seg, offset))) = (stub.memory, address)
             && memory.write
         {
             core.check_write(seg, offset, u64::from(memory.size))?;
         }
-        if let Err((trap, saved)) = raised {
-            restore_vectors(core.cpu, &saved);
+        if let Err(trap) = run_masked(core, stub, &mut frame) {
             if stub.mmx {
                 // The x87 unit is in MMX mode even so.
-                let mut image = core.cpu.x87;
-                x87::enter_mmx(&mut image);
-                x87::commit_mmx(&mut core.cpu.x87, &image.0, 0);
+                x87::switch_to_mmx(&mut core.cpu.x87);
             }
             return Err(trap);
         }
@@ -184,8 +225,8 @@ fn enter(cpu: &mut Cpu, stub: &Stub, frame: &mut Frame, mxcsr: u32) {
 }
 
 /// Runs a stub with all exceptions masked, and records in the guest's MXCSR what was raised. If an exception
-/// is to be delivered, gives it and the vector registers to put back: the stub has written them in place.
-fn run_masked(core: &mut Core, stub: &Stub, frame: &mut Frame) -> Result<(), (Trap, Saved)> {
+/// is to be delivered, the vector registers, which the stub writes in place, are put back.
+fn run_masked(core: &mut Core, stub: &Stub, frame: &mut Frame) -> Result<(), Trap> {
     let guest = core.cpu.mxcsr;
     let mut saved = [None; 2];
     let mut hidden = 0;
@@ -201,7 +242,7 @@ fn run_masked(core: &mut Core, stub: &Stub, frame: &mut Frame) -> Result<(), (Tr
     enter(core.cpu, stub, frame, simd_exception::to_run(guest));
     // SAFETY: as above.
     let raised = unsafe { (*frame.at()).mxcsr };
-    simd_exception::raise(core, raised | hidden).map_err(|trap| (trap, saved))
+    simd_exception::raise(core, raised | hidden).inspect_err(|_| restore_vectors(core.cpu, &saved))
 }
 
 /// Stores the results other than memory and vector registers.
@@ -221,7 +262,7 @@ fn commit(cpu: &mut Cpu, stub: &Stub, frame: &mut Frame) {
             commit_flags(cpu, frame.flags());
         }
         if stub.mmx {
-            x87::commit_mmx(&mut cpu.x87, frame.x87(), stub.mmx_written);
+            x87::commit_mmx(&mut cpu.x87, frame.mmx(), stub.mmx_written);
         }
     }
     if stub.class == Class::Avx {

@@ -7,18 +7,20 @@ use iced_x86::{
     OpKind, Register, RflagsBits, UsedRegister,
 };
 use std::mem::offset_of;
-use x86_core::VecReg;
+use x86_core::{VecReg, X87Area};
 
 /// What a stub works on; RDI points to it.
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub(crate) struct Context {
-    /// x87 state as an FXSAVE64 image. MMX stubs use its registers alone.
+    /// What x87 stubs leave, as an FXSAVE64 image; of MMX stubs the registers, before and after.
     pub(crate) fx: [u8; 512],
     /// The memory operand.
     pub(crate) memory: [u8; 64],
     /// The guest's vector registers.
     pub(crate) vectors: *mut VecReg,
+    /// The guest's x87 state, which x87 stubs load.
+    pub(crate) x87: *const X87Area,
     /// The general register operand.
     pub(crate) operand: u64,
     /// Registers that the instruction uses without naming them.
@@ -31,6 +33,8 @@ pub(crate) struct Context {
     pub(crate) mxcsr: u32,
     /// MXCSR of Rust code.
     pub(crate) host_mxcsr: u32,
+    /// The x87 control word of Rust code.
+    pub(crate) host_control: u16,
 }
 
 /// Code that runs one instruction.
@@ -358,9 +362,10 @@ fn surround(encoded: &[u8], stub: &Stub, vectors: &Used, mmx: &Used, implicit: &
         emit.leave_mmx();
     }
     if stub.class == Class::X87 {
-        emit.store_x87();
+        emit.store_x87_and_return();
+    } else {
+        emit.ret();
     }
-    emit.ret();
     emit.code
 }
 

@@ -4,7 +4,7 @@ use crate::operand::{self, real_mode};
 use crate::run::{Frame, commit_flags};
 use crate::stub::Stub;
 use iced_x86::{Instruction, Register};
-use x86_core::{CodeSize, Core, Seg, Trap, X87Area, cr0};
+use x86_core::{CodeSize, Core, Cpu, Seg, Trap, X87Area, cr0};
 
 /// Bits of the status word (Intel SDM volume 1, 8.1.3).
 pub(crate) mod status {
@@ -83,8 +83,8 @@ pub(crate) fn enter_mmx(area: &mut X87Area) {
 
 /// Stores what an MMX instruction left: the stack is full with TOP 0, and each register written has all
 /// ones for sign and exponent (Intel SDM volume 1, 9.5).
-pub(crate) fn commit_mmx(area: &mut X87Area, image: &[u8; 512], written: u8) {
-    area.0[32..160].copy_from_slice(&image[32..160]);
+pub(crate) fn commit_mmx(area: &mut X87Area, registers: &[u8; 128], written: u8) {
+    area.0[32..160].copy_from_slice(registers);
     for register in 0..8 {
         if written >> register & 1 != 0 {
             area.0[40 + 16 * register..][..2].fill(0xff);
@@ -94,10 +94,16 @@ pub(crate) fn commit_mmx(area: &mut X87Area, image: &[u8; 512], written: u8) {
     area.0[4] = 0xff;
 }
 
-/// EMMS.
-pub(crate) fn leave_mmx(area: &mut X87Area) {
+/// What an MMX instruction does to the x87 unit, registers written aside.
+pub(crate) fn switch_to_mmx(area: &mut X87Area) {
     enter_mmx(area);
     set_status(area, status_word(area) & !status::TOP);
+    area.0[4] = 0xff;
+}
+
+/// EMMS.
+pub(crate) fn leave_mmx(area: &mut X87Area) {
+    switch_to_mmx(area);
     area.0[4] = 0;
 }
 
@@ -133,51 +139,51 @@ pub(crate) fn run(
     address: Option<(Seg, u64)>,
 ) -> Result<(), Trap> {
     let mut frame = Frame::new();
-    let mut image = core.cpu.x87;
-    // Exceptions may be pending here only if they are ignored; the host must not take them.
-    let mut ignored = 0;
-    if core.cpu.cr0 & cr0::NE == 0 && pending(&image) {
-        let status = status_word(&image);
-        ignored = status & status::EXCEPTIONS;
-        set_status(&mut image, status & !status::EXCEPTIONS);
-    }
-    summarize(&mut image);
-    frame.set_x87(&image.0);
     let mut store = None;
     if let (Some(memory), Some(address)) = (stub.memory, address) {
-        let mut data = [0; 16];
-        let data = &mut data[..usize::from(memory.size).min(16)];
+        let size = usize::from(memory.size).min(16);
         if memory.write {
-            store = Some((address, data.len()));
+            store = Some((address, size));
+            // A store that does not happen leaves the buffer as it is.
+            frame.set_memory(&[0; 16]);
         } else {
-            operand::read(core, address, data)?;
+            frame.read_memory(core, address, size)?;
         }
-        // A store that does not happen leaves the buffer unwritten; it must be initialized all the same.
-        frame.set_memory(data);
     }
     if stub.flags {
         frame.set_flags(core.cpu.rflags);
     }
-    // SAFETY: all that x87 stubs use is set: image, memory, flags. No unmasked exception is pending in the
-    // image, so the host takes none.
+    let before = status_word(&core.cpu.x87);
+    // Exceptions may be pending here only if they are ignored; the host must not take them.
+    let mut ignored = 0;
+    if core.cpu.cr0 & cr0::NE == 0 && pending(&core.cpu.x87) {
+        ignored = before & status::EXCEPTIONS;
+        set_status(&mut core.cpu.x87, before & !status::EXCEPTIONS);
+    }
+    summarize(&mut core.cpu.x87);
+    frame.set_x87(&mut core.cpu.x87);
+    // SAFETY: all that x87 stubs use is set: state, memory, flags. No unmasked exception is pending in the
+    // state, so the host takes none.
     unsafe { frame.run(stub) };
-    // SAFETY: set above.
-    image.0[32..160].copy_from_slice(&unsafe { frame.x87() }[32..160]);
-    // SAFETY: as above.
-    image.0[..6].copy_from_slice(&unsafe { frame.x87() }[..6]);
-    if let Some((address, len)) = store
-        && status_word(&image) & !control(&image) & status::NO_STORE == 0
-    {
-        // SAFETY: set above.
-        operand::write(core, address, unsafe { frame.memory(len) })?;
+    set_status(&mut core.cpu.x87, before);
+    // SAFETY: the stub has run.
+    let image = unsafe { frame.x87() };
+    if let Some((address, len)) = store {
+        let word = |at: usize| u16::from_le_bytes([image[at], image[at + 1]]);
+        if word(2) & !word(0) & status::NO_STORE == 0 {
+            // SAFETY: set above.
+            operand::write(core, address, unsafe { frame.memory(len) })?;
+        }
     }
+    let area = &mut core.cpu.x87;
+    area.0[..6].copy_from_slice(&image[..6]);
+    area.0[32..160].copy_from_slice(&image[32..160]);
     if ignored != 0 {
-        let status = status_word(&image);
-        set_status(&mut image, status | ignored);
-        summarize(&mut image);
+        let status = status_word(area);
+        set_status(area, status | ignored);
+        summarize(area);
     }
-    record_instruction(core, insn, stub.fop, address, &mut image);
-    core.cpu.x87 = image;
+    record_instruction(core, insn, stub.fop, address);
     if stub.flags {
         // SAFETY: set above.
         commit_flags(core.cpu, unsafe { frame.flags() });
@@ -187,25 +193,22 @@ pub(crate) fn run(
 
 /// Sets FOP, FIP and, of instructions with a memory operand, FDP (Intel SDM volume 1, 8.1.8 and 8.1.9).
 /// Selectors are not kept.
-fn record_instruction(
-    core: &Core,
-    insn: &Instruction,
-    fop: u16,
-    address: Option<(Seg, u64)>,
-    image: &mut X87Area,
-) {
+fn record_instruction(core: &mut Core, insn: &Instruction, fop: u16, address: Option<(Seg, u64)>) {
     let linear = real_mode(core);
-    let pointer = |seg: Seg, offset: u64| {
-        if linear { core.cpu.segments[seg as usize].base.wrapping_add(offset) & 0xffff_ffff } else { offset }
+    let pointer = |cpu: &Cpu, seg: Seg, offset: u64| {
+        if linear { cpu.segments[seg as usize].base.wrapping_add(offset) & 0xffff_ffff } else { offset }
     };
     let fop = match address {
         Some(_) => fop & 0x738 | addressing(core, insn),
         None => fop,
     };
-    set_word(image, 6, fop & 0x7ff);
-    image.0[8..16].copy_from_slice(&pointer(Seg::Cs, core.cpu.rip).to_le_bytes());
+    let cpu = &mut *core.cpu;
+    let instruction = pointer(cpu, Seg::Cs, cpu.rip);
+    set_word(&mut cpu.x87, 6, fop & 0x7ff);
+    cpu.x87.0[8..16].copy_from_slice(&instruction.to_le_bytes());
     if let Some((seg, offset)) = address {
-        image.0[16..24].copy_from_slice(&pointer(seg, offset).to_le_bytes());
+        let data = pointer(cpu, seg, offset);
+        cpu.x87.0[16..24].copy_from_slice(&data.to_le_bytes());
     }
 }
 
@@ -281,7 +284,7 @@ mod tests {
         assert_eq!(image.0[32 + 16 * 3], 0);
         assert_eq!(image.0[32 + 16 * 4], 1);
         assert_eq!(image.0[32], 5);
-        commit_mmx(&mut area, &image.0, 2);
+        commit_mmx(&mut area, image.0[32..160].try_into().unwrap(), 2);
         assert_eq!(area.0[4], 0xff);
         assert_eq!(top(&area), 0);
         assert_eq!(area.0[32 + 16 + 8..][..2], [0xff, 0xff]);

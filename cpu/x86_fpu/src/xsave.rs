@@ -166,7 +166,7 @@ fn in_use(cpu: &Cpu, count: usize) -> u64 {
     let x87 = cpu.x87.0[..24] != fresh.0[..24] || !zero(&cpu.x87.0[32..XMM]);
     let sse = cpu.vectors[..count].iter().any(|vector| !zero(&vector.0[..16]));
     let avx = cpu.vectors[..count].iter().any(|vector| !zero(&vector.0[16..32]));
-    u64::from(x87) * X87 | u64::from(sse) * SSE | u64::from(avx) * AVX
+    [(x87, X87), (sse, SSE), (avx, AVX)].iter().filter(|(used, _)| *used).fold(0, |set, (_, bit)| set | bit)
 }
 
 fn encode_upper(cpu: &Cpu, count: usize, place: &mut [u8]) {

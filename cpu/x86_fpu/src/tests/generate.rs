@@ -166,7 +166,10 @@ fn extended(random: &mut Random) -> [u8; 10] {
         2 => random.pick(&[(0, 1), (0, 1 << 63), (0x8000, 1 << 62), (1, 1 << 63), (0x7ffe, !0)]),
         // Unsupported: pseudo-infinity, unnormal.
         3 if random.one_in(3) => random.pick(&[(0x7fff, 0), (0x4000, 1 << 62)]),
-        4..=8 => (0x3fe0 + random.below(0x48) as u16 | (random.next() as u16) << 15, random.next() | 1 << 63),
+        4..=8 => {
+            let sign = (random.next() as u16) << 15;
+            (sign | (0x3fe0 + random.below(0x48) as u16), random.next() | 1 << 63)
+        }
         9 => (0x4000 | (random.next() as u16) << 15, random.next() & 0xffff << 48 | 1 << 63),
         _ => (random.next() as u16 & 0xbfff, random.next() | 1 << 63),
     };

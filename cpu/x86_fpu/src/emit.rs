@@ -195,7 +195,7 @@ mod tests {
             let mut emitter = Emitter::default();
             emitter.load_gpr(register, 0x1234);
             let insn = Decoder::new(64, &emitter.code, DecoderOptions::NONE).decode();
-            assert_eq!(insn.mnemonic(), Mnemonic::Mov);
+            assert_eq!(insn.mnemonic(), Mov);
             assert_eq!(insn.op0_register(), Register::RAX + u32::from(register));
             assert_eq!((insn.memory_base(), insn.memory_displacement64()), (Register::RDI, 0x1234));
         }

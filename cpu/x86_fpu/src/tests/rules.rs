@@ -3,6 +3,7 @@
 use super::against_host::machine;
 use crate::{engine, execute, handles, x87};
 use iced_x86::{Code, Decoder, DecoderOptions};
+use x86_core::cpuid::CpuModel;
 use x86_core::testing::{DATA, MMIO, Machine};
 use x86_core::{Cpu, Flow, Trap, cr0, cr4, efer, reg, vector};
 
@@ -311,4 +312,24 @@ fn stubs_are_bounded() {
     machine.cpu.vectors[0].0[..16].fill(0);
     assert_eq!(run(&mut machine, 64, PXOR_XMM), Ok(Flow::Next));
     assert_eq!(machine.cpu.vectors[0].0[..4], [1, 2, 3, 4]);
+}
+
+#[test]
+fn models_decide() {
+    let run_on = |model: &str, bytes: &[u8]| {
+        let mut machine = Machine::long();
+        machine.cpu.model = std::sync::Arc::new(CpuModel::by_name(model).unwrap());
+        machine.cpu.regs[reg::RBX] = DATA;
+        run(&mut machine, 64, bytes)
+    };
+    for bytes in [FLD1, PXOR_MM, PXOR_XMM, MOVAPS, FXSAVE, STMXCSR, EMMS, FWAIT] {
+        for model in ["max", "x86-64-v1", "x86-64-v2", "qemu64"] {
+            assert_eq!(run_on(model, bytes), Ok(Flow::Next), "{bytes:x?} on {model}");
+        }
+    }
+    assert_eq!(run_on("x86-64-v1", PSHUFB_MM), Err(Trap::UD));
+    assert_eq!(run_on("x86-64-v2", PSHUFB_MM), Ok(Flow::Next));
+    assert_eq!(run_on("x86-64-v2", XSAVE), Err(Trap::UD));
+    let insertq = [0xf2, 0x0f, 0x79, 0xc1];
+    assert_eq!(run_on("x86-64-v2", &insertq), Err(Trap::UD));
 }

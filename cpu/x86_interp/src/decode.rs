@@ -23,55 +23,71 @@ struct Entry {
     handler: Handler,
 }
 
-thread_local! {
-    // A processor stays on its thread; nothing breaks if it moves.
-    static CACHE: RefCell<Box<[Entry]>> = RefCell::new(
-        vec![
-            Entry {
-                bytes: 0,
-                mask: 0,
-                bits: 0,
-                instruction: Instruction::default(),
-                handler: crate::misc::undefined,
-            };
-            ENTRIES
-        ]
-        .into(),
-    );
+impl Entry {
+    fn new(bytes: u128, mask: u128, bits: u32, instruction: Instruction, handler: Handler) -> Self {
+        Self { bytes: bytes & mask, mask, bits, instruction, handler }
+    }
+
+    /// One that is never found.
+    fn of(handler: Handler) -> Self {
+        Self::new(0, 0, 0, Instruction::default(), handler)
+    }
 }
 
-/// The instruction at CS:RIP and what executes it.
+thread_local! {
+    // A processor stays on its thread; nothing breaks if it moves.
+    static CACHE: RefCell<Box<[Entry; ENTRIES]>> =
+        RefCell::new(vec![Entry::of(again); ENTRIES].try_into().unwrap_or_else(|_| unreachable!("ENTRIES of them")));
+}
+
+/// Has `run` execute the instruction at CS:RIP with the function for it; `run` gives none if it put an
+/// exception into its last argument. (The cache is borrowed meanwhile; should another processor be stepped
+/// from within, it goes without.)
 ///
 /// # Errors
-/// The fault of the fetch, #GP for more than 15 bytes, #UD for what is no instruction.
+/// The fault of the fetch, #GP for more than 15 bytes, #UD for what is no instruction; those of `run`.
 #[inline(always)]
-pub(crate) fn fetch(core: &mut Core<'_>) -> Result<(Instruction, Handler), Trap> {
-    let mut buffer = [0; 16];
-    let window: &mut [u8; 15] = buffer.first_chunk_mut().expect("15 of 16 bytes");
-    let available = core.fetch(window)?;
+pub(crate) fn with_instruction(
+    core: &mut Core<'_>,
+    run: impl Fn(&mut Core<'_>, &Instruction, Handler, &mut Trap) -> Option<Flow>,
+) -> Result<Flow, Trap> {
+    let (bytes, available) = core.fetch_word()?;
     let ip = core.cpu.rip;
     let bits = core.code_size().bits();
-    let bytes = u128::from_le_bytes(buffer);
     let slot = (ip ^ ip >> 12) as usize % ENTRIES;
-    CACHE.with_borrow_mut(|cache| {
-        let entry = &mut cache[slot];
+    // Results pass through here for every instruction: a byte is quicker to hand on than all that a trap may
+    // hold.
+    let mut trap = Trap::UD;
+    let flow = CACHE.with(|cache| {
+        if let Ok(entries) = cache.try_borrow() {
+            let entry = &entries[slot];
+            if entry.mask != 0
+                && entry.instruction.ip() == ip
+                && entry.bits == bits
+                && entry.bytes == bytes & entry.mask
+                && entry.instruction.len() <= available
+            {
+                return run(core, &entry.instruction, entry.handler, &mut trap);
+            }
+        }
+        let entry = match decode(core, bytes, available, bits) {
+            Ok(entry) => entry,
+            Err(fault) => {
+                trap = fault;
+                return None;
+            }
+        };
         if entry.mask != 0
-            && entry.instruction.ip() == ip
-            && entry.bits == bits
-            && entry.bytes == bytes & entry.mask
-            && entry.instruction.len() <= available
+            && let Ok(mut entries) = cache.try_borrow_mut()
         {
-            return Ok((entry.instruction, entry.handler));
+            entries[slot] = entry;
         }
-        let instruction = decode(core, &buffer, available, bits)?;
-        if instruction.len() == 0 {
-            return Ok((instruction, again));
-        }
-        let mask = u128::MAX >> (128 - 8 * instruction.len() as u32);
-        let handler = handler(&instruction);
-        *entry = Entry { bytes: u128::from_le_bytes(buffer) & mask, mask, bits, instruction, handler };
-        Ok((instruction, handler))
-    })
+        run(core, &entry.instruction, entry.handler, &mut trap)
+    });
+    match flow {
+        Some(flow) => Ok(flow),
+        None => Err(trap),
+    }
 }
 
 /// Stands in for an instruction that could not be fetched whole, but can be now.
@@ -79,18 +95,24 @@ fn again(_: &mut Core<'_>, _: &Instruction) -> Result<Flow, Trap> {
     Ok(Flow::Again)
 }
 
-/// Decodes the first `available` bytes of `buffer`.
+/// Decodes the first `available` bytes of `word`.
 #[cold]
-fn decode(core: &mut Core<'_>, buffer: &[u8; 16], available: usize, bits: u32) -> Result<Instruction, Trap> {
+#[inline(never)]
+fn decode(core: &mut Core<'_>, word: u128, available: usize, bits: u32) -> Result<Entry, Trap> {
+    let buffer = word.to_le_bytes();
     let bytes = &buffer[..available.min(15)];
     let mut decoder = Decoder::with_ip(bits, bytes, core.cpu.rip, DECODER_OPTIONS);
     let instruction = decoder.decode();
     match decoder.last_error() {
-        DecoderError::None => Ok(instruction),
+        DecoderError::None => {
+            let mask = u128::MAX >> (128 - 8 * instruction.len() as u32);
+            let handler = handler(&instruction);
+            Ok(Entry::new(word, mask, bits, instruction, handler))
+        }
         // No fault: another processor has just mapped the next page, so the instruction is tried again.
         DecoderError::NoMoreBytes => match core.fetch_fault(bytes.len()) {
             Some(trap) => Err(trap),
-            None => Ok(Instruction::default()),
+            None => Ok(Entry::of(again)),
         },
         // The decoder does not tell those apart that are too long.
         _ if bytes.len() == 15 && runs_out(&bytes[..14], bits) => Err(Trap::gp(0)),

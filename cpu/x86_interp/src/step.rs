@@ -22,24 +22,32 @@ pub fn step(core: &mut Core<'_>) -> Result<Flow, Trap> {
     if cpu.dr[7] & DR7_ENABLED != 0 && cpu.rflags & RF == 0 {
         instruction_breakpoint(core)?;
     }
-    let (insn, handler) = decode::fetch(core)?;
-    let stepping = core.cpu.rflags & (TF | RF);
-    let before = core.cpu.interrupt_shadow;
-    core.cpu.interrupt_shadow = before & shadow::NMI;
-    let flow = match handler(core, &insn) {
-        Ok(flow) => flow,
-        Err(trap) => {
-            core.cpu.interrupt_shadow |= before;
-            return Err(trap);
+    decode::with_instruction(core, |core, insn, handler, trap| {
+        let flagged = core.cpu.rflags & (TF | RF);
+        let before = core.cpu.interrupt_shadow;
+        core.cpu.interrupt_shadow = before & shadow::NMI;
+        let mut flow = match handler(core, insn) {
+            Ok(flow) => flow,
+            Err(fault) => {
+                core.cpu.interrupt_shadow |= before;
+                *trap = fault;
+                return None;
+            }
+        };
+        if flow == Flow::Next {
+            core.cpu.rip = next_ip(core, insn);
         }
-    };
-    if flow == Flow::Next {
-        core.cpu.rip = next_ip(core, &insn);
-    }
-    if stepping != 0 {
-        return after_flagged(core, &insn, flow, stepping);
-    }
-    Ok(flow)
+        if flagged != 0 {
+            flow = match after_flagged(core, insn, flow, flagged) {
+                Ok(flow) => flow,
+                Err(debug) => {
+                    *trap = debug;
+                    return None;
+                }
+            };
+        }
+        Some(flow)
+    })
 }
 
 /// Executes an instruction that the caller decoded with its address, [`DECODER_OPTIONS`], and RIP at it. RIP

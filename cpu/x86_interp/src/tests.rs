@@ -212,7 +212,7 @@ fn strings_to_devices_and_downwards() {
     let log = machine.platform.log.borrow().clone();
     assert_eq!(log, [(true, MMIO, b"abcd".to_vec()), (true, MMIO + 4, b"efgh".to_vec())]);
     // Overlapping, downwards: a memmove by one.
-    machine.cpu.rip = machine.cpu.rip - 2;
+    machine.cpu.rip -= 2;
     machine.load(b"\xfd\xf3\xa4"); // std; rep movsb
     machine.cpu.regs[reg::RSI] = DATA + 7;
     machine.cpu.regs[reg::RDI] = DATA + 8;
@@ -222,7 +222,7 @@ fn strings_to_devices_and_downwards() {
     machine.memory.read(DATA, &mut moved).expect("RAM");
     assert_eq!(&moved, b"aabcdefgh");
     // Overlapping, upwards: a fill.
-    machine.cpu.rip = machine.cpu.rip - 3;
+    machine.cpu.rip -= 3;
     machine.load(b"\xfc\xf3\xa4"); // cld; rep movsb
     machine.cpu.regs[reg::RSI] = DATA;
     machine.cpu.regs[reg::RDI] = DATA + 1;

@@ -111,6 +111,10 @@ pub fn run32(bytes: &[u8], state: &NativeState) -> Outcome {
 /// Whether the host is an AMD processor (or a licensee's): where the manuals leave results undefined,
 /// processors of a vendor agree with one another.
 pub fn host_is_amd() -> bool {
-    let id = std::arch::x86_64::__cpuid(0);
-    (id.ebx, id.edx, id.ecx) == (0x6874_7541, 0x6974_6e65, 0x444d_4163)
+    // Once only: hypervisors intercept CPUID.
+    static AMD: std::sync::LazyLock<bool> = std::sync::LazyLock::new(|| {
+        let id = std::arch::x86_64::__cpuid(0);
+        (id.ebx, id.edx, id.ecx) == (0x6874_7541, 0x6974_6e65, 0x444d_4163)
+    });
+    *AMD
 }

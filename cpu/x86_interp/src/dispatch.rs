@@ -3,12 +3,12 @@
 
 use crate::operand::size;
 use crate::{alu, bcd, bits, bmi, control, data, exchange, features, misc, multiply, shift, stack, string};
-use iced_x86::{Code, CpuidFeature, Instruction, Mnemonic, OpKind};
+use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 use x86_core::flags::{CF, OF};
 use x86_core::{Core, Flow, Trap};
 
-/// Executes one instruction; RIP is still at it.
-pub(crate) type Handler = fn(&mut Core<'_>, &Instruction) -> Result<Flow, Trap>;
+/// Executes one instruction of the form that it was made for; RIP is still at it.
+pub type Handler = fn(&mut Core<'_>, &Instruction) -> Result<Flow, Trap>;
 
 /// The instance of a generic function for an operand size in bytes.
 macro_rules! sized {
@@ -50,8 +50,9 @@ macro_rules! conditional {
     };
 }
 
-/// The function for an instruction.
-pub(crate) fn handler(insn: &Instruction) -> Handler {
+/// The function that [`execute`](crate::execute) calls for `insn`, and may be called for every other
+/// instruction of the same [`Code`] and operand kinds: for those who decode once and execute often.
+pub fn handler(insn: &Instruction) -> Handler {
     if features::is_optional(insn.mnemonic()) { features::gated } else { ungated(insn) }
 }
 
@@ -313,10 +314,8 @@ fn by_class(insn: &Instruction) -> Handler {
         sized!(size(insn, 0), W => conditional!(insn, CODE => data::cmov::<W, CODE>))
     } else if is_setcc(insn.mnemonic()) {
         conditional!(insn, CODE => data::set::<CODE>)
-    } else if is_vector(insn) {
-        x86_fpu::execute
     } else {
-        x86_core::system::execute
+        x86_fpu::handler(insn.code()).unwrap_or(x86_core::system::execute)
     }
 }
 
@@ -333,48 +332,4 @@ fn is_setcc(mnemonic: Mnemonic) -> bool {
     use Mnemonic as M;
     [M::Seta, M::Setae, M::Setb, M::Setbe, M::Sete, M::Setg, M::Setge, M::Setl].contains(&mnemonic)
         || [M::Setle, M::Setne, M::Setno, M::Setnp, M::Setns, M::Seto, M::Setp, M::Sets].contains(&mnemonic)
-}
-
-/// Whether the instruction belongs to x87, MMX or a vector extension, or saves their state.
-fn is_vector(insn: &Instruction) -> bool {
-    use CpuidFeature as F;
-    if matches!(insn.mnemonic(), Mnemonic::Xgetbv | Mnemonic::Xsetbv) {
-        return false;
-    }
-    insn.cpuid_features().iter().any(|&feature| {
-        matches!(
-            feature,
-            F::FPU
-                | F::FPU287
-                | F::FPU387
-                | F::MMX
-                | F::SSE
-                | F::SSE2
-                | F::SSE3
-                | F::SSSE3
-                | F::SSE4_1
-                | F::SSE4_2
-                | F::SSE4A
-                | F::D3NOW
-                | F::D3NOWEXT
-                | F::FXSR
-                | F::XSAVE
-                | F::XSAVEC
-                | F::XSAVEOPT
-                | F::XSAVES
-                | F::AES
-                | F::VAES
-                | F::PCLMULQDQ
-                | F::VPCLMULQDQ
-                | F::SHA
-                | F::GFNI
-                | F::AVX
-                | F::AVX2
-                | F::FMA
-                | F::F16C
-                | F::FMA4
-                | F::XOP
-                | F::AVX512F
-        )
-    })
 }

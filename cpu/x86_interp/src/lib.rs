@@ -30,6 +30,7 @@ mod string;
 mod tests;
 
 pub use decode::DECODER_OPTIONS;
+pub use dispatch::{Handler, handler};
 pub use features::has;
 #[cfg(feature = "fuzzing")]
 pub use fuzz::fuzz_bytes;

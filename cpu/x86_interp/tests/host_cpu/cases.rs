@@ -223,8 +223,11 @@ impl Generator {
             *register = random.value();
         }
         state.rflags = random.next() & native_oracle::LOADABLE_FLAGS;
+        let values: [u64; 32] = std::array::from_fn(|_| random.value());
         for chunk in state.scratch.chunks_mut(8) {
-            chunk.copy_from_slice(&random.value().to_le_bytes());
+            let n = random.next();
+            let value = if n & 32 == 0 { values[n as usize & 31] } else { n };
+            chunk.copy_from_slice(&value.to_le_bytes());
         }
         let pointer = SCRATCH + 1024 + random.below(2048);
         state.regs[4] = pointer & if random.chance(2) { !7 } else { !0 };

@@ -31,6 +31,7 @@ fn underflow_unmasked(guest: u32) -> bool {
 
 /// Underflow that is not masked is signalled for exact results, too. Masked, it is not; but if results are
 /// flushed to zero, it is for all that are tiny: an MXCSR to find these with, if the guest wants them.
+/// (VCVTPS2PH never flushes: its exact tiny results are not found.)
 pub(crate) fn to_probe_underflow(guest: u32) -> Option<u32> {
     underflow_unmasked(guest).then_some(to_run(guest) | FTZ)
 }
@@ -42,6 +43,10 @@ pub(crate) fn any_unmasked(guest: u32) -> bool {
 
 /// Adds the flags that an instruction raised to the guest's. If one of them is not masked, it is an
 /// exception, and the instruction's results must not be stored.
+///
+/// The flags are those of a masked execution. With overflow or underflow delivered, hardware sets the
+/// precision flag by a rounding to an exponent of any size, which may be exact where the masked one is not:
+/// then there is a precision flag too many. Dot products, which are several operations, may have more.
 pub(crate) fn raise(core: &mut Core, raised: u32) -> Result<(), Trap> {
     let raised = raised & FLAGS;
     let unmasked = raised & !(core.cpu.mxcsr >> 7);

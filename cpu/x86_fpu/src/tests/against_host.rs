@@ -114,8 +114,8 @@ fn blurred(insn: &Instruction, theirs: &NativeState, end: &Result<Flow, Trap>) -
         Ok(_) => 0,
         // Several operations in sequence, of which an exception ends the rest.
         Err(_) if matches!(insn.mnemonic(), Dppd | Dpps | Vdppd | Vdpps) => 0x3f,
-        // Whether an overflow was inexact, too.
-        Err(_) if theirs.mxcsr & 0x408 == 8 => 0x20,
+        // Whether what over- or underflowed would have been inexact with an exponent of any size.
+        Err(_) if theirs.mxcsr & 0x408 == 8 || theirs.mxcsr & 0x810 == 0x10 => 0x20,
         Err(_) => 0,
     }
 }
@@ -254,7 +254,9 @@ fn compare_all(bits: u32, masks: Masks, rounds: usize, seed: u64, only: impl Fn(
     let mut machine = if bits == 64 { machine() } else { super::modes::compatibility_machine() };
     let mut random = Random::new(seed);
     let mut tally = Tally::default();
-    for code in codes(bits).filter(|code| only(*code)) {
+    // See `to_probe_underflow`.
+    let masked_only = |code: Code| code.mnemonic() == iced_x86::Mnemonic::Vcvtps2ph;
+    for code in codes(bits).filter(|code| only(*code) && !(masks != Masks::All && masked_only(*code))) {
         let mut compared = 0;
         for round in 0..rounds {
             let form = Form { memory: round % 2 == 0, low_registers: bits != 64, bitness: bits };

@@ -1,0 +1,82 @@
+//! One suite of bare guests that every accelerator must run alike.
+//!
+//! Each [`Case`] assembles a small guest, runs it on the [`Target`] and panics if the guest or the host saw
+//! something else than the architecture says. An accelerator's tests go through [`CASES`].
+
+// A guest is one listing; cutting it in pieces would not make it clearer.
+#![allow(clippy::too_many_lines)]
+
+mod basic;
+mod events;
+mod guest;
+mod rig;
+mod smp;
+mod snapshot;
+
+pub use rig::Target;
+
+/// One guest and what is expected of it.
+#[derive(Debug, Clone, Copy)]
+pub struct Case {
+    /// Its name.
+    pub name: &'static str,
+    /// Runs it; panics if it fails.
+    pub run: fn(&Target<'_>),
+}
+
+/// Hands the list of all cases, as `module::name, ...`, to the macro `$callback`: to make a test of each.
+#[macro_export]
+macro_rules! for_each_case {
+    ($callback:ident) => {
+        $callback! {
+            basic::starts_at_the_reset_vector,
+            basic::real_mode_brings_up_long_mode,
+            basic::ports_and_mmio_of_all_sizes,
+            basic::string_io_reaches_the_bus,
+            basic::exceptions_arrive_with_error_codes,
+            basic::a_triple_fault_ends_the_run,
+            basic::cpuid_knows_the_processor,
+            basic::modified_code_is_executed,
+            basic::code_modified_from_outside_is_executed,
+            basic::the_dirty_log_has_the_pages_written,
+            events::stop_ends_a_busy_loop,
+            events::stop_ends_a_halt,
+            events::an_msi_wakes_a_halted_processor,
+            events::level_triggered_interrupts_are_ended,
+            events::the_8259s_vector_is_asked_for,
+            events::an_nmi_arrives_with_interrupts_off,
+            events::interrupts_wait_for_their_shadow,
+            events::task_priority_holds_interrupts_back,
+            events::the_periodic_timer_counts,
+            events::tsc_deadlines_arrive,
+            events::the_counter_advances_and_stops,
+            smp::init_and_sipi_start_a_processor,
+            smp::processors_answer_each_other_s_interrupts,
+            smp::locked_increments_are_not_lost,
+            smp::a_processor_modifies_another_s_code,
+            snapshot::a_saved_run_goes_on_elsewhere,
+            snapshot::a_halted_processor_is_saved_halted,
+            snapshot::a_timer_goes_on_after_a_restore,
+            snapshot::impossible_states_are_refused,
+            snapshot::reset_starts_over,
+        }
+    };
+}
+
+macro_rules! list {
+    ($($module:ident::$name:ident),* $(,)?) => {
+        /// All cases.
+        pub const CASES: &[Case] = &[$(Case { name: stringify!($name), run: $module::$name }),*];
+    };
+}
+
+for_each_case!(list);
+
+/// Runs the case with this name.
+///
+/// # Panics
+/// If it fails, or there is none.
+pub fn run(name: &str, target: &Target<'_>) {
+    let case = CASES.iter().find(|case| case.name == name);
+    (case.expect("a case of this suite").run)(target);
+}

@@ -1,0 +1,22 @@
+//! The translator's accelerator against the suite.
+
+use accel::Tier;
+use accel_conformance::{Target, for_each_case};
+use accel_dbt::DbtAccelerator;
+
+macro_rules! interpreter {
+    ($($module:ident::$name:ident),* $(,)?) => {
+        mod interpreter {
+            $(#[test]
+            fn $name() {
+                super::run(stringify!($name), super::Tier::Interpreter);
+            })*
+        }
+    };
+}
+
+for_each_case!(interpreter);
+
+fn run(name: &str, tier: Tier) {
+    accel_conformance::run(name, &Target { accelerator: &DbtAccelerator, tier });
+}

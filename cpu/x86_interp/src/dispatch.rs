@@ -139,6 +139,7 @@ pub(crate) fn ungated(insn: &Instruction) -> Handler {
         M::Daa => bcd::decimal::<false>,
         M::Das => bcd::decimal::<true>,
         M::Nop
+        | M::Reservednop
         | M::Pause
         | M::Endbr32
         | M::Endbr64

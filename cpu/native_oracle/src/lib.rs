@@ -16,9 +16,9 @@ mod stub;
 
 /// Where the tested instruction lies (the middle of its page, so that short jumps in both directions stay
 /// in it).
-pub const CODE: u64 = 0x2000_0800;
+pub const CODE: u64 = 0x4000_0800;
 /// The 4 KiB of memory that tested instructions may access; unmapped space lies on both sides.
-pub const SCRATCH: u64 = 0x2002_0000;
+pub const SCRATCH: u64 = 0x2000_0000;
 /// Length of the scratch memory.
 pub const SCRATCH_LEN: usize = 4096;
 /// The flags that [`NativeState::rflags`] may set: the arithmetic ones and DF.
@@ -56,7 +56,7 @@ impl Default for NativeState {
 pub enum End {
     /// It completed, and execution went on behind it.
     Next,
-    /// It completed and went to this address, in the page of [`CODE`].
+    /// It completed and went to this address (an offset in CS), in the page of [`CODE`].
     Jumped(u64),
     /// It faulted. (A jump out of the page of [`CODE`] is a fault with `rip` at the target.)
     Fault {
@@ -90,6 +90,21 @@ pub enum Mode {
     /// Compatibility mode with flat 32-bit segments; only the low halves of the first eight registers are
     /// meaningful.
     Bits32,
+    /// 16-bit protected mode: CS is based at the page of [`CODE`], so that IP starts at `CODE & 0xfff`, with a
+    /// limit of 0xffff; DS, ES and SS are 16-bit segments of just the scratch memory.
+    Bits16,
+}
+
+impl Mode {
+    /// The instruction pointer at the tested instruction.
+    pub fn start(self) -> u64 {
+        if self == Self::Bits16 { CODE & 0xfff } else { CODE }
+    }
+
+    /// The offset of the scratch memory in the data segments.
+    pub fn scratch(self) -> u64 {
+        if self == Self::Bits16 { 0 } else { SCRATCH }
+    }
 }
 
 /// Executes `bytes` (one instruction, or a few) in 64-bit mode.
@@ -106,6 +121,19 @@ pub fn run(bytes: &[u8], state: &NativeState) -> Outcome {
 /// As [`run`]; also if the kernel has no 32-bit code segment.
 pub fn run32(bytes: &[u8], state: &NativeState) -> Outcome {
     stub::run(bytes, state, Mode::Bits32)
+}
+
+/// Executes `bytes` in 16-bit protected mode.
+///
+/// # Panics
+/// As [`run`]; also if the kernel lets no 16-bit segments be made ([`has_16_bit`]).
+pub fn run16(bytes: &[u8], state: &NativeState) -> Outcome {
+    stub::run(bytes, state, Mode::Bits16)
+}
+
+/// Whether the kernel lets 16-bit segments be made.
+pub fn has_16_bit() -> bool {
+    stub::has_16_bit()
 }
 
 /// Whether the host is an AMD processor (or a licensee's): where the manuals leave results undefined,

@@ -2,20 +2,26 @@
 
 use crate::{CODE, End, LOADABLE_FLAGS, Mode, NativeState, Outcome, SCRATCH, SCRATCH_LEN};
 use std::mem::offset_of;
-use std::sync::{Mutex, Once};
+use std::ops::RangeInclusive;
+use std::sync::{LazyLock, Mutex, Once};
 
 /// Everything lies at fixed addresses below 2 GiB, so that the stub needs no register to address it, and so
-/// that 32-bit code reaches it.
-const ARENA: usize = 0x2000_0000;
-const ARENA_LEN: usize = 0x5_0000;
-const CODE_PAGE: usize = ARENA;
-const CONTEXT: usize = 0x2004_0000;
+/// that 32-bit code reaches it; and far apart, so that bit strings (which reach 256 MiB both ways) do not get
+/// from the scratch memory to the other two. Nothing else is mapped in between.
+const CODE_PAGE: usize = CODE as usize & !0xfff;
+const CONTEXT: usize = 0x6000_0000;
+/// Reserved on both sides of the scratch memory.
+const GUARD: usize = 64 << 10;
 /// Where 32-bit code returns to: 64-bit code that jumps to the stub.
 const RETURN_PAD: usize = CODE_PAGE + 0xf00;
 const MAX_CODE: usize = 256;
 
 const USER32_CS: u16 = 0x23;
 const USER64_CS: u64 = 0x33;
+const USER_SS: u64 = 0x2b;
+/// Entries 0 and 1 of the LDT, at privilege level 3.
+const CODE16: u16 = 0x07;
+const DATA16: u16 = 0x0f;
 
 #[repr(C, align(64))]
 struct Context {
@@ -28,7 +34,11 @@ struct Context {
     default_mxcsr: u32,
     far_offset: u32,
     far_selector: u16,
-    bits32: u16,
+    /// 1 in 64-bit mode.
+    long: u16,
+    /// For DS and ES, and for SS; not loaded in 64-bit mode.
+    data: u32,
+    stack: u32,
     signal: i32,
     vector: u64,
     error: u64,
@@ -47,22 +57,20 @@ std::arch::global_asm!(
     "mov [{rsp}], rsp",
     "mov eax, dword ptr [{mask}]; xor edx, edx",
     "xrstor64 [{xsave}]",
-    "cmp word ptr [{bits32}], 0",
-    "je 2f",
-    "mov eax, 0x2b; mov ds, eax; mov es, eax",
-    "2:",
     "mov rcx, [{regs} + 8]; mov rdx, [{regs} + 16]; mov rbx, [{regs} + 24]",
     "mov rbp, [{regs} + 40]; mov rsi, [{regs} + 48]; mov rdi, [{regs} + 56]",
     "mov r8, [{regs} + 64]; mov r9, [{regs} + 72]; mov r10, [{regs} + 80]; mov r11, [{regs} + 88]",
     "mov r12, [{regs} + 96]; mov r13, [{regs} + 104]; mov r14, [{regs} + 112]; mov r15, [{regs} + 120]",
     "mov qword ptr [{active}], 1",
-    "cmp word ptr [{bits32}], 0",
-    "jne 3f",
+    "cmp word ptr [{long}], 0",
+    "je 3f",
     "push qword ptr [{flags}]; popfq",
     "mov rax, [{regs} + 0]; mov rsp, [{regs} + 32]",
     "jmp qword ptr [{far_target}]",
     "3:",
+    "mov eax, dword ptr [{data}]; mov ds, eax; mov es, eax",
     "push qword ptr [{flags}]; popfq",
+    "mov eax, dword ptr [{stack}]; mov ss, eax",
     "mov rax, [{regs} + 0]; mov rsp, [{regs} + 32]",
     "jmp fword ptr [{far}]",
     ".globl native_oracle_exit",
@@ -78,9 +86,10 @@ std::arch::global_asm!(
     "mov eax, dword ptr [{mask}]; xor edx, edx",
     "xsave64 [{xsave}]",
     "fninit; ldmxcsr dword ptr [{mxcsr}]",
-    "cmp word ptr [{bits32}], 0",
-    "je 4f",
+    "cmp word ptr [{long}], 0",
+    "jne 4f",
     "xor eax, eax; mov ds, eax; mov es, eax",
+    "mov eax, {user_ss}; mov ss, eax",
     "4:",
     "pop r15; pop r14; pop r13; pop r12; pop rbx; pop rbp",
     "ret",
@@ -91,7 +100,10 @@ std::arch::global_asm!(
     flags = const CONTEXT + offset_of!(Context, rflags),
     far = const CONTEXT + offset_of!(Context, far_offset),
     far_target = const CONTEXT + offset_of!(Context, rip),
-    bits32 = const CONTEXT + offset_of!(Context, bits32),
+    long = const CONTEXT + offset_of!(Context, long),
+    data = const CONTEXT + offset_of!(Context, data),
+    stack = const CONTEXT + offset_of!(Context, stack),
+    user_ss = const USER_SS,
     mxcsr = const CONTEXT + offset_of!(Context, default_mxcsr),
     active = const CONTEXT + offset_of!(Context, active),
 );
@@ -114,6 +126,7 @@ pub(crate) fn run(bytes: &[u8], state: &NativeState, mode: Mode) -> Outcome {
     static MAP: Once = Once::new();
     let mut loaded = LOADED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     MAP.call_once(map_arena);
+    assert!(mode != Mode::Bits16 || has_16_bit(), "the kernel makes no 16-bit segments");
     ensure_signal_stack();
     if loaded.mode != Some(mode) || loaded.bytes != bytes {
         write_code(loaded.bytes.len(), bytes, mode);
@@ -131,7 +144,7 @@ pub(crate) fn run(bytes: &[u8], state: &NativeState, mode: Mode) -> Outcome {
     unsafe { native_oracle_enter() };
     // SAFETY: as above.
     let context = unsafe { &*(CONTEXT as *const Context) };
-    let mut outcome = store(context, state, bytes.len());
+    let mut outcome = store(context, state, mode.start() + 1..=mode.start() + bytes.len() as u64);
     // SAFETY: as above.
     unsafe {
         std::ptr::copy_nonoverlapping(SCRATCH as *const u8, outcome.state.scratch.as_mut_ptr(), SCRATCH_LEN);
@@ -154,14 +167,17 @@ fn load(context: &mut Context, state: &NativeState, mode: Mode) {
     context.xsave[512] = context.xsave_mask as u8;
     context.regs = state.regs;
     context.rflags = state.rflags & LOADABLE_FLAGS | 2;
-    context.bits32 = u16::from(mode == Mode::Bits32);
-    context.far_offset = CODE as u32;
-    context.far_selector = USER32_CS;
+    context.long = u16::from(mode == Mode::Bits64);
+    context.far_offset = mode.start() as u32;
+    let (code, data) = if mode == Mode::Bits16 { (CODE16, DATA16) } else { (USER32_CS, USER_SS as u16) };
+    context.far_selector = code;
+    (context.data, context.stack) = (data.into(), data.into());
     context.rip = CODE;
     context.signal = 0;
 }
 
-fn store(context: &Context, before: &NativeState, len: usize) -> Outcome {
+/// `breakpoints`: where RIP is after an INT3 of the tested bytes themselves.
+fn store(context: &Context, before: &NativeState, breakpoints: RangeInclusive<u64>) -> Outcome {
     let mut state = before.clone();
     state.regs = context.regs;
     state.rflags = context.rflags;
@@ -177,7 +193,7 @@ fn store(context: &Context, before: &NativeState, len: usize) -> Outcome {
     let end = match context.signal {
         0 => End::Next,
         // The page is filled with INT3: one that is not in the tested bytes was jumped to.
-        libc::SIGTRAP if context.vector == 3 && !(CODE + 1..=CODE + len as u64).contains(&context.rip) => {
+        libc::SIGTRAP if context.vector == 3 && !breakpoints.contains(&context.rip) => {
             End::Jumped(context.rip - 1)
         }
         signal => End::Fault {
@@ -199,7 +215,10 @@ fn write_code(previous: usize, bytes: &[u8], mode: Mode) {
             code.extend([0xff, 0x25, 0, 0, 0, 0]); // jmp [rip]
             code.extend((native_oracle_exit as *const () as u64).to_le_bytes());
         }
-        Mode::Bits32 => {
+        Mode::Bits32 | Mode::Bits16 => {
+            if mode == Mode::Bits16 {
+                code.push(0x66);
+            }
             code.push(0xea); // jmp 0x33:RETURN_PAD
             code.extend((RETURN_PAD as u32).to_le_bytes());
             code.extend((USER64_CS as u16).to_le_bytes());
@@ -227,11 +246,12 @@ fn map_arena() {
         };
         assert_eq!(got as usize, address, "mapping: {}", std::io::Error::last_os_error());
     };
-    map(ARENA, ARENA_LEN, libc::PROT_NONE, libc::MAP_FIXED_NOREPLACE | libc::MAP_NORESERVE);
     let rw = libc::PROT_READ | libc::PROT_WRITE;
-    map(CODE_PAGE, 4096, rw | libc::PROT_EXEC, libc::MAP_FIXED);
-    map(SCRATCH as usize, SCRATCH_LEN, rw, libc::MAP_FIXED);
-    map(CONTEXT, 4096, rw, libc::MAP_FIXED);
+    let scratch = SCRATCH as usize;
+    map(scratch - GUARD, 2 * GUARD + SCRATCH_LEN, libc::PROT_NONE, libc::MAP_FIXED_NOREPLACE);
+    map(scratch, SCRATCH_LEN, rw, libc::MAP_FIXED);
+    map(CODE_PAGE, 4096, rw | libc::PROT_EXEC, libc::MAP_FIXED_NOREPLACE);
+    map(CONTEXT, 4096, rw, libc::MAP_FIXED_NOREPLACE);
     let mut page = vec![0xccu8; 4096];
     let pad = RETURN_PAD - CODE_PAGE;
     page[pad..pad + 6].copy_from_slice(&[0xff, 0x25, 0, 0, 0, 0]);
@@ -247,6 +267,20 @@ fn map_arena() {
             assert_eq!(libc::sigaction(signal, &action, std::ptr::null_mut()), 0);
         }
     }
+}
+
+/// Makes the 16-bit segments in the LDT the first time; whether they are there.
+pub(crate) fn has_16_bit() -> bool {
+    static MADE: LazyLock<bool> = LazyLock::new(|| {
+        // modify_ldt(2): entry, base, limit, flags (bits 1..=2: 0 is data, 2 is code).
+        let code = [0u32, CODE_PAGE as u32, 0xffff, 2 << 1];
+        let data = [1u32, SCRATCH as u32, SCRATCH_LEN as u32 - 1, 0];
+        [code, data].iter().all(|entry| {
+            // SAFETY: the kernel reads 16 bytes; entries of the LDT that nobody else uses change.
+            unsafe { libc::syscall(libc::SYS_modify_ldt, 0x11, entry.as_ptr(), size_of_val(entry)) == 0 }
+        })
+    });
+    *MADE
 }
 
 /// Gives the calling thread a signal stack that is large enough for any XSAVE frame: the tested code's RSP
@@ -287,14 +321,14 @@ extern "C" fn on_signal(signal: i32, info: *mut libc::siginfo_t, ucontext: *mut 
         context.rip = gregs[libc::REG_RIP as usize] as u64;
         gregs[libc::REG_RIP as usize] = native_oracle_exit as *const () as i64;
         let selectors = &mut gregs[libc::REG_CSGSFS as usize];
-        *selectors = *selectors & !0xffff | USER64_CS as i64;
+        *selectors = *selectors & 0x0000_ffff_ffff_0000 | (USER_SS << 48 | USER64_CS) as i64;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{run, run32};
+    use crate::{run, run16, run32};
 
     fn state() -> NativeState {
         let mut regs = std::array::from_fn(|i| 0x1111_2222_3333_0000 + i as u64);
@@ -364,6 +398,29 @@ mod tests {
         assert_eq!(outcome.state.scratch[8..12], (SCRATCH as u32 + 2048).to_le_bytes());
         let outcome = run32(&[0xd4, 0x00], &before); // aam 0
         assert!(matches!(outcome.end, End::Fault { signal: libc::SIGFPE, vector: 0, rip: CODE, .. }));
+        assert_eq!(run(&[0x90], &before).end, End::Next);
+    }
+
+    #[test]
+    fn segments_of_16_bits() {
+        assert!(has_16_bit(), "the kernel makes no 16-bit segments");
+        let mut before = state();
+        before.regs[3] = 0x1111_0010;
+        before.regs[6] = 0x2222_fff8;
+        before.regs[4] = 0x3333_0800;
+        let outcome = run16(&[0x89, 0x40, 4], &before); // mov [bx+si+4], ax
+        assert_eq!(outcome.end, End::Next);
+        assert_eq!(outcome.state.scratch[12..16], [0x00, 0x00, 0, 0]);
+        let outcome = run16(&[0x54], &before); // push sp
+        assert_eq!(outcome.state.scratch[0x7fe..0x800], [0x00, 0x08]);
+        assert_eq!(outcome.state.regs[4] as u32, 0x3333_07fe);
+        assert_eq!(run16(&[0xeb, 0x10], &before).end, End::Jumped(0x812));
+        before.regs[3] = 0x1008;
+        let outcome = run16(&[0x8a, 0x00], &before); // mov al, [bx+si]: offset 0x1000, past the limit
+        assert!(matches!(outcome.end, End::Fault { vector: 13, rip: 0x800, .. }), "{:?}", outcome.end);
+        before.regs[4] = 1;
+        let outcome = run16(&[0x50], &before); // push ax
+        assert!(matches!(outcome.end, End::Fault { vector: 12, rip: 0x800, .. }), "{:?}", outcome.end);
         assert_eq!(run(&[0x90], &before).end, End::Next);
     }
 }

@@ -139,7 +139,6 @@ pub(crate) fn ungated(insn: &Instruction) -> Handler {
         M::Daa => bcd::decimal::<false>,
         M::Das => bcd::decimal::<true>,
         M::Nop
-        | M::Reservednop
         | M::Pause
         | M::Endbr32
         | M::Endbr64

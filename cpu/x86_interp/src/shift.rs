@@ -144,7 +144,9 @@ pub(crate) fn double<W: Width, const RIGHT: bool>(
         }
         let (result, carry) = double_shift::<W, RIGHT>(a, fill, count);
         let other = if RIGHT { bit(result, W::BITS - 2) } else { carry };
-        let overflow = (result & W::SIGN != 0) != other && (RIGHT || count <= W::BITS);
+        // As AMD processors have it when 16 bits are shifted left out of existence.
+        let sign = result & W::SIGN != 0 && (RIGHT || count < W::BITS);
+        let overflow = sign != other;
         let after = sign_zero_parity::<W>(result) | AF | when(carry, CF) | when(overflow, OF);
         (Some(result), (after, ARITHMETIC))
     })?;

@@ -2,7 +2,7 @@
 //! ModRM bytes, immediates, registers and memory.
 
 use iced_x86::{Decoder, Instruction, Mnemonic, OpKind, Register};
-use native_oracle::{CODE, Mode, NativeState, SCRATCH, SCRATCH_LEN};
+use native_oracle::{Mode, NativeState, SCRATCH_LEN};
 use x86_interp::DECODER_OPTIONS;
 
 /// One instruction and the state it starts from.
@@ -27,10 +27,15 @@ impl Case {
     }
 }
 
-/// A small random generator with a fixed seed: failures repeat.
+/// A small random generator with a fixed seed (failures repeat), or the one in the environment's `T0_SEED`.
 pub(crate) struct Random(u64);
 
 impl Random {
+    fn new() -> Self {
+        let seed = std::env::var("T0_SEED").map_or(1, |seed| seed.parse().expect("T0_SEED is a number"));
+        Self(seed)
+    }
+
     pub(crate) fn next(&mut self) -> u64 {
         // splitmix64
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -124,7 +129,7 @@ pub(crate) struct Generator {
 impl Generator {
     /// `repeats` random variants of each prefix and opcode.
     pub(crate) fn new(mode: Mode, repeats: u64) -> Self {
-        Self { random: Random(1), mode, repeats, position: 0 }
+        Self { random: Random::new(), mode, repeats, position: 0 }
     }
 
     pub(crate) fn next_case(&mut self) -> Option<Case> {
@@ -142,18 +147,25 @@ impl Generator {
 
     fn case(&mut self, map: Map, opcode: u8, prefixes: &[u8]) -> Option<Case> {
         let mut bytes = self.encode(map, opcode, prefixes);
-        let bits = if self.mode == Mode::Bits64 { 64 } else { 32 };
-        let mut decoder = Decoder::with_ip(bits, &bytes, CODE, DECODER_OPTIONS);
+        let bits = match self.mode {
+            Mode::Bits64 => 64,
+            Mode::Bits32 => 32,
+            Mode::Bits16 => 16,
+        };
+        let start = self.mode.start();
+        let mut decoder = Decoder::with_ip(bits, &bytes, start, DECODER_OPTIONS);
         let mut insn = decoder.decode();
         if insn.is_invalid() {
             return None;
         }
-        if !is_tested(&insn) {
+        // A 16-bit code segment holds code alone, which is not the same on both sides.
+        let reads_code = self.mode == Mode::Bits16 && insn.memory_segment() == Register::CS;
+        if reads_code || !is_tested(&insn) {
             return None;
         }
         let offsets = decoder.get_constant_offsets(&insn);
         bytes.truncate(insn.len());
-        let target = SCRATCH + 256 + self.random.below(SCRATCH_LEN as u64 - 512);
+        let target = self.mode.scratch() + 256 + self.random.below(SCRATCH_LEN as u64 - 512);
         if offsets.has_displacement() && has_fixed_address(&insn) {
             let displacement = match insn.memory_base() {
                 Register::RIP | Register::EIP => target.wrapping_sub(insn.next_ip()),
@@ -175,8 +187,8 @@ impl Generator {
             bytes[at + 1] &= 3;
             bytes[at + 2] &= 0xf;
         }
-        insn = Decoder::with_ip(bits, &bytes, CODE, DECODER_OPTIONS).decode();
-        if is_relative(&insn) && insn.near_branch_target().wrapping_sub(CODE).wrapping_add(0x20) < 0x50 {
+        insn = Decoder::with_ip(bits, &bytes, start, DECODER_OPTIONS).decode();
+        if is_relative(&insn) && insn.near_branch_target().wrapping_sub(start).wrapping_add(0x20) < 0x50 {
             return None;
         }
         let state = self.state(&insn, target);
@@ -189,7 +201,7 @@ impl Generator {
         match map {
             Map::Legacy(escape) => {
                 bytes.extend(prefixes);
-                if self.mode == Mode::Bits32 {
+                if self.mode != Mode::Bits64 {
                     bytes.retain(|byte| !(0x40..0x50).contains(byte));
                 }
                 bytes.extend(escape);
@@ -217,7 +229,7 @@ impl Generator {
     }
 
     fn state(&mut self, insn: &Instruction, target: u64) -> NativeState {
-        let random = &mut self.random;
+        let (random, mode) = (&mut self.random, self.mode);
         let mut state = NativeState::default();
         for register in &mut state.regs {
             *register = random.value();
@@ -229,12 +241,12 @@ impl Generator {
             let value = if n & 32 == 0 { values[n as usize & 31] } else { n };
             chunk.copy_from_slice(&value.to_le_bytes());
         }
-        let pointer = SCRATCH + 1024 + random.below(2048);
+        let pointer = mode.scratch() + 1024 + random.below(2048);
         state.regs[4] = pointer & if random.chance(2) { !7 } else { !0 };
-        set_up(random, insn, &mut state);
+        set_up(random, insn, &mut state, mode);
         if (0..insn.op_count()).any(|operand| insn.op_kind(operand) == OpKind::Memory) {
             aim(random, insn, &mut state, target);
-            fill_operand(random, insn, &mut state);
+            fill_operand(random, insn, &mut state, mode);
         }
         state
     }
@@ -277,9 +289,9 @@ fn aim(random: &mut Random, insn: &Instruction, state: &mut NativeState, target:
     // Xlat's index is AL.
     let index_value = if index == Register::AL { state.regs[0] & 0xff } else { 0 };
     let mut set = |random: &mut Random, register: Register, value: i64| {
-        let high = if register.size() == 4 { random.next() << 32 } else { 0 };
-        let value = if register.size() == 4 { value as u64 & 0xffff_ffff | high } else { value as u64 };
-        state.regs[register.number()] = value;
+        let bits = register.size() as u32 * 8;
+        let high = random.next().checked_shl(bits).unwrap_or(0);
+        state.regs[register.number()] = value as u64 & u64::MAX >> (64 - bits) | high;
     };
     match (base, index) {
         (Register::RIP | Register::EIP, _) | (Register::None, Register::None) => {}
@@ -298,14 +310,14 @@ fn aim(random: &mut Random, insn: &Instruction, state: &mut NativeState, target:
 }
 
 /// Gives the memory operand contents that lead further than chance would.
-fn fill_operand(random: &mut Random, insn: &Instruction, state: &mut NativeState) {
-    let at = address(insn, state).wrapping_sub(SCRATCH);
+fn fill_operand(random: &mut Random, insn: &Instruction, state: &mut NativeState, mode: Mode) {
+    let at = address(insn, state).wrapping_sub(mode.scratch());
     let Some(memory) = usize::try_from(at).ok().and_then(|at| state.scratch.get_mut(at..at + 16)) else {
         return;
     };
     match insn.mnemonic() {
         Mnemonic::Jmp | Mnemonic::Call => {
-            let target = CODE + 0x40 + random.below(0x400);
+            let target = mode.start() + 0x40 + random.below(0x400);
             memory[..8].copy_from_slice(&target.to_le_bytes());
         }
         Mnemonic::Cmpxchg | Mnemonic::Cmpxchg8b if random.chance(2) => {
@@ -323,18 +335,19 @@ fn fill_operand(random: &mut Random, insn: &Instruction, state: &mut NativeState
 }
 
 /// Gives registers that the instruction uses implicitly values that lead further than chance would.
-fn set_up(random: &mut Random, insn: &Instruction, state: &mut NativeState) {
+fn set_up(random: &mut Random, insn: &Instruction, state: &mut NativeState, mode: Mode) {
+    let (code, scratch) = (mode.start(), mode.scratch());
     use Mnemonic as M;
     match insn.mnemonic() {
         M::Jmp | M::Call if insn.op0_kind() == OpKind::Register && insn.op0_register().number() != 4 => {
-            state.regs[insn.op0_register().number()] = CODE + 0x40 + random.below(0x400);
+            state.regs[insn.op0_register().number()] = code + 0x40 + random.below(0x400);
         }
         M::Ret => {
-            let at = (state.regs[4] - SCRATCH) as usize;
-            let target = CODE + 0x40 + random.below(0x400);
+            let at = (state.regs[4] - scratch) as usize;
+            let target = code + 0x40 + random.below(0x400);
             state.scratch[at..at + 8].copy_from_slice(&target.to_le_bytes());
         }
-        M::Leave | M::Enter => state.regs[5] = SCRATCH + 1024 + random.below(2048),
+        M::Leave | M::Enter => state.regs[5] = scratch + 1024 + random.below(2048),
         M::Div | M::Idiv if random.chance(2) => {
             state.regs[2] =
                 if random.chance(2) { random.below(4) } else { (state.regs[0] as i64 >> 63) as u64 };
@@ -348,11 +361,11 @@ fn set_up(random: &mut Random, insn: &Instruction, state: &mut NativeState) {
             state.regs[register.number()] = offset as u64;
         }
         _ if is_string(insn) => {
-            state.regs[6] = SCRATCH + 512 + random.below(3000);
+            state.regs[6] = scratch + 512 + random.below(3000);
             // Often overlapping, closely.
             state.regs[7] = match random.below(3) {
                 0 => state.regs[6] + random.below(16),
-                _ => SCRATCH + 512 + random.below(3000),
+                _ => scratch + 512 + random.below(3000),
             };
             state.regs[1] = if random.chance(8) { random.value() } else { random.below(24) };
             if insn.has_rep_prefix() || insn.has_repne_prefix() {

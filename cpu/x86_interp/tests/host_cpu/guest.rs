@@ -3,7 +3,7 @@
 use crate::cases::Case;
 use native_oracle::{CODE, End, Mode, NativeState, Outcome, SCRATCH, SCRATCH_LEN};
 use x86_core::testing::{self, Machine};
-use x86_core::{Flow, Seg, Trap, flags};
+use x86_core::{Flow, Seg, Segment, Trap, flags};
 
 const PAGE_TABLE: u64 = 0x50_0000;
 const CODE_PAGE: u64 = 0x51_0000;
@@ -11,6 +11,11 @@ const SCRATCH_PAGE: u64 = 0x52_0000;
 
 pub(crate) struct Guest {
     machine: Machine,
+    mode: Option<Mode>,
+}
+
+fn segment(base: u64, limit: u32, attributes: u32) -> Segment {
+    Segment { base, limit, attributes, selector: 3 }
 }
 
 impl Guest {
@@ -21,27 +26,35 @@ impl Guest {
             for table in 1..6 {
                 machine.poke(testing::PAGE_TABLES + table * 0x1000 + slot * 8, 0);
             }
-            machine.poke(PAGE_TABLE + slot * 8, 0);
         }
         let directory = testing::PAGE_TABLES + 0x2000;
-        machine.poke(testing::PAGE_TABLES + 0x1000, directory | 7);
-        machine.poke(directory + (CODE >> 21 & 511) * 8, PAGE_TABLE | 7);
-        machine.poke(PAGE_TABLE + (CODE >> 12 & 511) * 8, CODE_PAGE | 7);
-        machine.poke(PAGE_TABLE + (SCRATCH >> 12 & 511) * 8, SCRATCH_PAGE | 7);
+        for (address, page, table) in
+            [(CODE, CODE_PAGE, PAGE_TABLE), (SCRATCH, SCRATCH_PAGE, PAGE_TABLE + 0x1000)]
+        {
+            let directory = directory + (address >> 30) * 0x1000;
+            machine.poke(testing::PAGE_TABLES + 0x1000 + (address >> 30) * 8, directory | 7);
+            machine.poke(directory + (address >> 21 & 511) * 8, table | 7);
+            machine.poke(table + (address >> 12 & 511) * 8, page | 7);
+        }
         machine.core().flush_tlb(false);
-        Self { machine }
+        Self { machine, mode: None }
     }
 
     fn set_mode(&mut self, mode: Mode) {
-        let cs = &mut self.machine.cpu.segments[Seg::Cs as usize];
-        let attributes = match mode {
-            Mode::Bits64 => 0x0a0fb,
-            Mode::Bits32 => 0x0c0fb,
-        };
-        if cs.attributes != attributes {
-            cs.attributes = attributes;
-            self.machine.core().mode_changed();
+        if self.mode == Some(mode) {
+            return;
         }
+        self.mode = Some(mode);
+        let (code, data) = match mode {
+            Mode::Bits64 => (segment(0, u32::MAX, 0x0a0fb), segment(0, u32::MAX, 0x0c0f3)),
+            Mode::Bits32 => (segment(0, u32::MAX, 0x0c0fb), segment(0, u32::MAX, 0x0c0f3)),
+            Mode::Bits16 => {
+                (segment(CODE & !0xfff, 0xffff, 0xfb), segment(SCRATCH, SCRATCH_LEN as u32 - 1, 0xf3))
+            }
+        };
+        self.machine.cpu.segments = [data; 6];
+        self.machine.cpu.segments[Seg::Cs as usize] = code;
+        self.machine.core().mode_changed();
     }
 
     pub(crate) fn run(&mut self, case: &Case) -> Outcome {
@@ -50,7 +63,8 @@ impl Guest {
         machine.memory.write(CODE_PAGE + (CODE & 0xfff), &case.bytes).expect("RAM");
         machine.memory.write(SCRATCH_PAGE, &case.state.scratch).expect("RAM");
         machine.cpu.regs = case.state.regs;
-        machine.cpu.rip = CODE;
+        let start = case.mode.start();
+        machine.cpu.rip = start;
         machine.cpu.rflags = case.state.rflags & native_oracle::LOADABLE_FLAGS | flags::FIXED;
         let result = loop {
             match x86_interp::step(&mut machine.core()) {
@@ -60,7 +74,7 @@ impl Guest {
         };
         let cpu = &machine.cpu;
         let end = match result {
-            Ok(_) if cpu.rip == CODE + case.bytes.len() as u64 => End::Next,
+            Ok(_) if cpu.rip == start + case.bytes.len() as u64 => End::Next,
             Ok(_) => End::Jumped(cpu.rip),
             Err(Trap::Exception(exception)) => End::Fault {
                 signal: 0,

@@ -26,7 +26,7 @@ fn difference(case: &Case, host: &Outcome, ours: &Outcome) -> Option<String> {
     }
     let (registers, mask) = match case.mode {
         Mode::Bits64 => (16, u64::MAX),
-        Mode::Bits32 => (8, 0xffff_ffff),
+        Mode::Bits32 | Mode::Bits16 => (8, 0xffff_ffff),
     };
     for register in 0..registers {
         let (a, b) = (host.state.regs[register] & mask, ours.state.regs[register] & mask);
@@ -66,10 +66,11 @@ fn compare_all(mut generator: Generator, mode: Mode) -> BTreeMap<Code, usize> {
         let host = match mode {
             Mode::Bits64 => native_oracle::run(&case.bytes, &case.state),
             Mode::Bits32 => native_oracle::run32(&case.bytes, &case.state),
+            Mode::Bits16 => native_oracle::run16(&case.bytes, &case.state),
         };
-        let host = Outcome { end: normalized(host.end), ..host };
+        let host = Outcome { end: normalized(host.end, mode), ..host };
         let ours = guest.run(&case);
-        let ours = Outcome { end: normalized(ours.end), ..ours };
+        let ours = Outcome { end: normalized(ours.end, mode), ..ours };
         let form = case.insn.code();
         *forms.entry(form).or_default() += 1;
         if let Some(text) = difference(&case, &host, &ours) {
@@ -84,9 +85,9 @@ fn compare_all(mut generator: Generator, mode: Mode) -> BTreeMap<Code, usize> {
 }
 
 /// A fault somewhere else is a jump to where code cannot be fetched, which T0 does not try here.
-fn normalized(end: End) -> End {
+fn normalized(end: End, mode: Mode) -> End {
     match end {
-        End::Fault { rip, vector: 14, .. } if rip != native_oracle::CODE => End::Jumped(rip),
+        End::Fault { rip, vector: 14, .. } if rip != mode.start() => End::Jumped(rip),
         End::Fault { signal: _, vector, error, address, rip } => {
             // Of the others the kernel reports no data address.
             let address = if vector == 14 { address } else { 0 };
@@ -125,4 +126,13 @@ fn compatibility_mode() {
     ] {
         assert!(forms.contains_key(&form), "{form:?} was not generated");
     }
+}
+
+#[test]
+fn segments_of_16_bits() {
+    assert!(native_oracle::has_16_bit(), "the kernel makes no 16-bit segments");
+    let forms = compare_all(Generator::new(Mode::Bits16, 12), Mode::Bits16);
+    let cases: usize = forms.values().sum();
+    println!("{} forms, {cases} cases", forms.len());
+    assert!(forms.len() > 300, "only {} forms were generated", forms.len());
 }

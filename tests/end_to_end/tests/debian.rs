@@ -3,7 +3,7 @@
 use end_to_end::{Guest, run};
 
 /// A prompt of the shell in the image's initramfs.
-const PROMPT: &str = "~ # ";
+const PROMPT: &str = "root@vireo:~# ";
 
 fn boot(arguments: &[&str]) -> Guest {
     let mut guest = Guest::start(arguments);

@@ -52,6 +52,10 @@ fn makes_double_fault(first: u8, second: u8) -> bool {
     }
 }
 
+/// Exceptions in the delivery of one another before it is given up. Double faults end real chains sooner; but
+/// a task whose TSS asks for a debug trap, and whose debug handler is itself, would go on for ever.
+const LONGEST_CHAIN: usize = 8;
+
 impl Core<'_> {
     /// Delivers an exception, and what arises from that: further exceptions, a double fault.
     ///
@@ -59,7 +63,7 @@ impl Core<'_> {
     /// [`Trap::TripleFault`] alone.
     pub fn deliver(&mut self, exception: Exception) -> Result<(), Trap> {
         let mut current = exception;
-        loop {
+        for _ in 0..LONGEST_CHAIN {
             if current.vector == vector::PF {
                 self.cpu.cr2 = current.address;
             }
@@ -80,6 +84,10 @@ impl Core<'_> {
                 Err(Trap::Exception(next)) => next,
                 Err(Trap::TripleFault) => return Err(Trap::TripleFault),
             };
+            if next.vector == vector::PF {
+                // CR2 tells of it even if it makes a double fault.
+                self.cpu.cr2 = next.address;
+            }
             if current.vector == vector::DF {
                 return Err(Trap::TripleFault);
             }
@@ -89,6 +97,7 @@ impl Core<'_> {
                 next
             };
         }
+        Err(Trap::TripleFault)
     }
 
     /// Delivers an interrupt from outside, or the exception that its delivery raises.

@@ -272,6 +272,8 @@ impl Machine {
                 self.poke(IDT + vector * 8, gate);
             }
         }
+        // The port bitmap begins past the limit: user code has no ports.
+        self.memory.write(TSS + 0x66, &0x68u16.to_le_bytes()).expect("RAM");
         if long {
             self.poke(TSS + 4, KERNEL_STACK);
             self.poke(TSS + 0x24, IST1_STACK);

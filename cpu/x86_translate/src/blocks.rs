@@ -1,0 +1,437 @@
+//! All translated blocks of a VM: finding them, linking them, and dropping them when their bytes change.
+
+use crate::layout::{IBTC_ENTRIES, JitVcpu};
+use crate::stubs::Stubs;
+use crate::translate::{Mode, Output, Settings};
+use dbt_code::{CacheError, CodeCache, Emitter};
+use guest_memory::{CodeWriteHook, GuestMemory, PAGE_SIZE};
+use iced_x86::Instruction;
+use parking_lot::{Mutex, RwLock};
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Stores to a page with code that hit no code, after which its code is dropped all the same: the page holds
+/// data that is in use.
+const DATA_WRITES: u32 = 64;
+const SHARDS: usize = 16;
+
+/// How a VM's code is translated.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Bytes of generated code at most.
+    pub cache_bytes: usize,
+    /// Keep all arithmetic flags exact, also those that are never read: what faulting instructions save is then
+    /// exact too.
+    pub strict: bool,
+    /// Whether locked instructions must be atomic for other processors: false only with one vCPU.
+    pub lock_needed: bool,
+    /// Instructions in a block at most; 1 to compare with the interpreter step by step.
+    pub max_instructions: usize,
+    /// Conditional jumps in a block that are passed when not taken.
+    pub side_exits: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { cache_bytes: 256 << 20, strict: false, lock_needed: true, max_instructions: 64, side_exits: 2 }
+    }
+}
+
+/// A hash for keys that are addresses.
+#[derive(Default, Clone, Copy)]
+pub(crate) struct AddressHasher(u64);
+
+impl Hasher for AddressHasher {
+    fn finish(&self) -> u64 {
+        self.0 ^ self.0 >> 29
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+    fn write_u8(&mut self, value: u8) {
+        self.write_u64(u64::from(value));
+    }
+    fn write_u64(&mut self, value: u64) {
+        self.0 = (self.0.rotate_left(5) ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+type Map<K, V> = HashMap<K, V, BuildHasherDefault<AddressHasher>>;
+
+/// What names a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Key {
+    /// Of the first byte.
+    pub(crate) gpa: u64,
+    /// The page's virtual address, or 0 if the code is independent of it.
+    pub(crate) page_va: u64,
+    pub(crate) mode: Mode,
+}
+
+impl Key {
+    pub(crate) fn new(gpa: u64, rip: u64, mode: Mode) -> Self {
+        let page_va = if mode.has(Mode::USER) { 0 } else { rip & !0xfff };
+        Self { gpa, page_va, mode }
+    }
+}
+
+/// What the map of blocks says of one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Found {
+    pub(crate) entry_mem: u64,
+    pub(crate) id: u32,
+}
+
+struct Block {
+    key: Key,
+    entry_mem: u64,
+    entry_hot: u64,
+    depends: Vec<(u16, u16)>,
+    links: Vec<u32>,
+    /// Links that lead here.
+    incoming: Vec<u32>,
+}
+
+/// A direct jump.
+struct Link {
+    field: u64,
+    stub: u64,
+    target: i64,
+    memory: bool,
+    check: Option<u64>,
+    page_va: u64,
+    mode: Mode,
+    to: Option<u32>,
+    /// The number that the check was given.
+    number: u32,
+    /// The block is gone.
+    dead: bool,
+}
+
+/// Where a link leads.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LinkTarget {
+    pub(crate) target: i64,
+    /// The page of the jump, or 0 if the code is independent of it.
+    pub(crate) page_va: u64,
+}
+
+#[derive(Default)]
+struct Page {
+    blocks: Vec<u32>,
+    /// Differs whenever the page may have been written since.
+    sequence: u64,
+    data_writes: u32,
+}
+
+#[derive(Default)]
+struct State {
+    blocks: Vec<Option<Block>>,
+    links: Vec<Link>,
+    pages: Map<u64, Page>,
+    sequence: u64,
+    /// Numbers of (virtual page, guest physical page) pairs.
+    numbers: Map<(u64, u64), u32>,
+    kept: Vec<Box<Instruction>>,
+}
+
+/// A vCPU that other threads reach.
+struct Registered(*const JitVcpu);
+
+// SAFETY: only the TLB's tags and the tables' entries are reached through it, which are atomics, and only
+// while the vCPU is registered.
+unsafe impl Send for Registered {}
+
+/// The translator of a VM: what its vCPUs share.
+pub struct Translator {
+    pub(crate) memory: GuestMemory,
+    pub(crate) settings: Settings,
+    pub(crate) cache: CodeCache,
+    pub(crate) stubs: Stubs,
+    stub_bytes: usize,
+    map: [RwLock<Map<Key, Found>>; SHARDS],
+    state: Mutex<State>,
+    vcpus: Mutex<Vec<Registered>>,
+    /// Incremented when blocks are dropped.
+    pub(crate) invalidations: AtomicU64,
+    /// Incremented when all code goes.
+    pub(crate) epoch: AtomicU64,
+    /// Held for reading while generated code runs, for writing while all of it goes.
+    pub(crate) running: RwLock<()>,
+}
+
+impl Translator {
+    /// A translator of code in `memory`. It is to be made the memory's code hook
+    /// ([`GuestMemory::set_code_hook`]).
+    ///
+    /// # Errors
+    /// [`CacheError`] if the host has no memory for code.
+    pub fn new(memory: GuestMemory, options: &Options) -> Result<Arc<Self>, CacheError> {
+        let cache = CodeCache::new(options.cache_bytes.max(4 << 20))?;
+        let stub_bytes = 4096;
+        let Some(mut emitter) = cache.allocate(stub_bytes) else {
+            let source = std::io::ErrorKind::OutOfMemory.into();
+            return Err(CacheError { bytes: options.cache_bytes, source });
+        };
+        let stubs = Stubs::emit(&mut emitter);
+        assert!(!emitter.overflowed(), "the shared code fits its space");
+        let settings = Settings {
+            strict: options.strict,
+            bmi2: is_x86_feature_detected!("bmi2"),
+            lock_needed: options.lock_needed,
+            max_instructions: options.max_instructions.max(1),
+            side_exits: options.side_exits,
+        };
+        Ok(Arc::new(Self {
+            memory,
+            settings,
+            cache,
+            stubs,
+            stub_bytes,
+            map: Default::default(),
+            state: Mutex::default(),
+            vcpus: Mutex::default(),
+            invalidations: AtomicU64::new(0),
+            epoch: AtomicU64::new(0),
+            running: RwLock::new(()),
+        }))
+    }
+
+    /// Bytes of the code cache in use.
+    pub fn code_bytes(&self) -> usize {
+        self.cache.used()
+    }
+
+    pub(crate) fn register(&self, vcpu: *const JitVcpu) {
+        self.vcpus.lock().push(Registered(vcpu));
+    }
+
+    pub(crate) fn unregister(&self, vcpu: *const JitVcpu) {
+        self.vcpus.lock().retain(|registered| registered.0 != vcpu);
+    }
+
+    fn shard(&self, key: &Key) -> &RwLock<Map<Key, Found>> {
+        &self.map[(key.gpa >> 4 ^ key.gpa >> 12) as usize % SHARDS]
+    }
+
+    /// The block of that key; `with` runs while it cannot be dropped.
+    pub(crate) fn find(&self, key: &Key, with: impl FnOnce(&Found)) -> Option<Found> {
+        let shard = self.shard(key).read();
+        let found = shard.get(key)?;
+        with(found);
+        Some(*found)
+    }
+
+    /// Begins a translation from the page at `gpa`: stores to it are noticed from now on. Gives what
+    /// [`Translator::install`] wants.
+    pub(crate) fn begin(&self, gpa: u64) -> u64 {
+        let gpa = gpa & !(PAGE_SIZE - 1);
+        let mut state = self.state.lock();
+        if let Some(page) = state.pages.get(&gpa) {
+            return page.sequence;
+        }
+        state.sequence += 1;
+        let sequence = state.sequence;
+        state.pages.insert(gpa, Page { sequence, ..Page::default() });
+        self.memory.mark_code(gpa);
+        if let Some(host) = self.memory.host_page(gpa) {
+            for vcpu in self.vcpus.lock().iter() {
+                // SAFETY: registered vCPUs are alive; the TLB's tags are atomics.
+                let tlb = unsafe { &(*vcpu.0).cpu.tlb };
+                tlb.invalidate_writes(host.ptr as u64);
+            }
+        }
+        sequence
+    }
+
+    /// Makes a translated block known. `None` if the page was written meanwhile, or another processor was
+    /// faster with the same block: the code is then of no use.
+    pub(crate) fn install(
+        &self,
+        key: Key,
+        sequence: u64,
+        output: Output,
+        cold: &mut Emitter,
+        with: impl FnOnce(&Found),
+    ) -> Option<Found> {
+        let page_gpa = key.gpa & !(PAGE_SIZE - 1);
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        let page = state.pages.get_mut(&page_gpa).filter(|page| page.sequence == sequence)?;
+        let id = state.blocks.len() as u32;
+        let mut links = Vec::with_capacity(output.links.len());
+        for link in output.links {
+            let number = state.links.len() as u32;
+            for field in link.numbers {
+                cold.set_dword(field, number);
+            }
+            links.push(number);
+            state.links.push(Link {
+                field: link.field,
+                stub: link.stub,
+                target: link.target,
+                memory: link.memory,
+                check: link.check,
+                page_va: key.page_va,
+                mode: key.mode,
+                to: None,
+                number: 0,
+                dead: false,
+            });
+        }
+        let mut shard = self.shard(&key).write();
+        if shard.contains_key(&key) {
+            return None;
+        }
+        page.blocks.push(id);
+        state.kept.extend(output.kept);
+        state.blocks.push(Some(Block {
+            key,
+            entry_mem: output.entry_mem,
+            entry_hot: output.entry_hot,
+            depends: output.depends,
+            links,
+            incoming: vec![],
+        }));
+        let found = Found { entry_mem: output.entry_mem, id };
+        with(&found);
+        shard.insert(key, found);
+        Some(found)
+    }
+
+    /// Where a link leads.
+    pub(crate) fn link_target(&self, link: u32) -> LinkTarget {
+        let state = self.state.lock();
+        let link = &state.links[link as usize];
+        LinkTarget { target: link.target, page_va: link.page_va }
+    }
+
+    /// Links a direct jump to a block, so that it is taken without leaving generated code. Gives the number
+    /// that a jump to another page compares, which the vCPU notes as verified.
+    pub(crate) fn link(&self, number: u32, to: u32, va: u64) -> Option<u32> {
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        let target = state.blocks.get_mut(to as usize)?.as_mut()?;
+        let link = state.links.get_mut(number as usize)?;
+        if link.dead || link.mode.has(Mode::USER) != target.key.mode.has(Mode::USER) {
+            return None;
+        }
+        if link.to.is_some() {
+            return (link.to == Some(to)).then_some(link.number).filter(|number| *number != 0);
+        }
+        link.to = Some(to);
+        target.incoming.push(number);
+        let entry = if link.memory { target.entry_mem } else { target.entry_hot };
+        self.cache.patch(link.field, entry.wrapping_sub(link.field + 4) as u32);
+        let check = link.check?;
+        let pair = (va & !0xfff, target.key.gpa & !0xfff);
+        let next = state.numbers.len() as u32 + 1;
+        let number = *state.numbers.entry(pair).or_insert(next);
+        link.number = number;
+        self.cache.patch(check, number);
+        Some(number)
+    }
+
+    /// Drops a block. The caller holds the state.
+    fn kill(&self, state: &mut State, id: u32) {
+        let Some(block) = state.blocks[id as usize].take() else { return };
+        self.shard(&block.key).write().remove(&block.key);
+        for number in block.incoming {
+            let link = &mut state.links[number as usize];
+            if let Some(check) = link.check {
+                self.cache.patch(check, 0);
+            }
+            self.cache.patch(link.field, link.stub.wrapping_sub(link.field + 4) as u32);
+            link.to = None;
+            link.number = 0;
+        }
+        for number in block.links {
+            let link = &mut state.links[number as usize];
+            link.dead = true;
+            if let Some(target) = link.to.take()
+                && let Some(Some(target)) = state.blocks.get_mut(target as usize)
+            {
+                target.incoming.retain(|incoming| *incoming != number);
+            }
+        }
+        let user = block.key.mode.has(Mode::USER);
+        for vcpu in self.vcpus.lock().iter() {
+            // SAFETY: registered vCPUs are alive; the entries are atomics.
+            let table = unsafe { &(*vcpu.0).ibtc[usize::from(user)] };
+            let offset = block.key.gpa as usize & 0xfff;
+            for high in 0..IBTC_ENTRIES >> 12 {
+                let index = high << 12 | offset;
+                if table[index].host.load(Ordering::Relaxed) == block.entry_mem {
+                    table[index].clear(index);
+                }
+            }
+        }
+        if let Some(page) = state.pages.get_mut(&(block.key.gpa & !0xfff)) {
+            page.blocks.retain(|other| *other != id);
+        }
+    }
+
+    /// Drops the blocks of a page that depend on bytes `from..to` of it; all of them if the page seems to hold
+    /// data.
+    fn invalidate(&self, gpa: u64, from: u16, to: u16) {
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        state.sequence += 1;
+        let sequence = state.sequence;
+        let Some(page) = state.pages.get_mut(&gpa) else { return };
+        page.sequence = sequence;
+        page.data_writes += 1;
+        let all = page.data_writes > DATA_WRITES;
+        let blocks = page.blocks.clone();
+        let mut hit = false;
+        for id in blocks {
+            let Some(Some(block)) = state.blocks.get(id as usize) else { continue };
+            if all || block.depends.iter().any(|(start, end)| *start < to && from < *end) {
+                self.kill(state, id);
+                hit = true;
+            }
+        }
+        if hit {
+            self.invalidations.fetch_add(1, Ordering::Release);
+        }
+        if state.pages.get(&gpa).is_some_and(|page| page.blocks.is_empty()) {
+            state.pages.remove(&gpa);
+            self.memory.unmark_code(gpa);
+        }
+    }
+
+    /// Drops all code. The caller holds `running` for writing.
+    pub(crate) fn flush(&self) {
+        let mut state = self.state.lock();
+        for shard in &self.map {
+            shard.write().clear();
+        }
+        for gpa in state.pages.keys() {
+            self.memory.unmark_code(*gpa);
+        }
+        *state = State { sequence: state.sequence + 1, ..State::default() };
+        self.cache.reset(self.stub_bytes);
+        self.epoch.fetch_add(1, Ordering::Release);
+        self.invalidations.fetch_add(1, Ordering::Release);
+    }
+
+    /// Asks all vCPUs to leave generated code.
+    pub(crate) fn interrupt_all(&self) {
+        for vcpu in self.vcpus.lock().iter() {
+            // SAFETY: registered vCPUs are alive; the request is an atomic.
+            unsafe { &(*vcpu.0).cpu.exit_request }.fetch_or(1, Ordering::Release);
+        }
+    }
+}
+
+impl CodeWriteHook for Translator {
+    fn code_written(&self, gpa: u64, len: u64) {
+        let from = (gpa & 0xfff) as u16;
+        let to = (u64::from(from) + len).min(PAGE_SIZE) as u16;
+        self.invalidate(gpa & !(PAGE_SIZE - 1), from, to);
+    }
+}

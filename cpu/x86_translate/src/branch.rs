@@ -1,0 +1,262 @@
+//! The stack and control transfers.
+
+use crate::address::{Access, Ea};
+use crate::layout::{GUEST_RSP, IBTC_ENTRIES, PAGE_CHECKS, S0, S1, at, gs, host_register, slot};
+use crate::translate::{Cold, ColdKind, FlagsAt, Mode, NewLink, Translation};
+use dbt_code::{Alu, Cond, Enc, Gpr, Mem, Rm, Width};
+
+impl Translation<'_> {
+    /// Puts the virtual address `target` bytes from the beginning of the page into [`S0`]. The only place
+    /// where an address of the code itself comes to be.
+    fn guest_va(&mut self, target: i64) {
+        match self.fixed_page() {
+            Some(page_va) => self.e.mov_imm(S0, page_va.wrapping_add(target as u64)),
+            None => {
+                self.e.load(S0, gs(at!(page_va)));
+                match i32::try_from(target) {
+                    Ok(target) => self.e.lea(S0, Mem::base(S0, target)),
+                    Err(_) => {
+                        self.e.mov_imm(S1, target as u64);
+                        self.e.lea(S0, Mem::indexed(S0, S1, 0, 0));
+                        self.held = None;
+                    }
+                }
+            }
+        }
+    }
+
+    fn move_stack(&mut self, by: i32) {
+        self.e.lea(GUEST_RSP, Mem::base(GUEST_RSP, by));
+    }
+
+    /// Loads a 64-bit register or memory operand (the first operand) into a host register, which is
+    /// [`S0`] or the guest register's own.
+    fn load_operand(&mut self, index: usize) -> Gpr {
+        let insn = self.guest[index].insn;
+        if Self::has_memory(&insn) {
+            if let Some(ea) = self.address_of(&insn) {
+                let mem = self.access(&ea, Access::read(8));
+                self.e.load(S0, mem);
+            }
+            return S0;
+        }
+        let guest = insn.op0_register().number() as u8;
+        host_register(guest).unwrap_or_else(|| {
+            self.e.load(S0, gs(slot(guest)));
+            S0
+        })
+    }
+
+    /// PUSH of a register or memory.
+    pub(crate) fn push(&mut self, index: usize) {
+        let insn = self.guest[index].insn;
+        let ea = Ea::register(4, -8);
+        if Self::has_memory(&insn) {
+            let value = self.load_operand(index);
+            self.e.store(Width::B64, gs(at!(scratch)), value);
+            let mem = self.access(&ea, Access::write(8));
+            self.e.load(S0, gs(at!(scratch)));
+            self.e.store(Width::B64, mem, S0);
+        } else {
+            let mem = self.access(&ea, Access::write(8));
+            let value = self.load_operand(index);
+            self.e.store(Width::B64, mem, value);
+        }
+        self.move_stack(-8);
+    }
+
+    /// PUSH of a constant.
+    pub(crate) fn push_immediate(&mut self, index: usize) {
+        let value = self.guest[index].insn.immediate(0) as i32;
+        let mem = self.access(&Ea::register(4, -8), Access::write(8));
+        self.e.store_imm(mem, value);
+        self.move_stack(-8);
+    }
+
+    /// POP of a register.
+    pub(crate) fn pop(&mut self, index: usize) {
+        let guest = self.guest[index].insn.op0_register().number() as u8;
+        let mem = self.access(&Ea::register(4, 0), Access::read(8));
+        let to = host_register(guest).unwrap_or(S0);
+        self.e.load(to, mem);
+        if to != GUEST_RSP {
+            self.move_stack(8);
+        }
+        if to == S0 {
+            self.e.store(Width::B64, gs(slot(guest)), S0);
+        }
+    }
+
+    /// LEAVE.
+    pub(crate) fn leave(&mut self) {
+        let mem = self.access(&Ea::register(5, 0), Access::read(8));
+        self.e.load(S0, mem);
+        self.e.lea(GUEST_RSP, Mem::base(Gpr::RBP, 8));
+        self.e.mov(Gpr::RBP, S0);
+    }
+
+    fn push_return(&mut self, index: usize) {
+        let guest = &self.guest[index];
+        let next = i64::from(guest.offset) + guest.insn.len() as i64;
+        let mem = self.access(&Ea::register(4, -8), Access::write(8));
+        let constant = self.fixed_page().map(|page_va| page_va.wrapping_add(next as u64) as i64);
+        match constant.map(i32::try_from) {
+            Some(Ok(va)) => self.e.store_imm(mem, va),
+            _ => {
+                self.guest_va(next);
+                self.e.store(Width::B64, mem, S0);
+            }
+        }
+        self.move_stack(-8);
+    }
+
+    /// CALL of a direct target.
+    pub(crate) fn call(&mut self, index: usize) {
+        self.push_return(index);
+        let target = self.target(index);
+        let backward = target <= i64::from(self.guest[index].offset);
+        self.edge(target, backward);
+    }
+
+    /// CALL of a register or memory.
+    pub(crate) fn call_indirect(&mut self, index: usize) {
+        self.flags_to_memory();
+        let insn = self.guest[index].insn;
+        if Self::has_memory(&insn) {
+            let value = self.load_operand(index);
+            self.e.store(Width::B64, gs(at!(scratch)), value);
+            self.push_return(index);
+            self.e.load(S0, gs(at!(scratch)));
+        } else {
+            self.push_return(index);
+            let value = self.load_operand(index);
+            if value != S0 {
+                self.e.mov(S0, value);
+            }
+        }
+        self.indirect();
+    }
+
+    /// JMP to a register or memory.
+    pub(crate) fn jmp_indirect(&mut self, index: usize) {
+        self.flags_to_memory();
+        let value = self.load_operand(index);
+        if value != S0 {
+            self.e.mov(S0, value);
+        }
+        self.indirect();
+    }
+
+    /// RET.
+    pub(crate) fn ret(&mut self, index: usize) {
+        self.flags_to_memory();
+        let insn = self.guest[index].insn;
+        let release = if insn.op_count() == 1 { i32::from(insn.immediate16()) } else { 0 };
+        let mem = self.access(&Ea::register(4, 0), Access::read(8));
+        self.e.load(S0, mem);
+        self.move_stack(8 + release);
+        self.indirect();
+    }
+
+    /// Goes to the guest address in [`S0`], with the flags in memory.
+    fn indirect(&mut self) {
+        self.held = None;
+        self.poll(ColdKind::Indirect);
+        let user = self.mode.has(Mode::USER);
+        if user {
+            self.e.mov(S1, S0);
+            self.e.alu_imm(Alu::And, Width::B64, Rm::Reg(S1.0), -4096);
+            self.e.store(Width::B64, gs(at!(page_va)), S1);
+        }
+        let table = at!(ibtc) + i32::from(user) * (IBTC_ENTRIES * 16) as i32;
+        self.e.op(Enc::m0f(0xb7), S1.0, Rm::Reg(S0.0)); // movzx r10d, r9w
+        self.e.alu(Alu::Add, Width::B32, S1, Rm::Reg(S1.0));
+        self.e.alu(Alu::Cmp, Width::B64, S0, Rm::Mem(Mem::gs_indexed(S1, 3, table)));
+        let field = self.e.jcc(Cond::NE);
+        self.cold.push(Cold { field, instruction: self.current, kind: ColdKind::Indirect });
+        self.e.jmp_rm(Rm::Mem(Mem::gs_indexed(S1, 3, table + 8)));
+    }
+
+    /// Leaves if that was asked for. Clobbers the flags.
+    fn poll(&mut self, kind: ColdKind) {
+        self.e.alu_imm(Alu::Cmp, Width::B32, Rm::Mem(gs(at!(cpu.exit_request))), 0);
+        let field = self.e.jcc(Cond::NE);
+        self.cold.push(Cold { field, instruction: self.current, kind });
+    }
+
+    fn new_link(&mut self, target: i64, memory: bool) -> usize {
+        self.links.push(NewLink { field: 0, stub: 0, target, memory, check: None, numbers: vec![] });
+        self.links.len() - 1
+    }
+
+    /// Goes to `target` (from the beginning of the page) for good.
+    pub(crate) fn edge(&mut self, target: i64, backward: bool) {
+        if (0..4096).contains(&target) {
+            let live = self.peek(target);
+            if backward && live != 0 {
+                self.flags_to_memory();
+                self.flags = FlagsAt::Memory;
+            }
+            let link = self.new_link(target, live != 0 && self.flags == FlagsAt::Memory);
+            if backward {
+                self.poll(ColdKind::Poll(link));
+            }
+            return self.jump(link);
+        }
+        self.flags_to_memory();
+        let Some(page_va) = self.fixed_page() else {
+            self.guest_va(target);
+            return self.indirect();
+        };
+        let link = self.new_link(target, true);
+        if backward {
+            self.poll(ColdKind::Poll(link));
+        }
+        let va = page_va.wrapping_add(target as u64);
+        let check = at!(page_checks) + ((va >> 12) as usize & (PAGE_CHECKS - 1)) as i32 * 4;
+        // cmp dword gs:[check], imm32: eight bytes up to the number, which is patched; 0 is never there.
+        self.e.align_patch(8);
+        self.e.op(Enc::one(0x81), Alu::Cmp as u8, Rm::Mem(gs(check)));
+        let number = self.e.address();
+        self.e.dword(0);
+        self.links[link].check = Some(number);
+        let field = self.e.jcc(Cond::NE);
+        self.cold.push(Cold { field, instruction: self.current, kind: ColdKind::Link(link) });
+        self.jump(link);
+    }
+
+    /// The jump that is patched.
+    fn jump(&mut self, link: usize) {
+        self.e.align_patch(1);
+        let field = self.e.jmp();
+        self.links[link].field = field;
+        self.cold.push(Cold { field, instruction: self.current, kind: ColdKind::Link(link) });
+    }
+
+    /// Jcc: the block ends here if it is the last instruction.
+    pub(crate) fn jcc(&mut self, index: usize, last: bool) {
+        self.flags_for(index);
+        let guest = &self.guest[index];
+        let cond = Cond(guest.raw.map_or(0, |raw| raw.opcode & 15));
+        let next = i64::from(guest.offset) + guest.insn.len() as i64;
+        let backward = self.target(index) <= i64::from(guest.offset);
+        let target = self.target(index);
+        if (0..4096).contains(&target) && !backward {
+            let link = self.new_link(target, false);
+            self.e.align_patch(2);
+            let field = self.e.jcc(cond);
+            self.links[link].field = field;
+            self.cold.push(Cold { field, instruction: index, kind: ColdKind::Link(link) });
+        } else {
+            let skip = self.e.jcc(cond.not());
+            let (flags, held) = (self.flags, self.held);
+            self.edge(target, backward);
+            (self.flags, self.held) = (flags, held);
+            let here = self.e.address();
+            self.e.link(skip, here);
+        }
+        if last {
+            self.edge(next, false);
+        }
+    }
+}

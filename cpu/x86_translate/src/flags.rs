@@ -1,0 +1,62 @@
+//! Which arithmetic flags instructions need and make: the liveness that says when the host's flags may be
+//! clobbered.
+
+use crate::insn::{Class, CodeInfo};
+use iced_x86::{Instruction, Mnemonic, OpKind, Register, RflagsBits};
+
+/// A set of arithmetic flags, in iced-x86's bits.
+pub(crate) type Flags = u8;
+
+/// All six.
+pub(crate) const ALL: Flags =
+    (RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF)
+        as Flags;
+
+/// The flags that an instruction reads and those that it certainly overwrites.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Effect {
+    pub(crate) reads: Flags,
+    pub(crate) writes: Flags,
+    /// It may leave as they were some flags that it is said to write.
+    pub(crate) conditional: bool,
+}
+
+/// What `insn` does to the flags.
+pub(crate) fn effect(insn: &Instruction, info: &CodeInfo) -> Effect {
+    let reads = insn.rflags_read() as Flags & ALL;
+    let writes = insn.rflags_modified() as Flags & ALL;
+    match info.class {
+        // What the interpreter does may be seen by others, with all flags: an interrupt, a debugger.
+        Class::Interpret => return Effect { reads: ALL, writes, conditional: true },
+        Class::Nop => return Effect::default(),
+        _ => {}
+    }
+    let by_cl = insn.op_count() > 0
+        && insn.op_kind(insn.op_count() - 1) == OpKind::Register
+        && insn.op_register(insn.op_count() - 1) == Register::CL
+        && is_shift(insn.mnemonic());
+    let conditional = writes != 0 && (by_cl || matches!(insn.mnemonic(), Mnemonic::Bsf | Mnemonic::Bsr));
+    Effect { reads, writes, conditional }
+}
+
+fn is_shift(mnemonic: Mnemonic) -> bool {
+    use Mnemonic as M;
+    matches!(
+        mnemonic,
+        M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd
+    )
+}
+
+impl Effect {
+    /// The flags live before the instruction, given those after.
+    pub(crate) fn before(self, after: Flags) -> Flags {
+        if self.conditional { after | self.reads } else { after & !self.writes | self.reads }
+    }
+
+    /// Whether the host's flags must be the guest's when the instruction executes: it reads some, or leaves
+    /// some as they are that are needed later while it writes others.
+    pub(crate) fn needs_host(self, after: Flags) -> bool {
+        let kept = if self.conditional { after } else { after & !self.writes };
+        self.reads != 0 || (self.writes != 0 && kept != 0)
+    }
+}

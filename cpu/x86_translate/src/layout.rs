@@ -1,0 +1,156 @@
+//! What generated code addresses through GS: one block for each vCPU, and where in it everything is.
+
+use crate::counters::Counters;
+use dbt_code::{Gpr, Mem};
+use std::mem::offset_of;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use x86_core::{Cpu, Platform, Segment, TlbEntry, Trap, reg};
+
+/// Entries in each table of indirect jump targets; the index is the low 16 bits of the target.
+pub(crate) const IBTC_ENTRIES: usize = 1 << 16;
+/// Entries in the table of verified pages.
+pub(crate) const PAGE_CHECKS: usize = 1024;
+/// Slots for host addresses of verified pages in a block.
+pub(crate) const GROUP_SLOTS: usize = 8;
+
+/// An indirect jump target.
+#[repr(C, align(16))]
+pub(crate) struct IbtcEntry {
+    /// The guest virtual address. An empty entry holds one that no lookup brings here.
+    pub(crate) va: AtomicU64,
+    /// Where the block that begins there is entered with the flags in memory.
+    pub(crate) host: AtomicU64,
+}
+
+/// Why generated code was left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum ExitReason {
+    /// RIP is where to go on.
+    Dispatch = 0,
+    /// An indirect jump whose target was not in the table, or a poll; RIP is set.
+    Indirect = 1,
+    /// A direct jump that is not linked: the argument is the link's number.
+    Link = 2,
+    /// A poll at a direct jump saw the exit request: the argument is the link's number.
+    Poll = 3,
+    /// A helper stopped with [`JitVcpu::trap`].
+    Trap = 4,
+    /// The processor executed HLT.
+    Halt = 5,
+    /// As Dispatch, and the next block is to be translated without shared checks.
+    Ungrouped = 6,
+}
+
+/// One vCPU's block: the processor first, then what belongs to generated code alone.
+#[repr(C, align(64))]
+pub(crate) struct JitVcpu {
+    pub(crate) cpu: Cpu,
+    pub(crate) this: *mut JitVcpu,
+    pub(crate) host_rsp: u64,
+    pub(crate) jump_target: u64,
+    pub(crate) scratch: [u64; 4],
+    pub(crate) groups: [u64; GROUP_SLOTS],
+    /// The virtual address of the page that runs, for code that is translated independently of it.
+    pub(crate) page_va: u64,
+    pub(crate) exit_argument: u64,
+    pub(crate) exit_reason: u32,
+    pub(crate) host_mxcsr: u32,
+    /// The arithmetic flags in memory: LAHF's byte in the high half, OF in the low.
+    pub(crate) fl: u16,
+    /// Leave when interrupts become enabled.
+    pub(crate) interrupt_window: bool,
+    /// Numbers of verified (virtual page, guest physical page) pairs, by virtual page.
+    pub(crate) page_checks: [u32; PAGE_CHECKS],
+    pub(crate) trap: Option<Trap>,
+    pub(crate) memory: *const guest_memory::GuestMemory,
+    pub(crate) platform: Option<NonNull<dyn Platform>>,
+    pub(crate) translator: Arc<crate::Translator>,
+    pub(crate) counters: Counters,
+    /// Filled entries of the tables, to clear them by.
+    pub(crate) filled: [Vec<u16>; 2],
+    /// Supervisor, user.
+    pub(crate) ibtc: [[IbtcEntry; IBTC_ENTRIES]; 2],
+}
+
+impl JitVcpu {
+    /// What the arithmetic flags in memory are as RFLAGS bits.
+    pub(crate) fn arithmetic_flags(&self) -> u64 {
+        let fl = u64::from(self.fl);
+        (fl >> 8 & 0xd5) | (fl & 1) << 11
+    }
+
+    /// Sets the flags in memory from RFLAGS.
+    pub(crate) fn flags_from_rflags(&mut self) {
+        let rflags = self.cpu.rflags;
+        self.fl = ((rflags & 0xd5 | 2) << 8 | (rflags >> 11 & 1)) as u16;
+    }
+
+    /// Brings RFLAGS up to date with the flags in memory.
+    pub(crate) fn flags_to_rflags(&mut self) {
+        let arithmetic = x86_core::flags::ARITHMETIC;
+        self.cpu.rflags = self.cpu.rflags & !arithmetic | self.arithmetic_flags();
+    }
+}
+
+/// The displacement of a field from GS.
+macro_rules! at {
+    ($($field:tt)+) => { std::mem::offset_of!(crate::layout::JitVcpu, $($field)+) as i32 };
+}
+pub(crate) use at;
+
+/// Where guest registers are while generated code runs.
+pub(crate) const fn host_register(guest: u8) -> Option<Gpr> {
+    match guest {
+        4 => Some(Gpr::R11),
+        9 | 10 | 11 | 15 => None,
+        _ => Some(Gpr(guest)),
+    }
+}
+
+/// The TLB bank.
+pub(crate) const BANK: Gpr = Gpr::R15;
+/// Scratch registers.
+pub(crate) const S0: Gpr = Gpr::R9;
+pub(crate) const S1: Gpr = Gpr::R10;
+/// The guest's stack pointer.
+pub(crate) const GUEST_RSP: Gpr = Gpr::R11;
+
+/// A guest register's place in memory: its only one if it has no host register.
+pub(crate) const fn slot(guest: u8) -> i32 {
+    (offset_of!(JitVcpu, cpu) + offset_of!(Cpu, regs) + guest as usize * 8) as i32
+}
+
+/// A vector register's place in memory.
+pub(crate) const fn vector_slot(register: u8) -> i32 {
+    let size = size_of::<x86_core::VecReg>();
+    (offset_of!(JitVcpu, cpu) + offset_of!(Cpu, vectors) + register as usize * size) as i32
+}
+
+/// The place of a segment's base.
+pub(crate) const fn segment_base(segment: usize) -> i32 {
+    (offset_of!(JitVcpu, cpu)
+        + offset_of!(Cpu, segments)
+        + segment * size_of::<Segment>()
+        + offset_of!(Segment, base)) as i32
+}
+
+/// Offsets in a TLB entry.
+pub(crate) const TLB_READ: i32 = offset_of!(TlbEntry, read) as i32;
+pub(crate) const TLB_WRITE: i32 = offset_of!(TlbEntry, write) as i32;
+pub(crate) const TLB_ADDEND: i32 = offset_of!(TlbEntry, addend) as i32;
+
+/// A slot of the block as an operand.
+pub(crate) const fn gs(offset: i32) -> Mem {
+    Mem::gs(offset)
+}
+
+const _: () = {
+    assert!(offset_of!(JitVcpu, cpu) == 0);
+    assert!(size_of::<TlbEntry>() == 32);
+    assert!(size_of::<IbtcEntry>() == 16);
+    assert!(slot(4) == slot(0) + 32 && reg::RSP == 4);
+    assert!(vector_slot(0) % 16 == 0);
+};

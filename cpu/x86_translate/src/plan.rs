@@ -1,0 +1,289 @@
+//! Which accesses of a block share one check: those whose addresses differ by a constant.
+
+use crate::insn::{Class, Field};
+use crate::layout::GROUP_SLOTS;
+use crate::translate::Guest;
+use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
+
+/// The bytes that one check may span. The more, the likelier it crosses a page and fails.
+const SPAN: i64 = 256;
+
+/// How one access is checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Plan {
+    /// Alone.
+    Single,
+    /// With all later ones of its group: the bytes from `low` to `high`, from its own address. The addend
+    /// goes to the slot if `store`.
+    Lead { slot: u8, low: i32, high: i32, write: bool, store: bool },
+    /// Not at all: the addend is in the slot.
+    Follow { slot: u8 },
+}
+
+/// What an address is made of, besides a displacement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Root {
+    /// Nothing.
+    Constant,
+    /// The page that runs.
+    Page,
+    /// A value that some register had, and a segment.
+    Value(u32, Register),
+}
+
+/// What is known of the registers: each is some unknown value plus a constant.
+struct Values {
+    registers: [(u32, i64); 16],
+    next: u32,
+}
+
+impl Values {
+    fn new() -> Self {
+        Self { registers: std::array::from_fn(|index| (index as u32, 0)), next: 16 }
+    }
+
+    fn forget(&mut self, register: usize) {
+        self.registers[register] = (self.next, 0);
+        self.next += 1;
+    }
+
+    fn add(&mut self, register: usize, by: i64) {
+        self.registers[register].1 = self.registers[register].1.wrapping_add(by);
+    }
+}
+
+struct Group {
+    root: Root,
+    lead: (usize, usize),
+    lead_offset: i64,
+    low: i64,
+    high: i64,
+    write: bool,
+    members: Vec<(usize, usize)>,
+    /// Side exits before the lead.
+    exits: usize,
+}
+
+/// One access: where, how much, whether a store, and whether it may share a check.
+struct Site {
+    root: Option<Root>,
+    offset: i64,
+    size: i64,
+    write: bool,
+}
+
+/// Fills in the plans of all accesses.
+pub(crate) fn plan(guest: &mut [Guest], fixed_page: bool) {
+    let mut values = Values::new();
+    let mut open: Vec<Group> = vec![];
+    let mut done: Vec<Group> = vec![];
+    let mut exits = 0;
+    for index in 0..guest.len() {
+        let class = guest[index].class;
+        if class == Class::Interpret {
+            done.append(&mut open);
+        } else {
+            for (which, site) in sites(&guest[index], &values, fixed_page).into_iter().enumerate() {
+                if let Some(site) = site {
+                    join(&mut open, &mut done, &site, (index, which), exits);
+                }
+            }
+        }
+        if class == Class::Jcc {
+            exits += 1;
+        }
+        advance(&guest[index], &mut values);
+    }
+    done.append(&mut open);
+    let mut slot = 0;
+    for group in done.into_iter().filter(|group| group.members.len() > 1) {
+        if slot == GROUP_SLOTS {
+            break;
+        }
+        let at = slot as u8;
+        slot += 1;
+        let (low, high) = ((group.low - group.lead_offset) as i32, (group.high - group.lead_offset) as i32);
+        for &(insn, which) in &group.members {
+            guest[insn].plans[which] = Plan::Follow { slot: at };
+        }
+        let (insn, which) = group.lead;
+        guest[insn].plans[which] = Plan::Lead { slot: at, low, high, write: group.write, store: true };
+    }
+}
+
+fn join(open: &mut Vec<Group>, done: &mut Vec<Group>, site: &Site, at: (usize, usize), exits: usize) {
+    let Some(root) = site.root else { return };
+    let (low, high) = (site.offset, site.offset + site.size);
+    if let Some(position) = open.iter().position(|group| group.root == root) {
+        let group = &mut open[position];
+        let (new_low, new_high) = (group.low.min(low), group.high.max(high));
+        // A constant page needs no luck; elsewhere the span must be short. A store that may not come to be
+        // executed must not ask for the right to write.
+        let near = match root {
+            Root::Constant => new_low >> 12 == (new_high - 1) >> 12,
+            _ => new_high - new_low <= SPAN,
+        };
+        if near && (!site.write || group.write || group.exits == exits) {
+            group.low = new_low;
+            group.high = new_high;
+            group.write |= site.write;
+            group.members.push(at);
+            return;
+        }
+        done.push(open.swap_remove(position));
+    }
+    open.push(Group {
+        root,
+        lead: at,
+        lead_offset: low,
+        low,
+        high,
+        write: site.write,
+        members: vec![at],
+        exits,
+    });
+}
+
+/// The accesses of an instruction, in the order in which code is written for them.
+fn sites(guest: &Guest, values: &Values, fixed_page: bool) -> [Option<Site>; 2] {
+    let insn = &guest.insn;
+    let stack = |disp: i64, write: bool| {
+        let (value, offset) = values.registers[4];
+        let root = Some(Root::Value(value, Register::None));
+        Some(Site { root, offset: offset.wrapping_add(disp), size: 8, write })
+    };
+    let memory = |write: bool| {
+        let (root, offset) = address(insn, values, fixed_page);
+        let size = insn.memory_size().size() as i64;
+        let root = root.filter(|_| !guest.info.aligned && (1..=16).contains(&size));
+        Some(Site { root, offset, size, write })
+    };
+    let has_memory = (0..insn.op_count()).any(|op| insn.op_kind(op) == OpKind::Memory);
+    match guest.class {
+        Class::Push if has_memory => [memory(false), stack(-8, true)],
+        Class::CallIndirect if has_memory => [memory(false), stack(-8, true)],
+        Class::Push | Class::PushImm | Class::Call | Class::CallIndirect => [stack(-8, true), None],
+        Class::Pop | Class::Ret => [stack(0, false), None],
+        Class::Leave => {
+            let (value, offset) = values.registers[5];
+            [
+                Some(Site { root: Some(Root::Value(value, Register::None)), offset, size: 8, write: false }),
+                None,
+            ]
+        }
+        Class::JmpIndirect | Class::Div | Class::Idiv if has_memory => [memory(false), None],
+        Class::Generic if has_memory => [memory(guest.info.mem_write), None],
+        _ => [None, None],
+    }
+}
+
+fn address(insn: &Instruction, values: &Values, fixed_page: bool) -> (Option<Root>, i64) {
+    let disp = insn.memory_displacement64() as i64;
+    let segment = match insn.segment_prefix() {
+        segment @ (Register::FS | Register::GS) => segment,
+        _ => Register::None,
+    };
+    if insn.memory_index() != Register::None {
+        return (None, 0);
+    }
+    match insn.memory_base() {
+        Register::RIP | Register::None if segment == Register::None => {
+            let page = insn.memory_base() == Register::RIP && !fixed_page;
+            (Some(if page { Root::Page } else { Root::Constant }), disp)
+        }
+        Register::None => (Some(Root::Value(u32::MAX, segment)), disp),
+        base if base.is_gpr64() => {
+            let (value, offset) = values.registers[base.number()];
+            (Some(Root::Value(value, segment)), offset.wrapping_add(disp))
+        }
+        _ => (None, 0),
+    }
+}
+
+/// Follows what the instruction does to the registers.
+fn advance(guest: &Guest, values: &mut Values) {
+    let insn = &guest.insn;
+    match guest.class {
+        Class::Push | Class::PushImm | Class::Call | Class::CallIndirect => return values.add(4, -8),
+        Class::Pop => {
+            values.add(4, 8);
+            return values.forget(insn.op0_register().number());
+        }
+        Class::Leave => {
+            values.registers[4] = values.registers[5];
+            values.add(4, 8);
+            return values.forget(5);
+        }
+        Class::Ret | Class::Jmp | Class::JmpIndirect | Class::Jcc | Class::Nop => return,
+        Class::Interpret => {
+            for register in 0..16 {
+                values.forget(register);
+            }
+            return;
+        }
+        Class::Div | Class::Idiv | Class::Verbatim => {
+            values.forget(0);
+            return values.forget(2);
+        }
+        Class::Generic | Class::Lea | Class::Cld | Class::Std => {}
+    }
+    if insn.op_count() >= 2 && insn.op0_kind() == OpKind::Register && insn.op0_register().is_gpr64() {
+        let to = insn.op0_register().number();
+        let from_register = insn.op1_kind() == OpKind::Register && insn.op1_register().is_gpr64();
+        match insn.mnemonic() {
+            Mnemonic::Mov if from_register => {
+                values.registers[to] = values.registers[insn.op1_register().number()];
+                return;
+            }
+            Mnemonic::Add | Mnemonic::Sub if is_immediate(insn) => {
+                let by = insn.immediate(1) as i64;
+                return values.add(to, if insn.mnemonic() == Mnemonic::Add { by } else { by.wrapping_neg() });
+            }
+            Mnemonic::Lea
+                if insn.code() == Code::Lea_r64_m
+                    && insn.memory_index() == Register::None
+                    && insn.memory_base().is_gpr64() =>
+            {
+                let (value, offset) = values.registers[insn.memory_base().number()];
+                values.registers[to] = (value, offset.wrapping_add(insn.memory_displacement64() as i64));
+                return;
+            }
+            _ => {}
+        }
+    }
+    // Everything that may be written implicitly, and every operand that is.
+    if matches!(
+        insn.mnemonic(),
+        Mnemonic::Mul | Mnemonic::Imul | Mnemonic::Cmpxchg | Mnemonic::Cmpxchg8b | Mnemonic::Cmpxchg16b
+    ) || guest.info.vector
+    {
+        for register in [0, 1, 2] {
+            values.forget(register);
+        }
+    }
+    for op in 0..insn.op_count() {
+        if insn.op_kind(op) != OpKind::Register {
+            continue;
+        }
+        let register = insn.op_register(op);
+        let written = match guest.info.operands.get(op as usize) {
+            Some(Some(operand)) => operand.writes || operand.field == Field::Opcode,
+            _ => true,
+        };
+        if written && register.is_gpr() {
+            values.forget(register.full_register().number());
+        }
+    }
+}
+
+fn is_immediate(insn: &Instruction) -> bool {
+    matches!(
+        insn.op1_kind(),
+        OpKind::Immediate8
+            | OpKind::Immediate8to64
+            | OpKind::Immediate32to64
+            | OpKind::Immediate8to32
+            | OpKind::Immediate32
+            | OpKind::Immediate64
+    )
+}

@@ -1,0 +1,209 @@
+//! What generated code calls.
+
+use crate::layout::{ExitReason, JitVcpu};
+use dbt_code::Emitter;
+use iced_x86::{Instruction, OpKind};
+use std::sync::atomic::Ordering;
+use x86_core::{Core, Fill, Flow, Trap};
+
+/// What follows a call for a TLB miss.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(crate) struct MissInfo {
+    /// Where to try again, and where to go on if the interpreter executed the instruction (0: nowhere), from
+    /// this information's own address.
+    pub(crate) retry: i32,
+    pub(crate) resume: i32,
+    /// The page of the instruction, if the code is not independent of it.
+    pub(crate) page_va: u64,
+    pub(crate) offset: u16,
+    pub(crate) size: u16,
+    pub(crate) kind: u8,
+}
+
+impl MissInfo {
+    pub(crate) const WRITE: u8 = 1;
+    pub(crate) const ALIGNED: u8 = 2;
+    /// Several accesses share the check.
+    pub(crate) const GROUP: u8 = 4;
+    /// The code is independent of the page's address.
+    pub(crate) const RELATIVE: u8 = 8;
+
+    pub(crate) fn write(&self, e: &mut Emitter) {
+        e.dword(self.retry as u32);
+        e.dword(self.resume as u32);
+        e.qword(self.page_va);
+        e.dword(u32::from(self.offset) | u32::from(self.size) << 16);
+        e.dword(u32::from(self.kind));
+    }
+}
+
+/// What follows a call to have an instruction interpreted.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(crate) struct InterpretInfo {
+    pub(crate) insn: *const Instruction,
+    /// Where to go on (0: nowhere), from this information's own address.
+    pub(crate) resume: i32,
+    /// Whether the instruction's addresses are relative to the page that runs.
+    pub(crate) relative: u32,
+}
+
+impl InterpretInfo {
+    pub(crate) fn write(&self, e: &mut Emitter) {
+        e.qword(self.insn as u64);
+        e.dword(self.resume as u32);
+        e.dword(self.relative);
+    }
+}
+
+/// Ends the process if a helper panics: there is no way to unwind through generated code.
+struct AbortOnUnwind;
+
+impl Drop for AbortOnUnwind {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
+impl JitVcpu {
+    /// Everything that an instruction needs to be executed.
+    ///
+    /// # Safety
+    /// `memory` and `platform` must be valid, as they are while [`crate::TranslatorVcpu::run`] runs.
+    pub(crate) unsafe fn core(&mut self) -> Core<'_> {
+        // SAFETY: as the caller says.
+        unsafe {
+            let platform = self.platform.expect("only called inside `run`").as_ref();
+            Core { cpu: &mut self.cpu, memory: &*self.memory, platform }
+        }
+    }
+
+    fn leave(&mut self, reason: ExitReason) -> u64 {
+        self.exit_reason = reason as u32;
+        0
+    }
+
+    /// What generated code relies on while it runs: when one of these changes it must be left.
+    fn surroundings(&self) -> (u8, u64, u64, u64) {
+        let translator = &self.translator;
+        (
+            crate::vcpu::mode_of(&self.cpu).0,
+            self.cpu.code_generation,
+            translator.invalidations.load(Ordering::Acquire),
+            self.cpu.rflags & (x86_core::flags::IF | x86_core::flags::TF | x86_core::flags::RF),
+        )
+    }
+
+    /// Executes one instruction, which leaves RIP where it goes on, and says where code goes on: at `resume` if
+    /// that is the next instruction, or 0 to leave.
+    fn execute(&mut self, resume: u64, execute: impl FnOnce(&mut Core<'_>) -> Result<Flow, Trap>) -> u64 {
+        let before = self.surroundings();
+        // SAFETY: generated code runs only inside `run`.
+        match execute(&mut unsafe { self.core() }) {
+            Ok(Flow::Next) => {}
+            Ok(Flow::Halt) => return self.leave(ExitReason::Halt),
+            Ok(Flow::Jump | Flow::Again) => return self.leave(ExitReason::Dispatch),
+            Err(trap) => {
+                self.trap = Some(trap);
+                return self.leave(ExitReason::Trap);
+            }
+        }
+        let stay = resume != 0
+            && self.cpu.interrupt_shadow & !x86_core::shadow::NMI == 0
+            && self.cpu.exit_request.load(Ordering::Relaxed) == 0
+            && before == self.surroundings();
+        if !stay {
+            return self.leave(ExitReason::Dispatch);
+        }
+        self.flags_from_rflags();
+        resume
+    }
+
+    /// Whether an access would find its entry in the TLB now.
+    fn hits(&self, address: u64, write: bool) -> bool {
+        let index = x86_core::Tlb::index(address);
+        // SAFETY: the bank is an array of that many entries, in this vCPU or for ever.
+        let entry = unsafe { &*self.cpu.tlb_bank.add(index) };
+        let tag = if write { &entry.write } else { &entry.read };
+        tag.load(Ordering::Relaxed) == address & !0xfff
+    }
+}
+
+fn at(info: u64, delta: i32) -> u64 {
+    if delta == 0 { 0 } else { info.wrapping_add(delta as i64 as u64) }
+}
+
+/// A TLB miss at `address`: fills the entry, or has the instruction interpreted.
+///
+/// # Safety
+/// To be called by generated code only.
+pub(crate) unsafe extern "C" fn helper_miss(vcpu: *mut JitVcpu, address: u64, info: *const MissInfo) -> u64 {
+    let _guard = AbortOnUnwind;
+    // SAFETY: generated code passes its own vCPU, which nothing else refers to now, and its information.
+    let (vcpu, at_info, info) = unsafe { (&mut *vcpu, info as u64, info.read_unaligned()) };
+    let page_va = if info.kind & MissInfo::RELATIVE != 0 { vcpu.page_va } else { info.page_va };
+    vcpu.cpu.rip = page_va.wrapping_add(u64::from(info.offset));
+    vcpu.flags_to_rflags();
+    let write = info.kind & MissInfo::WRITE != 0;
+    let last = address.wrapping_add(u64::from(info.size.max(1) - 1));
+    let crosses = address >> 12 != last >> 12;
+    let misaligned = info.kind & MissInfo::ALIGNED != 0 && address & 15 != 0;
+    if !crosses && !misaligned {
+        // SAFETY: generated code runs only inside `run`.
+        let filled = unsafe { vcpu.core() }.fill(address, write);
+        if filled == Ok(Fill::Direct) && vcpu.hits(address, write) {
+            vcpu.counters.fills += 1;
+            return at(at_info, info.retry);
+        }
+    }
+    if info.kind & MissInfo::GROUP != 0 {
+        vcpu.counters.ungrouped += 1;
+        return vcpu.leave(ExitReason::Ungrouped);
+    }
+    vcpu.counters.slow_accesses += 1;
+    vcpu.execute(at(at_info, info.resume), x86_interp::step)
+}
+
+/// Has the interpreter execute the instruction that the information names.
+///
+/// # Safety
+/// To be called by generated code only.
+pub(crate) unsafe extern "C" fn helper_interpret(
+    vcpu: *mut JitVcpu,
+    _: u64,
+    info: *const InterpretInfo,
+) -> u64 {
+    let _guard = AbortOnUnwind;
+    // SAFETY: as for `helper_miss`; the instruction lives as long as the code.
+    let (vcpu, at_info, info) = unsafe { (&mut *vcpu, info as u64, info.read_unaligned()) };
+    // SAFETY: as above.
+    let mut insn = unsafe { *info.insn };
+    if info.relative != 0 {
+        relocate(&mut insn, vcpu.page_va);
+    }
+    vcpu.cpu.rip = insn.ip();
+    vcpu.flags_to_rflags();
+    *vcpu.counters.interpreted.entry(insn.mnemonic()).or_default() += 1;
+    let resume = at(at_info, info.resume);
+    vcpu.execute(resume, |core| {
+        let flow = x86_interp::execute(core, &insn)?;
+        if flow == Flow::Next {
+            core.cpu.rip = insn.next_ip();
+        }
+        Ok(flow)
+    })
+}
+
+/// Moves an instruction that was decoded at an offset in a page to the page's address.
+fn relocate(insn: &mut Instruction, page_va: u64) {
+    if insn.is_ip_rel_memory_operand() {
+        insn.set_memory_displacement64(insn.memory_displacement64().wrapping_add(page_va));
+    }
+    if insn.op_count() > 0 && insn.op0_kind() == OpKind::NearBranch64 {
+        insn.set_near_branch64(insn.near_branch64().wrapping_add(page_va));
+    }
+    insn.set_ip(insn.ip().wrapping_add(page_va));
+}

@@ -1,0 +1,100 @@
+//! Translated code against the interpreter.
+
+mod differential;
+mod generate;
+mod programs;
+
+use crate::{Exit, Options, Translator, TranslatorVcpu};
+use std::sync::Arc;
+use x86_core::testing::{FlatPlatform, Machine};
+use x86_core::{Cpu, Flow, Trap};
+
+/// A machine whose processor runs translated code.
+pub(crate) struct Translated {
+    pub(crate) memory: guest_memory::GuestMemory,
+    pub(crate) platform: FlatPlatform,
+    pub(crate) vcpu: TranslatorVcpu,
+    pub(crate) translator: Arc<Translator>,
+}
+
+pub(crate) fn options() -> Options {
+    Options { cache_bytes: 8 << 20, ..Options::default() }
+}
+
+impl Translated {
+    pub(crate) fn new(machine: Machine, options: &Options) -> Self {
+        let Machine { memory, cpu, platform } = machine;
+        let translator = Translator::new(memory.clone(), options).expect("a code cache");
+        memory.set_code_hook(translator.clone());
+        let vcpu = TranslatorVcpu::new(&translator, cpu);
+        Self { memory, platform, vcpu, translator }
+    }
+
+    /// Runs until HLT.
+    pub(crate) fn run(&mut self) {
+        match self.vcpu.run(&self.platform) {
+            Ok(Exit::Halt) => {}
+            other => panic!("{other:?} at {:#x}", self.vcpu.cpu().rip),
+        }
+    }
+}
+
+/// Runs the interpreter until HLT, delivering exceptions; gives the number of instructions.
+pub(crate) fn interpret(machine: &mut Machine, limit: usize) -> usize {
+    for count in 1..=limit {
+        match x86_interp::step(&mut machine.core()) {
+            Ok(Flow::Halt) => return count,
+            Ok(_) => {}
+            Err(Trap::Exception(exception)) => machine.core().deliver(exception).expect("no triple fault"),
+            Err(trap) => panic!("{trap:?}"),
+        }
+    }
+    panic!("no HLT after {limit} instructions, at {:#x}", machine.cpu.rip);
+}
+
+/// A copy of the general state: registers, RIP, RFLAGS, vectors, MXCSR.
+#[derive(PartialEq, Clone)]
+pub(crate) struct State {
+    pub(crate) regs: [u64; 16],
+    pub(crate) rip: u64,
+    pub(crate) rflags: u64,
+    pub(crate) vectors: [u128; 16],
+    pub(crate) mxcsr: u32,
+}
+
+impl State {
+    pub(crate) fn of(cpu: &Cpu) -> Self {
+        let low =
+            |index: usize| u128::from_le_bytes(cpu.vectors[index].0[..16].try_into().unwrap_or_default());
+        Self {
+            regs: cpu.regs,
+            rip: cpu.rip,
+            rflags: cpu.rflags,
+            vectors: std::array::from_fn(low),
+            mxcsr: cpu.mxcsr,
+        }
+    }
+
+    /// What differs, in words.
+    pub(crate) fn differences(&self, other: &Self, ignored_flags: u64) -> Vec<String> {
+        let mut list = vec![];
+        for index in 0..16 {
+            if self.regs[index] != other.regs[index] {
+                list.push(format!("r{index}: {:#x} is {:#x}", self.regs[index], other.regs[index]));
+            }
+            if self.vectors[index] != other.vectors[index] {
+                list.push(format!("xmm{index}: {:#x} is {:#x}", self.vectors[index], other.vectors[index]));
+            }
+        }
+        if self.rip != other.rip {
+            list.push(format!("rip: {:#x} is {:#x}", self.rip, other.rip));
+        }
+        if (self.rflags ^ other.rflags) & !ignored_flags != 0 {
+            list.push(format!("rflags: {:#x} is {:#x}", self.rflags, other.rflags));
+        }
+        if self.mxcsr != other.mxcsr {
+            list.push(format!("mxcsr: {:#x} is {:#x}", self.mxcsr, other.mxcsr));
+        }
+        list
+    }
+}

@@ -1,0 +1,157 @@
+//! Small programs with loops, calls, modified code.
+
+use super::{State, Translated, interpret, options};
+use crate::Options;
+use x86_core::testing::{CODE, DATA, Machine};
+use x86_core::{flags, reg};
+
+fn both(code: &[u8], set_up: impl Fn(&mut Machine)) -> (Machine, Translated) {
+    let prepare = || {
+        let mut machine = Machine::long();
+        machine.load(code);
+        machine.cpu.mxcsr = 0x1f80;
+        set_up(&mut machine);
+        machine
+    };
+    let mut expected = prepare();
+    interpret(&mut expected, 1_000_000);
+    let mut actual = Translated::new(prepare(), &options());
+    actual.run();
+    let differences = State::of(&expected.cpu).differences(&State::of(actual.vcpu.cpu()), flags::AF);
+    assert!(differences.is_empty(), "{differences:?}");
+    (expected, actual)
+}
+
+#[test]
+fn a_loop_is_linked() {
+    // mov ecx, 100000; xor eax, eax; l: add rax, rcx; dec rcx; jnz l; hlt
+    let (_, actual) = both(b"\xb9\xa0\x86\x01\x00\x31\xc0\x48\x01\xc8\x48\xff\xc9\x75\xf8\xf4", |_| {});
+    assert_eq!(actual.vcpu.cpu().regs[reg::RAX], 5_000_050_000);
+    assert!(actual.vcpu.counters().entries < 10, "{:?}", actual.vcpu.counters());
+}
+
+#[test]
+fn recursion() {
+    // Fibonacci of 15 by recursion: mov edi, 15; call fib; hlt;
+    // fib: cmp edi, 2; jb one; push rdi; dec edi; call fib; pop rdi; push rax; sub edi, 2; call fib; pop rcx;
+    // add rax, rcx; ret; one: mov eax, edi; ret
+    let code = b"\xbf\x0f\x00\x00\x00\xe8\x01\x00\x00\x00\xf4\
+        \x83\xff\x02\x72\x1a\x57\xff\xcf\xe8\xf3\xff\xff\xff\x5f\x50\x83\xef\x02\xe8\xe9\xff\xff\xff\
+        \x59\x48\x01\xc8\xc3\x90\x90\x90\x89\xf8\xc3";
+    let (_, actual) = both(code, |_| {});
+    assert_eq!(actual.vcpu.cpu().regs[reg::RAX], 610);
+    assert!(actual.vcpu.counters().entries < 40, "{:?}", actual.vcpu.counters());
+}
+
+#[test]
+fn code_in_two_pages_is_linked() {
+    // At the end of one page: l: dec ecx; jmp next (in the next page); there: jnz back; hlt
+    let mut code = vec![0x90; 0x1000 - 7];
+    code.extend([0xff, 0xc9, 0xe9, 0x00, 0x00, 0x00, 0x00]);
+    code.extend([0x75, 0xf7, 0xf4]);
+    let (_, actual) = both(&code, |machine| machine.cpu.regs[reg::RCX] = 10_000);
+    assert!(actual.vcpu.counters().entries < 100, "{:?}", actual.vcpu.counters());
+}
+
+#[test]
+fn code_that_modifies_itself() {
+    // mov ecx, 50; l: inc eax; (the next changes "inc eax" to "dec eax" when ecx is 20)
+    // cmp ecx, 20; jne skip; mov byte [rip + modrm of inc], 0xc8; skip: dec ecx; jnz l; hlt
+    let code =
+        b"\xb9\x32\x00\x00\x00\xff\xc0\x83\xf9\x14\x75\x07\xc6\x05\xf3\xff\xff\xff\xc8\xff\xc9\x75\xee\xf4";
+    both(code, |_| {});
+}
+
+#[test]
+fn a_store_into_the_next_instruction_is_seen() {
+    // mov byte [rip + 1], 0xc8; inc eax -> dec eax; hlt, run twice with the block already there
+    let code = b"\xb9\x02\x00\x00\x00\xc6\x05\x01\x00\x00\x00\xc8\xff\xc0\xff\xc9\xc6\x05\xf6\xff\xff\xff\xc0\x75\xec\xf4";
+    both(code, |_| {});
+}
+
+#[test]
+fn code_written_by_a_device_is_translated_anew() {
+    let machine = Machine::long();
+    machine.load(b"\xff\xc0\xf4");
+    let mut actual = Translated::new(machine, &options());
+    actual.run();
+    actual.memory.write(CODE, b"\xff\xc8").expect("RAM");
+    let cpu = actual.vcpu.cpu_mut();
+    cpu.halted = false;
+    cpu.rip = CODE;
+    cpu.regs[reg::RAX] = 10;
+    actual.run();
+    assert_eq!(actual.vcpu.cpu().regs[reg::RAX], 9);
+}
+
+#[test]
+fn data_in_a_page_with_code_is_fast_again_after_a_while() {
+    // mov ecx, 1000; l: inc dword [rip + far]; dec ecx; jnz l; hlt
+    let (_, actual) = both(b"\xb9\xe8\x03\x00\x00\xff\x05\x00\x04\x00\x00\xff\xc9\x75\xf6\xf4", |_| {});
+    assert!(actual.vcpu.counters().blocks < 100);
+}
+
+#[test]
+fn division_and_its_faults() {
+    for (rdx, rax, rcx) in
+        [(0u64, 100u64, 7u64), (0, 100, 0), (7, 0, 7), (u64::MAX, 1 << 63, u64::MAX), (1, 5, 9)]
+    {
+        for code in [b"\x48\xf7\xf1\xf4", b"\x48\xf7\xf9\xf4", b"\x90\xf7\xf1\xf4", b"\x90\xf7\xf9\xf4"] {
+            let mut expected = Machine::long();
+            let mut machine = Machine::long();
+            for machine in [&mut expected, &mut machine] {
+                machine.load(code);
+                machine.cpu.regs[..3].copy_from_slice(&[rax, rcx, rdx]);
+            }
+            interpret(&mut expected, 10);
+            let mut actual = Translated::new(machine, &options());
+            actual.run();
+            assert_eq!(expected.cpu.regs, actual.vcpu.cpu().regs);
+            assert_eq!(expected.cpu.rip, actual.vcpu.cpu().rip);
+        }
+    }
+}
+
+#[test]
+fn the_cache_fills_and_is_emptied() {
+    // Many blocks: jumps over jumps, through more code than fits.
+    let mut code = vec![];
+    for _ in 0..120_000 {
+        code.extend([0xeb, 0x00, 0xff, 0xc0]);
+    }
+    code.push(0xf4);
+    let machine = Machine::long();
+    machine.load(&code);
+    let mut actual = Translated::new(machine, &Options { cache_bytes: 4 << 20, ..options() });
+    loop {
+        match actual.vcpu.run(&actual.platform) {
+            Ok(crate::Exit::Halt) => break,
+            Ok(crate::Exit::Requested) => {
+                actual.vcpu.cpu().exit_request.store(0, std::sync::atomic::Ordering::Relaxed);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(actual.vcpu.cpu().regs[reg::RAX], 120_000);
+    assert!(actual.translator.epoch.load(std::sync::atomic::Ordering::Relaxed) > 0);
+}
+
+#[test]
+fn an_exit_request_ends_any_loop() {
+    for code in [b"\xeb\xfe\x90\x90".as_slice(), b"\xff\xe0", b"\xe8\xfb\xff\xff\xff"] {
+        let mut machine = Machine::long();
+        machine.load(code);
+        machine.cpu.regs[reg::RAX] = CODE;
+        machine.cpu.regs[reg::RSP] = DATA + 0x80_0000;
+        let mut actual = Translated::new(machine, &options());
+        let request = &raw const actual.vcpu.cpu().exit_request as usize;
+        let asker = std::thread::spawn(move || {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            // SAFETY: the vCPU outlives the thread, which is joined below.
+            unsafe { &*(request as *const std::sync::atomic::AtomicU32) }
+                .store(1, std::sync::atomic::Ordering::Release);
+        });
+        assert_eq!(actual.vcpu.run(&actual.platform), Ok(crate::Exit::Requested));
+        asker.join().expect("the thread ends");
+    }
+}

@@ -1,0 +1,477 @@
+//! One vCPU: the run loop around generated code.
+
+use crate::blocks::{Found, Key, Translator};
+use crate::counters::Counters;
+use crate::layout::{ExitReason, IBTC_ENTRIES, IbtcEntry, JitVcpu, PAGE_CHECKS};
+use crate::translate::{Input, Mode, translate};
+use dbt_code::Emitter;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use x86_core::{Core, Cpu, Flow, Platform, Trap, cr0, cr4, efer, flags};
+
+/// Bytes of the cache that a vCPU takes at a time.
+const CHUNK: usize = 256 << 10;
+/// What the largest block may take.
+const RESERVE: usize = 64 << 10;
+
+/// Why [`TranslatorVcpu::run`] returned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// [`Cpu::exit_request`] is set. Whoever runs the vCPU clears it.
+    Requested,
+    /// The processor waits in HLT.
+    Halt,
+    /// Interrupts can be taken now, which was asked for by [`TranslatorVcpu::set_interrupt_window`].
+    InterruptWindow,
+}
+
+/// A processor that runs translated code.
+pub struct TranslatorVcpu {
+    jit: Box<JitVcpu>,
+    hot: Option<Emitter>,
+    cold: Option<Emitter>,
+    epoch: u64,
+    generation: u64,
+    mode: Mode,
+    page: Box<[u8; 4096]>,
+}
+
+/// What a look for the block at RIP gives.
+enum Lookup {
+    Block(Found),
+    /// The entry was in the table.
+    Entry(u64),
+    /// It cannot be translated.
+    Step,
+    /// There is no room for more code.
+    Full,
+}
+
+impl IbtcEntry {
+    /// An address that no lookup brings to that entry.
+    fn empty(index: usize) -> u64 {
+        u64::from(index == 0)
+    }
+
+    pub(crate) fn clear(&self, index: usize) {
+        self.va.store(Self::empty(index), Ordering::Relaxed);
+    }
+}
+
+/// What the code of a processor in this state depends on.
+pub(crate) fn mode_of(cpu: &Cpu) -> Mode {
+    let mut mode = 0;
+    if cpu.cpl == 3 {
+        mode |= Mode::USER;
+    }
+    let off = cpu.cr0 & (cr0::EM | cr0::TS) != 0 || cpu.cr4 & cr4::OSFXSR == 0;
+    if off || cpu.mxcsr & 0x1f80 != 0x1f80 {
+        mode |= Mode::NO_VECTOR;
+    }
+    Mode(mode)
+}
+
+impl TranslatorVcpu {
+    /// A vCPU in the state `cpu`.
+    pub fn new(translator: &Arc<Translator>, cpu: Box<Cpu>) -> Self {
+        let mut jit = Box::<JitVcpu>::new_zeroed();
+        let at = jit.as_mut_ptr();
+        // SAFETY: all fields are valid with all bits zero (`None` for the options) but those written here,
+        // without dropping what was there.
+        let mut jit = unsafe {
+            (&raw mut (*at).cpu).write(*cpu);
+            (&raw mut (*at).this).write(at);
+            (&raw mut (*at).trap).write(None);
+            (&raw mut (*at).memory).write(&raw const translator.memory);
+            (&raw mut (*at).platform).write(None);
+            (&raw mut (*at).translator).write(translator.clone());
+            (&raw mut (*at).counters).write(Counters::default());
+            (&raw mut (*at).filled).write([vec![], vec![]]);
+            jit.assume_init()
+        };
+        jit.cpu.lock_needed = translator.settings.lock_needed;
+        for table in &jit.ibtc {
+            table[0].clear(0);
+        }
+        translator.register(&raw const *jit);
+        let mut vcpu = Self {
+            jit,
+            hot: None,
+            cold: None,
+            epoch: translator.epoch.load(Ordering::Acquire),
+            generation: 0,
+            mode: Mode::default(),
+            page: Box::new([0; 4096]),
+        };
+        // Pointers into the processor pointed into the box that it came in.
+        vcpu.core(&Nowhere).mode_changed();
+        vcpu
+    }
+
+    /// The processor.
+    pub fn cpu(&self) -> &Cpu {
+        &self.jit.cpu
+    }
+
+    /// The processor, to change its state between runs.
+    pub fn cpu_mut(&mut self) -> &mut Cpu {
+        &mut self.jit.cpu
+    }
+
+    /// The processor with its surroundings.
+    pub fn core<'a>(&'a mut self, platform: &'a dyn Platform) -> Core<'a> {
+        // SAFETY: the translator, and so the memory, lives as long as the vCPU.
+        let memory = unsafe { &*self.jit.memory };
+        Core { cpu: &mut self.jit.cpu, memory, platform }
+    }
+
+    /// Whether to return as soon as interrupts can be taken.
+    pub fn set_interrupt_window(&mut self, wanted: bool) {
+        self.jit.interrupt_window = wanted;
+    }
+
+    /// What was done so far.
+    pub fn counters(&self) -> &Counters {
+        &self.jit.counters
+    }
+
+    /// Runs the processor until there is something for others to do. Exceptions are delivered inside.
+    ///
+    /// # Errors
+    /// [`Trap::TripleFault`].
+    pub fn run(&mut self, platform: &dyn Platform) -> Result<Exit, Trap> {
+        let translator = self.jit.translator.clone();
+        // SAFETY: only the lifetime changes; the pointer is taken back before `platform` ends.
+        let pointer: NonNull<dyn Platform> = unsafe {
+            std::mem::transmute::<NonNull<dyn Platform + '_>, NonNull<dyn Platform>>(NonNull::from(platform))
+        };
+        self.jit.platform = Some(pointer);
+        set_gs_base(&raw const *self.jit as u64);
+        self.core(platform).mode_changed();
+        let mut running = translator.running.read();
+        let result = loop {
+            if self.epoch != translator.epoch.load(Ordering::Acquire) {
+                self.epoch = translator.epoch.load(Ordering::Acquire);
+                (self.hot, self.cold) = (None, None);
+                self.forget();
+            }
+            match self.turn(platform) {
+                Ok(Some(exit)) => break Ok(exit),
+                Ok(None) => {}
+                Err(Turn::Trap(trap)) => break Err(trap),
+                Err(Turn::Full) => {
+                    drop(running);
+                    self.make_room(&translator);
+                    running = translator.running.read();
+                }
+            }
+        };
+        drop(running);
+        self.jit.platform = None;
+        result
+    }
+
+    /// Drops all code of the VM, unless another vCPU just did.
+    fn make_room(&mut self, translator: &Translator) {
+        translator.interrupt_all();
+        let guard = translator.running.write();
+        if self.epoch == translator.epoch.load(Ordering::Acquire) {
+            translator.flush();
+        }
+        drop(guard);
+    }
+
+    /// One round of the loop.
+    fn turn(&mut self, platform: &dyn Platform) -> Result<Option<Exit>, Turn> {
+        let cpu = &mut self.jit.cpu;
+        if cpu.exit_request.load(Ordering::Acquire) != 0 {
+            return Ok(Some(Exit::Requested));
+        }
+        if cpu.halted {
+            return Ok(Some(Exit::Halt));
+        }
+        let shadow = cpu.interrupt_shadow & !x86_core::shadow::NMI;
+        if self.jit.interrupt_window && shadow == 0 && cpu.rflags & flags::IF != 0 {
+            return Ok(Some(Exit::InterruptWindow));
+        }
+        let breakpoints = cpu.dr[7] & 0xff != 0;
+        if !breakpoints {
+            cpu.rflags &= !flags::RF;
+        }
+        let long = cpu.msrs.efer & efer::LMA != 0
+            && cpu.segments[x86_core::Seg::Cs as usize].attributes & x86_core::Segment::LONG != 0;
+        if !long || shadow != 0 || breakpoints || cpu.rflags & flags::TF != 0 {
+            return self.step(platform);
+        }
+        let mode = mode_of(cpu);
+        let switched = (mode.0 ^ self.mode.0) & !Mode::USER != 0;
+        if switched || self.generation != cpu.code_generation {
+            self.generation = cpu.code_generation;
+            self.forget();
+        }
+        self.mode = mode;
+        let entry = match self.lookup(platform, mode) {
+            Ok(Lookup::Entry(entry)) => entry,
+            Ok(Lookup::Block(found)) => found.entry_mem,
+            Ok(Lookup::Step) => return self.step(platform),
+            Ok(Lookup::Full) => return Err(Turn::Full),
+            Err(trap) => return self.deliver(platform, trap),
+        };
+        let reason = self.enter(entry);
+        self.after(platform, reason)
+    }
+
+    /// Deals with an exit from generated code.
+    fn after(&mut self, platform: &dyn Platform, reason: u32) -> Result<Option<Exit>, Turn> {
+        const DISPATCH: u32 = ExitReason::Dispatch as u32;
+        const INDIRECT: u32 = ExitReason::Indirect as u32;
+        const LINK: u32 = ExitReason::Link as u32;
+        const POLL: u32 = ExitReason::Poll as u32;
+        const TRAP: u32 = ExitReason::Trap as u32;
+        const HALT: u32 = ExitReason::Halt as u32;
+        const UNGROUPED: u32 = ExitReason::Ungrouped as u32;
+        match reason {
+            DISPATCH => self.jit.counters.exits_other += 1,
+            INDIRECT => self.jit.counters.exits_indirect += 1,
+            LINK => {
+                self.jit.counters.exits_link += 1;
+                return self.follow_link(platform);
+            }
+            POLL => {
+                let target = self.jit.translator.link_target(self.jit.exit_argument as u32);
+                self.set_rip_to(target.target, target.page_va);
+            }
+            TRAP => {
+                if let Some(trap) = self.jit.trap.take() {
+                    return self.deliver(platform, trap);
+                }
+            }
+            HALT => return Ok(Some(Exit::Halt)),
+            UNGROUPED => {
+                let mode = Mode(mode_of(&self.jit.cpu).0 | Mode::UNGROUPED);
+                match self.lookup(platform, mode) {
+                    Ok(Lookup::Block(found)) => {
+                        let reason = self.enter(found.entry_mem);
+                        return self.after(platform, reason);
+                    }
+                    Ok(Lookup::Entry(_) | Lookup::Step) => return self.step(platform),
+                    Ok(Lookup::Full) => return Err(Turn::Full),
+                    Err(trap) => return self.deliver(platform, trap),
+                }
+            }
+            _ => unreachable!("an exit for no known reason"),
+        }
+        Ok(None)
+    }
+
+    fn set_rip_to(&mut self, target: i64, page_va: u64) {
+        let user = self.jit.cpu.cpl == 3;
+        let page = if user { self.jit.page_va } else { page_va };
+        self.jit.cpu.rip = page.wrapping_add(target as u64);
+    }
+
+    /// A direct jump that is not linked was taken: finds its target and links it.
+    fn follow_link(&mut self, platform: &dyn Platform) -> Result<Option<Exit>, Turn> {
+        let number = self.jit.exit_argument as u32;
+        let translator = self.jit.translator.clone();
+        let target = translator.link_target(number);
+        self.set_rip_to(target.target, target.page_va);
+        let found = match self.lookup_block(platform, self.mode) {
+            Ok(Lookup::Block(found)) => found,
+            // The next round finds out.
+            _ => return Ok(None),
+        };
+        let rip = self.jit.cpu.rip;
+        if let Some(number) = translator.link(number, found.id, rip) {
+            self.jit.page_checks[(rip >> 12) as usize & (PAGE_CHECKS - 1)] = number;
+        }
+        Ok(None)
+    }
+
+    /// Has the interpreter execute one instruction.
+    fn step(&mut self, platform: &dyn Platform) -> Result<Option<Exit>, Turn> {
+        self.jit.counters.steps += 1;
+        match x86_interp::step(&mut self.core(platform)) {
+            Ok(Flow::Halt) => Ok(Some(Exit::Halt)),
+            Ok(_) => Ok(None),
+            Err(trap) => self.deliver(platform, trap),
+        }
+    }
+
+    fn deliver(&mut self, platform: &dyn Platform, trap: Trap) -> Result<Option<Exit>, Turn> {
+        match trap {
+            Trap::Exception(exception) => self.core(platform).deliver(exception).map_err(Turn::Trap)?,
+            Trap::TripleFault => return Err(Turn::Trap(trap)),
+        }
+        Ok(None)
+    }
+
+    /// Runs generated code from `entry` on; gives the reason why it was left.
+    fn enter(&mut self, entry: u64) -> u32 {
+        let jit = &mut *self.jit;
+        jit.counters.entries += 1;
+        jit.flags_from_rflags();
+        jit.page_va = jit.cpu.rip & !0xfff;
+        // SAFETY: the stub follows the C calling convention. It changes this vCPU through GS, which nothing
+        // refers to meanwhile, and guest memory.
+        unsafe {
+            let enter: extern "C" fn(u64) = std::mem::transmute(jit.translator.stubs.enter);
+            enter(entry);
+        }
+        // What generated code wrote is read through a pointer that the compiler cannot see through.
+        let jit = std::hint::black_box(&mut *self.jit);
+        jit.flags_to_rflags();
+        jit.exit_reason
+    }
+
+    /// Empties the tables that are keyed by virtual address.
+    fn forget(&mut self) {
+        for (table, filled) in self.jit.ibtc.iter().zip(&mut self.jit.filled) {
+            for index in filled.drain(..) {
+                table[usize::from(index)].clear(usize::from(index));
+            }
+        }
+        self.jit.page_checks.fill(0);
+    }
+
+    /// The code for RIP.
+    fn lookup(&mut self, platform: &dyn Platform, mode: Mode) -> Result<Lookup, Trap> {
+        if !mode.has(Mode::UNGROUPED) {
+            let rip = self.jit.cpu.rip;
+            let entry = &self.jit.ibtc[usize::from(mode.has(Mode::USER))][rip as usize & (IBTC_ENTRIES - 1)];
+            if entry.va.load(Ordering::Relaxed) == rip {
+                return Ok(Lookup::Entry(entry.host.load(Ordering::Relaxed)));
+            }
+        }
+        self.lookup_block(platform, mode)
+    }
+
+    /// The block for RIP, translated if it is not there yet.
+    fn lookup_block(&mut self, platform: &dyn Platform, mode: Mode) -> Result<Lookup, Trap> {
+        let fetch = self.core(platform).fetch_physical()?;
+        if fetch.host.is_null() {
+            return Ok(Lookup::Step);
+        }
+        let rip = self.jit.cpu.rip;
+        let gpa = fetch.physical & !0xfff | rip & 0xfff;
+        let key = Key::new(gpa, rip, mode);
+        let translator = self.jit.translator.clone();
+        let fill = |jit: &mut JitVcpu, found: &Found| {
+            if mode.has(Mode::UNGROUPED) {
+                return;
+            }
+            let user = usize::from(mode.has(Mode::USER));
+            let index = rip as usize & (IBTC_ENTRIES - 1);
+            let entry = &jit.ibtc[user][index];
+            entry.clear(index);
+            entry.host.store(found.entry_mem, Ordering::Relaxed);
+            entry.va.store(rip, Ordering::Release);
+            jit.filled[user].push(index as u16);
+        };
+        let jit = &mut *self.jit;
+        if let Some(found) = translator.find(&key, |found| fill(jit, found)) {
+            return Ok(Lookup::Block(found));
+        }
+        self.translate(platform, &translator, key, fetch.host, fill)
+    }
+
+    fn translate(
+        &mut self,
+        platform: &dyn Platform,
+        translator: &Translator,
+        key: Key,
+        host: *const u8,
+        fill: impl FnOnce(&mut JitVcpu, &Found),
+    ) -> Result<Lookup, Trap> {
+        for chunk in [&mut self.hot, &mut self.cold] {
+            if chunk.as_ref().is_none_or(|emitter| emitter.left() < RESERVE) {
+                *chunk = translator.cache.allocate(CHUNK);
+            }
+        }
+        let (Some(hot), Some(cold)) = (&mut self.hot, &mut self.cold) else { return Ok(Lookup::Full) };
+        let (hot_start, cold_start) = (hot.address(), cold.address());
+        let sequence = translator.begin(key.gpa);
+        // SAFETY: the page is guest memory, which other threads may write at any time; a torn copy is found
+        // out when the block is installed, as every write to the page from `begin` on is noticed.
+        unsafe { std::ptr::copy_nonoverlapping(host, self.page.as_mut_ptr(), 4096) };
+        let offset = (key.gpa & 0xfff) as u16;
+        // SAFETY: the translator, and so the memory, lives as long as the vCPU.
+        let memory = unsafe { &*self.jit.memory };
+        let core = std::cell::RefCell::new(Core { cpu: &mut self.jit.cpu, memory, platform });
+        let has = |insn: &iced_x86::Instruction| x86_interp::has(&core.borrow(), insn);
+        let input = Input { page: &self.page, page_va: key.page_va, offset, mode: key.mode, has: &has };
+        let Some(output) = translate(&input, hot, cold, &translator.settings, &translator.stubs) else {
+            return Ok(Lookup::Step);
+        };
+        assert!(!hot.overflowed() && !cold.overflowed(), "a block outgrew the space reserved for it");
+        let counters = &mut self.jit.counters;
+        counters.blocks += 1;
+        counters.instructions += output.instructions as u64;
+        counters.code_bytes += hot.address() - hot_start + cold.address() - cold_start;
+        let jit = &mut *self.jit;
+        if let Some(found) = translator.install(key, sequence, output, cold, |found| fill(jit, found)) {
+            return Ok(Lookup::Block(found));
+        }
+        hot.rewind(hot_start);
+        cold.rewind(cold_start);
+        // Somebody wrote the page, or translated the same block: the interpreter makes progress either way.
+        Ok(Lookup::Step)
+    }
+}
+
+impl Drop for TranslatorVcpu {
+    fn drop(&mut self) {
+        self.jit.translator.unregister(&raw const *self.jit);
+    }
+}
+
+/// What ends a round of the loop that did not go on as usual.
+enum Turn {
+    Trap(Trap),
+    Full,
+}
+
+/// Points GS at a vCPU's block.
+fn set_gs_base(address: u64) {
+    // SAFETY: nothing else in the process uses GS. FSGSBASE is there if the kernel says so.
+    unsafe {
+        const HWCAP2_FSGSBASE: u64 = 2;
+        if libc::getauxval(libc::AT_HWCAP2) & HWCAP2_FSGSBASE != 0 {
+            std::arch::asm!("wrgsbase {}", in(reg) address, options(nostack, preserves_flags));
+        } else {
+            const ARCH_SET_GS: libc::c_int = 0x1001;
+            libc::syscall(libc::SYS_arch_prctl, ARCH_SET_GS, address);
+        }
+    }
+}
+
+/// Surroundings for what has none to do with them.
+struct Nowhere;
+
+impl Platform for Nowhere {
+    fn mmio_read(&self, _: u64, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+    fn mmio_write(&self, _: u64, _: &[u8]) {}
+    fn pio_read(&self, _: u16, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+    fn pio_write(&self, _: u16, _: &[u8]) {}
+    fn tsc(&self) -> u64 {
+        0
+    }
+    fn tsc_hertz(&self) -> u64 {
+        1
+    }
+    fn cr8(&self) -> u8 {
+        0
+    }
+    fn set_cr8(&self, _: u8) {}
+    fn apic_msr(&self, _: u32) -> Option<u64> {
+        None
+    }
+    fn set_apic_msr(&self, _: u32, _: u64) -> Option<()> {
+        None
+    }
+}

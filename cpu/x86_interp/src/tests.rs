@@ -306,3 +306,37 @@ fn read_modify_write_faults_as_a_write() {
     machine.load(b"\x39\x06"); // cmp only reads
     run(&mut machine, 1);
 }
+
+#[test]
+fn locked_instructions_are_atomic_between_processors() {
+    const ROUNDS: u64 = 20_000;
+    let memory = Machine::long().memory;
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            let memory = memory.clone();
+            scope.spawn(move || {
+                let mut machine = Machine { memory, ..Machine::long() };
+                machine.cpu.lock_needed = true;
+                machine.cpu.regs[..8].copy_from_slice(&[0, ROUNDS, 1, 0, STACK, 0, DATA, 0]);
+                // lock inc dword [rsi]; mov eax, edx; lock xadd [rsi+8], rax
+                // spin: xor eax, eax; lock cmpxchg [rsi+16], edx; jnz spin
+                // inc dword [rsi+24]; xor eax, eax; xchg [rsi+16], eax; dec rcx; jnz
+                machine.load(
+                    b"\xf0\xff\x06\x89\xd0\xf0\x48\x0f\xc1\x46\x08\
+                      \x31\xc0\xf0\x0f\xb1\x56\x10\x75\xf7\
+                      \xff\x46\x18\x31\xc0\x87\x46\x10\x48\xff\xc9\x75\xdf",
+                );
+                let end = machine.cpu.rip + 33;
+                while machine.cpu.rip != end {
+                    run(&mut machine, 1);
+                }
+            });
+        }
+    });
+    let read = |offset: u64| {
+        let mut data = [0; 4];
+        memory.read(DATA + offset, &mut data).expect("RAM");
+        u64::from(u32::from_le_bytes(data))
+    };
+    assert_eq!([read(0), read(8), read(24)], [2 * ROUNDS; 3]);
+}

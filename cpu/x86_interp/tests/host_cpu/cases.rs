@@ -1,7 +1,7 @@
 //! Encodings and operands to test: every opcode of every map, with the prefixes that matter, and random
 //! ModRM bytes, immediates, registers and memory.
 
-use iced_x86::{Decoder, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, CodeSize, Decoder, Instruction, Mnemonic, OpKind, Register};
 use native_oracle::{Mode, NativeState, SCRATCH_LEN};
 use x86_interp::DECODER_OPTIONS;
 
@@ -189,6 +189,9 @@ impl Generator {
         }
         insn = Decoder::with_ip(bits, &bytes, start, DECODER_OPTIONS).decode();
         if is_relative(&insn) && insn.near_branch_target().wrapping_sub(start).wrapping_add(0x20) < 0x50 {
+            return None;
+        }
+        if !comparable(&insn) {
             return None;
         }
         let state = self.state(&insn, target);
@@ -450,5 +453,37 @@ fn is_tested(insn: &Instruction) -> bool {
         | M::Setne | M::Setno | M::Setnp | M::Setns | M::Seto | M::Setp | M::Sets
         | M::Movsb | M::Movsw | M::Movsq | M::Stosb | M::Stosw | M::Stosd | M::Stosq | M::Lodsb | M::Lodsw
         | M::Lodsd | M::Lodsq | M::Scasb | M::Scasw | M::Scasd | M::Scasq | M::Cmpsb | M::Cmpsw | M::Cmpsq)
-        || matches!(insn.code(), iced_x86::Code::Movsd_m32_m32 | iced_x86::Code::Cmpsd_m32_m32)
+        || matches!(insn.code(), Code::Movsd_m32_m32 | Code::Cmpsd_m32_m32)
+}
+
+/// Whether this host has the instruction, and does with it what T0 does: what the manuals leave open, T0 does
+/// as AMD processors do.
+fn comparable(insn: &Instruction) -> bool {
+    use Mnemonic as M;
+    use std::arch::is_x86_feature_detected as has;
+    let announced = match insn.mnemonic() {
+        M::Movbe => has!("movbe"),
+        M::Popcnt => has!("popcnt"),
+        M::Crc32 => has!("sse4.2"),
+        M::Cmpxchg16b => has!("cmpxchg16b"),
+        M::Lzcnt => has!("lzcnt"),
+        M::Tzcnt | M::Andn | M::Bextr | M::Blsi | M::Blsmsk | M::Blsr => has!("bmi1"),
+        M::Bzhi | M::Mulx | M::Pdep | M::Pext | M::Rorx | M::Sarx | M::Shlx | M::Shrx => has!("bmi2"),
+        M::Adcx | M::Adox => has!("adx"),
+        _ => true,
+    };
+    if native_oracle::host_is_amd() {
+        return announced;
+    }
+    // Near branches with an operand-size prefix, double shifts of more bits than there are, prefetches of
+    // registers, and which operand of CMPS faults first.
+    let long = insn.code_size() == CodeSize::Code64;
+    let short = long && insn.op0_kind() == OpKind::NearBranch16
+        || matches!(insn.code(), Code::Jmp_rm16 | Code::Call_rm16 | Code::Retnw | Code::Retnw_imm16);
+    let odd = match insn.mnemonic() {
+        M::Shld | M::Shrd => insn.op1_register().is_gpr16(),
+        M::Reservednop | M::Cmpsb | M::Cmpsw | M::Cmpsd | M::Cmpsq => true,
+        _ => short,
+    };
+    announced && !odd
 }

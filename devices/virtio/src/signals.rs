@@ -4,7 +4,7 @@ use crate::{Interrupt, QueueError, status};
 use parking_lot::Mutex;
 use pci::{Intx, Msix};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 
 /// No MSI-X vector (4.1.5.1.2).
 pub(crate) const NO_VECTOR: u16 = 0xffff;
@@ -23,6 +23,8 @@ pub(crate) struct Signals {
     pub(crate) generation: AtomicU8,
     pub(crate) config_vector: AtomicU16,
     pub(crate) queue_vectors: Vec<AtomicU16>,
+    /// How often the device met an error.
+    failures: AtomicU64,
     /// The lock is held while the pin changes: the pin is to follow the register.
     isr: Mutex<u8>,
 }
@@ -37,6 +39,7 @@ impl Signals {
             generation: AtomicU8::new(0),
             config_vector: AtomicU16::new(NO_VECTOR),
             queue_vectors: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
+            failures: AtomicU64::new(0),
             isr: Mutex::new(0),
         }
     }
@@ -102,7 +105,11 @@ impl Interrupt for Signals {
     fn fail(&self, error: &QueueError) {
         let before = self.status.fetch_or(status::NEEDS_RESET, Ordering::SeqCst);
         if before & status::NEEDS_RESET == 0 {
-            tracing::warn!("{} needs a reset: {error}", self.name);
+            // A guest can do so as often as it likes: the 1st, 2nd, 4th, 8th… are written down.
+            let count = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
+            if count.is_power_of_two() {
+                tracing::warn!("{} needs a reset (error {count}): {error}", self.name);
+            }
             if before & status::DRIVER_OK != 0 {
                 self.config_changed();
             }

@@ -10,10 +10,12 @@ use virtio::{GuestSlice, status};
 use ::device::Device;
 
 const SECTORS: u64 = 256;
-/// Where the driver puts headers, data and status.
+/// Where the driver puts headers, data and status of the first queue.
 const HEADER: u64 = BUFFERS;
 const STATUS: u64 = BUFFERS + 0x100;
 const DATA: u64 = BUFFERS + 0x10_0000;
+/// The next queue's are so much further.
+const STRIDE: u64 = 0x20_0000;
 
 fn image() -> NamedTempFile {
     let file = NamedTempFile::new().unwrap();
@@ -36,33 +38,42 @@ fn request(
     data: (u32, bool),
     pieces: u32,
 ) -> u8 {
+    let base = STRIDE * u64::from(queue.index);
     let mut header = kind.to_le_bytes().to_vec();
     header.extend([0; 4]);
     header.extend(sector.to_le_bytes());
-    driver.memory.write(HEADER, &header).unwrap();
-    driver.memory.write(STATUS, &[0xff]).unwrap();
-    let mut buffers = vec![(HEADER, 16, false)];
+    driver.memory.write(base + HEADER, &header).unwrap();
+    driver.memory.write(base + STATUS, &[0xff]).unwrap();
+    let mut buffers = vec![(base + HEADER, 16, false)];
     let (len, device_writes) = data;
     for piece in 0..pieces {
         let (start, end) = (len * piece / pieces, len * (piece + 1) / pieces);
-        buffers.push((DATA + u64::from(start), end - start, device_writes));
+        buffers.push((base + DATA + u64::from(start), end - start, device_writes));
     }
-    buffers.push((STATUS, 1, true));
+    buffers.push((base + STATUS, 1, true));
     driver.transact(queue, &buffers);
     let mut status = [0];
-    driver.memory.read(STATUS, &mut status).unwrap();
+    driver.memory.read(base + STATUS, &mut status).unwrap();
     status[0]
+}
+
+fn put_data(driver: &Driver, queue: &DriverQueue, data: &[u8]) {
+    driver.memory.write(DATA + STRIDE * u64::from(queue.index), data).unwrap();
+}
+
+fn get_data(driver: &Driver, queue: &DriverQueue, len: usize) -> Vec<u8> {
+    let mut data = vec![0; len];
+    driver.memory.read(DATA + STRIDE * u64::from(queue.index), &mut data).unwrap();
+    data
 }
 
 fn read(driver: &Driver, queue: &mut DriverQueue, sector: u64, len: u32) -> Vec<u8> {
     assert_eq!(request(driver, queue, 0, sector, (len, true), 3), 0);
-    let mut data = vec![0; len as usize];
-    driver.memory.read(DATA, &mut data).unwrap();
-    data
+    get_data(driver, queue, len as usize)
 }
 
 fn write(driver: &Driver, queue: &mut DriverQueue, sector: u64, data: &[u8]) {
-    driver.memory.write(DATA, data).unwrap();
+    put_data(driver, queue, data);
     assert_eq!(request(driver, queue, 1, sector, (data.len() as u32, false), 3), 0);
 }
 
@@ -72,7 +83,7 @@ fn range(sector: u64, sectors: u32, flags: u32) -> Vec<u8> {
 }
 
 fn ranges(driver: &Driver, queue: &mut DriverQueue, kind: u32, data: &[u8]) -> u8 {
-    driver.memory.write(DATA, data).unwrap();
+    put_data(driver, queue, data);
     request(driver, queue, kind, 0, (data.len() as u32, false), 1)
 }
 
@@ -269,6 +280,35 @@ fn a_restored_disk_goes_on_with_what_was_left() {
 }
 
 #[test]
+fn queues_work_side_by_side_while_the_vm_stops_and_starts() {
+    let file = image();
+    let driver = Driver::new(device(&file, false, 2));
+    let queues = driver.set_up(blk::FLUSH | blk::MQ | virtio::feature::TRANSPORT, &[64, 64]);
+    std::thread::scope(|scope| {
+        let drivers: Vec<_> = queues
+            .into_iter()
+            .map(|mut queue| {
+                let driver = &driver;
+                scope.spawn(move || {
+                    for round in 0..200u64 {
+                        let sector = 2 * (round % 60) + u64::from(queue.index);
+                        write(driver, &mut queue, sector, &[round as u8; 512]);
+                        assert_eq!(read(driver, &mut queue, sector, 512), [round as u8; 512]);
+                    }
+                })
+            })
+            .collect();
+        while drivers.iter().any(|thread| !thread.is_finished()) {
+            driver.device.stop();
+            driver.device.save();
+            driver.device.start();
+            std::thread::yield_now();
+        }
+    });
+    assert_eq!(driver.status() & status::NEEDS_RESET, 0);
+}
+
+#[test]
 fn reads_mark_the_pages_dirty() {
     let file = image();
     let driver = Driver::new(device(&file, false, 1));
@@ -326,15 +366,13 @@ proptest! {
                     let status = request(&driver, queue, 0, sector, (range.len() as u32, true), pieces);
                     prop_assert_eq!(status, expected(&range));
                     if status == 0 {
-                        let mut data = vec![0; range.len()];
-                        driver.memory.read(DATA, &mut data).unwrap();
-                        prop_assert!(data == model[range]);
+                        prop_assert!(get_data(&driver, queue, range.len()) == model[range]);
                     }
                 }
                 Operation::Write(sector, count, fill) => {
                     let range = bytes(sector, count);
                     let data: Vec<u8> = (0..range.len()).map(|at| fill ^ (at / 5) as u8).collect();
-                    driver.memory.write(DATA, &data).unwrap();
+                    put_data(&driver, queue, &data);
                     let status = request(&driver, queue, 1, sector, (data.len() as u32, false), pieces);
                     prop_assert_eq!(status, expected(&range));
                     if status == 0 {

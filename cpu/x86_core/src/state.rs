@@ -1,6 +1,6 @@
 //! The architectural state of one processor.
 
-use crate::mmu::{Tlb, TlbEntry};
+use crate::mmu::{Tlb, TlbEntry, WalkCache};
 use std::sync::atomic::AtomicU32;
 
 /// General registers by their encoding, as indices into [`Cpu::regs`].
@@ -323,11 +323,12 @@ impl Cpu {
     pub fn new(model: std::sync::Arc<crate::cpuid::CpuModel>, apic_id: u32) -> Box<Self> {
         let mut cpu = Box::<Self>::new_uninit();
         let at = cpu.as_mut_ptr();
-        // SAFETY: all fields but `model` are valid with all bits zero (integers, booleans, a raw pointer,
-        // arrays of such), and `model` is written without dropping what was there.
+        // SAFETY: all fields but two are valid with all bits zero (integers, booleans, raw pointers, arrays
+        // of such), and those are written without dropping what was there.
         let mut cpu = unsafe {
             at.write_bytes(0, 1);
             (&raw mut (*at).model).write(model);
+            (&raw mut (*at).tlb.walks).write(WalkCache::new());
             cpu.assume_init()
         };
         cpu.apic_id = apic_id;

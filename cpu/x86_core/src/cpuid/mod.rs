@@ -32,7 +32,6 @@ const BASIC: u32 = 0x0006_0fb1;
 /// Every 64-bit processor has these.
 const X86_64: &[Feature] = &[
     feature::FPU,
-    feature::VME,
     feature::DE,
     feature::PSE,
     feature::TSC,

@@ -5,12 +5,14 @@ mod fetch;
 mod linear;
 mod tlb;
 mod walk;
+mod walk_cache;
 
 #[cfg(test)]
 mod tests;
 
 pub use tlb::{BANKS, FETCH_ENTRIES, FetchEntry, INVALID_TAG, TLB_ENTRIES, Tlb, TlbEntry};
 pub(crate) use walk::Access;
+pub(crate) use walk_cache::WalkCache;
 
 use crate::{Core, Cpu, Scalar, Trap, cr0, cr4, efer, flags};
 use std::sync::atomic::{Ordering, fence};

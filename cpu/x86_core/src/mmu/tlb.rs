@@ -1,5 +1,6 @@
 //! The soft TLB: what generated code and the interpreter look virtual addresses up in.
 
+use super::walk_cache::WalkCache;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Entries in each bank; the index is the virtual page number's low bits.
@@ -113,6 +114,7 @@ pub struct Tlb {
     /// A Bloom set of the pages whose fetch entries were replaced since the code generation last changed.
     evicted: u64,
     large: [LargePages; 2],
+    pub(crate) walks: WalkCache,
 }
 
 /// What generated code uses as its bank while every access must take the slow path. It stays invalid.
@@ -221,6 +223,7 @@ impl Tlb {
         self.fetch_local = Default::default();
         self.evicted = 0;
         self.large = Default::default();
+        self.walks = WalkCache::new();
     }
 
     /// Fills an entry for data. The caller re-checks the rights to write afterwards, see
@@ -267,6 +270,7 @@ impl Tlb {
 
     /// Drops all entries, or all but those of global mappings.
     pub(crate) fn flush(&mut self, keep_global: bool) {
+        self.walks.clear();
         for bank in 0..BANKS {
             let entries = &self.entries[bank];
             let bits = if keep_global { &self.local[bank] } else { &self.filled[bank] };
@@ -291,6 +295,7 @@ impl Tlb {
     /// Drops the entries of the page that contains `va`. Whether code may have been fetched through it.
     pub(crate) fn invalidate(&mut self, va: u64) -> bool {
         let page = va & PAGE_MASK;
+        self.walks.clear();
         if self.large[half(page)].contain(page) {
             self.flush(false);
             return true;
@@ -345,9 +350,11 @@ mod tests {
 
     fn tlb() -> Box<Tlb> {
         let mut tlb = Box::<Tlb>::new_uninit();
-        // SAFETY: all fields are integers and raw pointers, for which zero is valid.
+        let at = tlb.as_mut_ptr();
+        // SAFETY: all fields but one are integers and raw pointers, for which zero is valid.
         let mut tlb = unsafe {
-            tlb.as_mut_ptr().write_bytes(0, 1);
+            at.write_bytes(0, 1);
+            (&raw mut (*at).walks).write(WalkCache::new());
             tlb.assume_init()
         };
         tlb.reset();

@@ -1,6 +1,7 @@
 //! The page walk: 4-level, PAE and 32-bit paging (Intel SDM volume 3, chapter 4).
 
 use super::tlb::PAGE_MASK;
+use super::walk_cache::{LastLevel, Rights};
 use crate::{Core, Scalar, Trap, cr0, cr4, efer, page_fault};
 
 /// How often a walk starts over because another processor changed an entry under it.
@@ -52,16 +53,9 @@ struct Format {
     levels: u32,
 }
 
-/// The rights that the levels add up to.
-struct Rights {
-    user: bool,
-    write: bool,
-    no_execute: bool,
-}
-
 impl Core<'_> {
     /// Translates `va`, which is canonical, and sets accessed and dirty bits.
-    pub(crate) fn walk(&self, va: u64, access: Access) -> Result<Mapping, Trap> {
+    pub(crate) fn walk(&mut self, va: u64, access: Access) -> Result<Mapping, Trap> {
         if self.cpu.cr0 & cr0::PG == 0 {
             return Ok(Mapping {
                 gpa: va & PAGE_MASK & 0xffff_ffff,
@@ -71,6 +65,11 @@ impl Core<'_> {
             });
         }
         let mut last = None;
+        if let Some(level) = self.cpu.tlb.walks.get(va)
+            && let Some(mapping) = self.walk_last_level(va, access, level)?
+        {
+            return Ok(mapping);
+        }
         for _ in 0..ATTEMPTS {
             let (mapping, settled) = self.walk_once(va, access)?;
             if settled {
@@ -99,10 +98,62 @@ impl Core<'_> {
         Trap::pf(va, error)
     }
 
+    /// The end of a walk in 4-level paging whose beginning is known. Nothing if it has to be done in full:
+    /// another processor is at the entry, or a large page's is to be made dirty.
+    fn walk_last_level(&self, va: u64, access: Access, level: LastLevel) -> Result<Option<Mapping>, Trap> {
+        let format = Format { entry: 8, bits: 9, levels: 4 };
+        let (entry, shift, rights) = match level {
+            LastLevel::Page { entry, rights } => {
+                if access.write && entry & pte::D == 0 {
+                    return Ok(None);
+                }
+                (entry, 21, rights)
+            }
+            LastLevel::Table { gpa, host, mut rights } => {
+                let offset = va >> 9 & 0xff8;
+                // SAFETY: a page of guest memory, in which the entry is.
+                let entry = unsafe { u64::load(host.wrapping_add(offset as usize)) };
+                if entry & pte::P == 0 {
+                    return Err(self.page_fault(va, access, 0));
+                }
+                if entry & self.reserved(1, false, format) != 0 {
+                    return Err(self.page_fault(va, access, page_fault::PRESENT | page_fault::RESERVED));
+                }
+                rights.add(entry, format);
+                // Rights first: an access that faults leaves no mark.
+                self.check_rights(va, access, &rights)?;
+                if !self.mark_used(&[(gpa + offset, entry)], 8, access.write) {
+                    return Ok(None);
+                }
+                (entry, 12, rights)
+            }
+        };
+        let may_write = self.check_rights(va, access, &rights)?;
+        Ok(Some(self.mapping(va, access, entry, (shift, format), may_write)))
+    }
+
+    /// What a leaf entry, whose accessed and dirty bits are settled, maps `va` to.
+    fn mapping(
+        &self,
+        va: u64,
+        access: Access,
+        entry: u64,
+        (shift, format): (u32, Format),
+        may_write: bool,
+    ) -> Mapping {
+        Mapping {
+            gpa: frame(entry, shift, format) | va & ((1 << shift) - 1) & PAGE_MASK,
+            shift,
+            writable: may_write && (access.write || entry & pte::D != 0),
+            global: entry & pte::G != 0 && self.cpu.cr4 & cr4::PGE != 0,
+        }
+    }
+
     /// One attempt; whether all accessed and dirty bits are set.
-    fn walk_once(&self, va: u64, access: Access) -> Result<(Mapping, bool), Trap> {
+    fn walk_once(&mut self, va: u64, access: Access) -> Result<(Mapping, bool), Trap> {
         let cpu = &*self.cpu;
-        let (format, mut table) = if cpu.msrs.efer & efer::LMA != 0 {
+        let long = cpu.long_mode();
+        let (format, mut table) = if long {
             (Format { entry: 8, bits: 9, levels: 4 }, cpu.cr3 & pte::ADDRESS)
         } else if cpu.cr4 & cr4::PAE != 0 {
             let pointer = cpu.pdpte[(va >> 30 & 3) as usize];
@@ -128,24 +179,39 @@ impl Core<'_> {
                 return Err(self.page_fault(va, access, page_fault::PRESENT | page_fault::RESERVED));
             }
             visited[depth] = (at, entry);
-            rights.user &= entry & pte::U != 0;
-            rights.write &= entry & pte::W != 0;
-            rights.no_execute |= format.entry == 8 && entry & pte::NX != 0;
+            let above = rights;
+            rights.add(entry, format);
             if level == 1 || large {
                 let may_write = self.check_rights(va, access, &rights)?;
                 let settled = self.mark_used(&visited[..=depth], format.entry, access.write);
-                let dirty = access.write || entry & pte::D != 0;
-                let mapping = Mapping {
-                    gpa: frame(entry, shift, format) | va & ((1 << shift) - 1) & PAGE_MASK,
-                    shift,
-                    writable: may_write && dirty && settled,
-                    global: entry & pte::G != 0 && cpu.cr4 & cr4::PGE != 0,
-                };
+                let mapping = self.mapping(va, access, entry, (shift, format), may_write);
+                if long && settled {
+                    self.remember_walk(
+                        va,
+                        entry | if access.write { pte::D } else { 0 },
+                        level,
+                        table,
+                        (above, rights),
+                    );
+                }
                 return Ok((mapping, settled));
             }
             table = entry & if format.entry == 8 { pte::ADDRESS } else { 0xffff_f000 };
         }
         Err(self.page_fault(va, access, 0))
+    }
+
+    /// Keeps the last level of a walk that succeeded.
+    fn remember_walk(&mut self, va: u64, entry: u64, level: u32, table: u64, (above, all): (Rights, Rights)) {
+        let last = match level {
+            1 => {
+                let Some(page) = self.memory.host_page(table) else { return };
+                LastLevel::Table { gpa: table, host: page.ptr, rights: above }
+            }
+            2 => LastLevel::Page { entry, rights: all },
+            _ => return,
+        };
+        self.cpu.tlb.walks.insert(va, last);
     }
 
     fn is_large(&self, entry: u64, level: u32, format: Format) -> bool {
@@ -230,6 +296,15 @@ impl Core<'_> {
             self.memory.written(gpa, size);
         }
         done
+    }
+}
+
+impl Rights {
+    /// Takes away what an entry does not grant.
+    fn add(&mut self, entry: u64, format: Format) {
+        self.user &= entry & pte::U != 0;
+        self.write &= entry & pte::W != 0;
+        self.no_execute |= format.entry == 8 && entry & pte::NX != 0;
     }
 }
 

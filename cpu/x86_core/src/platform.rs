@@ -23,4 +23,10 @@ pub trait Platform {
     fn apic_msr(&self, msr: u32) -> Option<u64>;
     /// Writes one. `None` is #GP.
     fn set_apic_msr(&self, msr: u32, value: u64) -> Option<()>;
+    /// 64 random bits for RDRAND and RDSEED, if there are some.
+    fn random(&self) -> Option<u64> {
+        crate::system::host_random()
+    }
+    /// A page walk set accessed or dirty bits in the paging-structure entry of `len` bytes at `gpa`.
+    fn entry_marked(&self, _gpa: u64, _len: u64) {}
 }

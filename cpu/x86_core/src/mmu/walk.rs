@@ -292,8 +292,11 @@ impl Core<'_> {
                 u32::compare_exchange(ptr, old as u32, new as u32) == Some(old as u32)
             }
         };
-        if done && !self.memory.may_write_directly(gpa) {
-            self.memory.written(gpa, size);
+        if done {
+            self.platform.entry_marked(gpa, size);
+            if !self.memory.may_write_directly(gpa) {
+                self.memory.written(gpa, size);
+            }
         }
         done
     }

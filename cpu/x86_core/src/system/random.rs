@@ -17,7 +17,7 @@ thread_local! {
 }
 
 /// 64 random bits, if the host has some.
-fn random() -> Option<u64> {
+pub(crate) fn host_random() -> Option<u64> {
     STOCK.with_borrow_mut(|stock| {
         if stock.left < 8 {
             let got = rustix::rand::getrandom(&mut stock.bytes, rustix::rand::GetRandomFlags::empty());
@@ -39,7 +39,7 @@ pub(super) fn execute(core: &mut Core, insn: &Instruction) -> Result<Flow, Trap>
     if !core.cpu.model.has(feature) || insn.op0_kind() != OpKind::Register {
         return Err(Trap::UD);
     }
-    let value = random();
+    let value = core.platform.random();
     operand::set_register(core.cpu, insn.op0_register(), value.unwrap_or(0));
     core.cpu.rflags &= !flags::ARITHMETIC;
     if value.is_some() {

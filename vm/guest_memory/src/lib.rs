@@ -34,6 +34,13 @@ pub trait CodeWriteHook: Send + Sync {
     fn code_written(&self, gpa: u64, len: u64);
 }
 
+/// Told of all writes that processors do not make themselves.
+pub trait DeviceWriteHook: Send + Sync {
+    /// Bytes `gpa..gpa + len` were just written through the [`GuestMemory::backend`] or
+    /// [`GuestMemory::write`].
+    fn device_wrote(&self, gpa: u64, len: u64);
+}
+
 /// Why guest memory could not be made or accessed.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
@@ -241,6 +248,14 @@ impl GuestMemory {
     pub fn set_code_hook(&self, hook: Arc<dyn CodeWriteHook>) {
         for region in self.regions.iter() {
             region.pages.set_hook(hook.clone());
+        }
+    }
+
+    /// Sets who is told of writes through the backend: devices', and those of whoever loads or restores a
+    /// VM. To be called once.
+    pub fn set_device_write_hook(&self, hook: Arc<dyn DeviceWriteHook>) {
+        for region in self.regions.iter() {
+            region.pages.set_device_hook(hook.clone());
         }
     }
 

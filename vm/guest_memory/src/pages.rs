@@ -1,6 +1,6 @@
 //! The tracking state of each page: which are dirty, and which hold translated code.
 
-use crate::{CodeWriteHook, PAGE_SIZE};
+use crate::{CodeWriteHook, DeviceWriteHook, PAGE_SIZE};
 use std::fmt;
 use std::ops::{BitOr, Range};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -41,12 +41,14 @@ pub(crate) struct PageTable {
     states: Box<[AtomicU8]>,
     dirty_log: AtomicBool,
     hook: OnceLock<Arc<dyn CodeWriteHook>>,
+    device_hook: OnceLock<Arc<dyn DeviceWriteHook>>,
 }
 
 impl PageTable {
     pub(crate) fn new(base: u64, len: u64) -> Self {
         let states = (0..len / PAGE_SIZE).map(|_| AtomicU8::new(0)).collect();
-        Self { base, states, dirty_log: AtomicBool::new(false), hook: OnceLock::new() }
+        let dirty_log = AtomicBool::new(false);
+        Self { base, states, dirty_log, hook: OnceLock::new(), device_hook: OnceLock::new() }
     }
 
     fn slot(&self, gpa: u64) -> Option<&AtomicU8> {
@@ -78,6 +80,11 @@ impl PageTable {
     pub(crate) fn set_hook(&self, hook: Arc<dyn CodeWriteHook>) {
         let first = self.hook.set(hook).is_ok();
         debug_assert!(first, "the code hook is set once");
+    }
+
+    pub(crate) fn set_device_hook(&self, hook: Arc<dyn DeviceWriteHook>) {
+        let first = self.device_hook.set(hook).is_ok();
+        debug_assert!(first, "the hook of device writes is set once");
     }
 
     /// Bytes `gpa..gpa + len` of this region were written.
@@ -183,7 +190,13 @@ impl BitmapSlice for PageSlice<'_> {}
 impl Bitmap for PageSlice<'_> {
     fn mark_dirty(&self, offset: usize, len: usize) {
         let range = self.pages.range(self.offset.saturating_add(offset), len);
-        self.pages.written(range.start, range.end - range.start);
+        let len = range.end - range.start;
+        self.pages.written(range.start, len);
+        if len > 0
+            && let Some(hook) = self.pages.device_hook.get()
+        {
+            hook.device_wrote(range.start, len);
+        }
     }
 
     fn dirty_at(&self, offset: usize) -> bool {

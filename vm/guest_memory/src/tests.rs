@@ -10,6 +10,12 @@ impl CodeWriteHook for Recorder {
     }
 }
 
+impl DeviceWriteHook for Recorder {
+    fn device_wrote(&self, gpa: u64, len: u64) {
+        self.0.lock().push((gpa, len));
+    }
+}
+
 fn two_regions() -> GuestMemory {
     GuestMemory::new(&[0x10_0000..0x10_4000, 0..0x2000]).unwrap()
 }
@@ -64,4 +70,22 @@ fn writes_to_code_reach_the_hook() {
     memory.unmark_code(0x1000);
     memory.write(0x1000, &[1]).unwrap();
     assert_eq!(*recorder.0.lock(), [(0x1000, 2)]);
+}
+
+#[test]
+fn the_device_hook_is_told_of_writes_through_the_backend_only() {
+    let memory = two_regions();
+    let recorder = Arc::new(Recorder::default());
+    memory.set_device_write_hook(recorder.clone());
+    memory.backend().write_obj(7u32, GuestAddress(0x10_0ffe)).unwrap();
+    memory.write(0x1ff0, &[1; 16]).unwrap();
+    memory.written(0x1000, 8);
+    let mut seen = [false; 0x20];
+    for (gpa, len) in recorder.0.lock().drain(..) {
+        assert!((0x10_0ffe..0x10_1002).contains(&gpa) || (0x1ff0..0x2000).contains(&gpa), "{gpa:#x}");
+        for at in gpa..gpa + len {
+            seen[at as usize & 0x1f] = true;
+        }
+    }
+    assert!(seen[0x1e] && seen[0x1f] && seen[0] && seen[1] && seen[0x10..].iter().all(|seen| *seen));
 }

@@ -10,6 +10,8 @@ mod operand;
 mod random;
 mod transfers;
 
+pub(crate) use random::host_random;
+
 #[cfg(test)]
 mod tests;
 

@@ -9,10 +9,13 @@
 
 mod chain;
 mod device;
+#[cfg(feature = "fuzzing")]
+mod inline_threads;
 mod pci_device;
 mod pci_layout;
 mod queue;
 mod signals;
+#[cfg_attr(feature = "fuzzing", allow(dead_code, unreachable_pub))]
 mod threads;
 mod transport;
 
@@ -21,10 +24,14 @@ pub mod test_driver;
 
 pub use chain::{Chain, GuestSlice, MAX_CHAIN_DESCRIPTORS};
 pub use device::{ActivateError, Activation, DeviceType, Interrupt, QueueHandle, VirtioDevice};
+#[cfg(feature = "fuzzing")]
+pub use inline_threads::QueueThreads;
 pub use pci_device::{Doorbell, VirtioPciConfig, VirtioPciDevice};
 pub use pci_layout::MAX_QUEUES;
 pub use queue::{MAX_QUEUE_SIZE, Queue, QueueError, QueueState, RingFeatures};
-pub use threads::{QueueThreads, StopToken};
+#[cfg(not(feature = "fuzzing"))]
+pub use threads::QueueThreads;
+pub use threads::StopToken;
 
 /// Feature bits that are not of one device type (6).
 pub mod feature {

@@ -1,7 +1,7 @@
 //! The timer service: one host thread that calls back at moments of VM time.
 
 use crate::{Nanos, VmClock};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::{Arc, Weak};
@@ -37,19 +37,22 @@ impl TimerService {
     /// # Errors
     /// The host's, if it cannot start a thread.
     pub fn new(clock: VmClock) -> std::io::Result<Arc<Self>> {
-        let shared = Arc::new(Shared {
-            clock,
-            queue: Mutex::new(Queue {
-                armed: BTreeMap::new(),
-                deadlines: HashMap::new(),
-                next_number: 0,
-                shut_down: false,
-            }),
-            changed: Condvar::new(),
-        });
+        let shared = Arc::new(Shared::new(clock));
         let for_thread = shared.clone();
         let thread = std::thread::Builder::new().name("timers".into()).spawn(move || for_thread.run())?;
         Ok(Arc::new(Self { shared, thread: Some(thread) }))
+    }
+
+    /// A service on `clock` without a thread: timers wait until [`TimerService::fire_next`] is called. For
+    /// tests and fuzzers, in which the host's scheduler must not decide what happens when.
+    pub fn without_thread(clock: VmClock) -> Arc<Self> {
+        Arc::new(Self { shared: Arc::new(Shared::new(clock)), thread: None })
+    }
+
+    /// Calls back the timer with the earliest deadline, on this thread, if that deadline is reached; says
+    /// whether there was one.
+    pub fn fire_next(&self) -> bool {
+        self.shared.fire_next(&mut self.shared.queue.lock())
     }
 
     /// The clock whose time the deadlines are in.
@@ -96,26 +99,43 @@ impl fmt::Debug for TimerService {
 }
 
 impl Shared {
+    fn new(clock: VmClock) -> Self {
+        let queue =
+            Queue { armed: BTreeMap::new(), deadlines: HashMap::new(), next_number: 0, shut_down: false };
+        Self { clock, queue: Mutex::new(queue), changed: Condvar::new() }
+    }
+
     fn run(&self) {
         let mut queue = self.queue.lock();
         while !queue.shut_down {
-            let Some(&(deadline, number)) = queue.armed.keys().next() else {
-                self.changed.wait(&mut queue);
+            if self.fire_next(&mut queue) {
                 continue;
-            };
+            }
             let now = self.clock.now();
-            if now >= deadline {
-                let callback = queue.armed.remove(&(deadline, number));
-                queue.deadlines.remove(&number);
-                if let Some(callback) = callback {
-                    parking_lot::MutexGuard::unlocked(&mut queue, || callback());
+            match queue.armed.keys().next() {
+                // Reached meanwhile.
+                Some((deadline, _)) if *deadline <= now => {}
+                Some((deadline, _)) if self.clock.is_running() => {
+                    let left = Duration::from_nanos(*deadline - now);
+                    self.changed.wait_for(&mut queue, left);
                 }
-            } else if self.clock.is_running() {
-                self.changed.wait_for(&mut queue, Duration::from_nanos(deadline - now));
-            } else {
-                self.changed.wait(&mut queue);
+                _ => self.changed.wait(&mut queue),
             }
         }
+    }
+
+    /// Calls the first timer back if its deadline is reached, without the lock; says whether it was.
+    fn fire_next(&self, queue: &mut MutexGuard<'_, Queue>) -> bool {
+        let Some(&(deadline, number)) = queue.armed.keys().next() else { return false };
+        if self.clock.now() < deadline {
+            return false;
+        }
+        let callback = queue.armed.remove(&(deadline, number));
+        queue.deadlines.remove(&number);
+        if let Some(callback) = callback {
+            MutexGuard::unlocked(queue, || callback());
+        }
+        true
     }
 }
 
@@ -198,6 +218,27 @@ mod tests {
         assert_eq!(receiver.recv_timeout(Duration::from_secs(10)), Ok(1_000_000));
         assert_eq!(receiver.recv_timeout(Duration::from_secs(10)), Ok(2_000_000));
         assert!(timers.iter().all(|timer| timer.deadline().is_none()));
+    }
+
+    #[test]
+    fn without_a_thread_timers_wait_to_be_fired() {
+        let clock = VmClock::new();
+        let service = TimerService::without_thread(clock.clone());
+        let (sender, receiver) = mpsc::channel();
+        let timers = [20, 10].map(|deadline| {
+            let sender = sender.clone();
+            let timer = service.timer(move || sender.send(deadline).unwrap());
+            timer.arm_at(deadline);
+            timer
+        });
+        assert!(!service.fire_next());
+        clock.set(20);
+        assert!(receiver.try_recv().is_err());
+        assert!(service.fire_next() && service.fire_next() && !service.fire_next());
+        assert_eq!(receiver.try_iter().collect::<Vec<_>>(), [10, 20]);
+        timers[0].arm_at(5);
+        assert!(service.fire_next());
+        assert_eq!(receiver.try_recv(), Ok(20));
     }
 
     #[test]

@@ -11,7 +11,7 @@ const DEBIAN_SUITES: &[&str] =
 
 /// One address with the suites that are fetched from it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Source {
+pub(crate) struct Source {
     uri: String,
     suites: Vec<String>,
 }
@@ -54,7 +54,7 @@ fn read_sources(apt: &Path) -> Vec<Source> {
 }
 
 /// `deb [options] uri suite component…`
-fn one_line(text: &str) -> Vec<Source> {
+pub(crate) fn one_line(text: &str) -> Vec<Source> {
     text.lines()
         .filter_map(|line| {
             let line = line.split('#').next()?.trim().strip_prefix("deb")?;
@@ -70,7 +70,7 @@ fn one_line(text: &str) -> Vec<Source> {
 }
 
 /// Stanzas of fields, where a line that starts with a space continues the one before.
-fn deb822(text: &str) -> Vec<Source> {
+pub(crate) fn deb822(text: &str) -> Vec<Source> {
     let mut sources = Vec::new();
     let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
     for stanza in lines.split(|line| line.trim().is_empty()) {

@@ -10,6 +10,8 @@ mod deb;
 mod debian;
 mod error;
 mod fetch;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod initramfs;
 mod kernel_modules;
 mod name;

@@ -36,7 +36,12 @@ impl ReleaseIndex {
         Self::parse(&text, url, folder, release)
     }
 
-    fn parse(text: &str, url: String, folder: String, release: Release) -> Result<Self, StoreError> {
+    pub(crate) fn parse(
+        text: &str,
+        url: String,
+        folder: String,
+        release: Release,
+    ) -> Result<Self, StoreError> {
         let wrong = |reason: String| StoreError::Release { url: url.clone(), reason };
         let field = |name: &str| {
             text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)

@@ -62,6 +62,8 @@ pub(crate) struct JitVcpu {
     pub(crate) fl: u16,
     /// Leave when interrupts become enabled.
     pub(crate) interrupt_window: bool,
+    /// A repeated instruction paused, with RIP at it.
+    pub(crate) paused: bool,
     /// Numbers of verified (virtual page, guest physical page) pairs, by virtual page.
     pub(crate) page_checks: [u32; PAGE_CHECKS],
     pub(crate) trap: Option<Trap>,

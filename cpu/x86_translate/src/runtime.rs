@@ -105,7 +105,11 @@ impl JitVcpu {
         match execute(&mut unsafe { self.core() }) {
             Ok(Flow::Next) => {}
             Ok(Flow::Halt) => return self.leave(ExitReason::Halt),
-            Ok(Flow::Jump | Flow::Again) => return self.leave(ExitReason::Dispatch),
+            Ok(Flow::Jump) => return self.leave(ExitReason::Dispatch),
+            Ok(Flow::Again) => {
+                self.paused = true;
+                return self.leave(ExitReason::Dispatch);
+            }
             Err(trap) => {
                 self.trap = Some(trap);
                 return self.leave(ExitReason::Trap);

@@ -35,6 +35,8 @@ pub struct TranslatorVcpu {
     generation: u64,
     mode: Mode,
     page: Box<[u8; 4096]>,
+    /// Blocks are not linked, and not found through the tables.
+    apart: bool,
 }
 
 /// What a look for the block at RIP gives.
@@ -103,6 +105,7 @@ impl TranslatorVcpu {
             generation: 0,
             mode: Mode::default(),
             page: Box::new([0; 4096]),
+            apart: false,
         };
         // Pointers into the processor pointed into the box that it came in.
         vcpu.core(&Nowhere).mode_changed();
@@ -141,6 +144,32 @@ impl TranslatorVcpu {
     /// # Errors
     /// [`Trap::TripleFault`].
     pub fn run(&mut self, platform: &dyn Platform) -> Result<Exit, Trap> {
+        loop {
+            if let Some(exit) = self.turns(platform)? {
+                return Ok(exit);
+            }
+        }
+    }
+
+    /// Runs one block, or what the interpreter does in place of one, without linking blocks to each other: for
+    /// comparisons with the interpreter. Exceptions are delivered inside. A vCPU that began to run in this way
+    /// must be run in no other.
+    ///
+    /// # Errors
+    /// [`Trap::TripleFault`].
+    pub fn run_block(&mut self, platform: &dyn Platform) -> Result<Option<Exit>, Trap> {
+        self.apart = true;
+        self.jit.paused = false;
+        self.turns(platform)
+    }
+
+    /// Whether the last [`TranslatorVcpu::run_block`] ended within a repeated string instruction, which paused.
+    pub fn paused(&self) -> bool {
+        self.jit.paused
+    }
+
+    /// Turns of the loop until there is something for others to do, or only one.
+    fn turns(&mut self, platform: &dyn Platform) -> Result<Option<Exit>, Trap> {
         let translator = self.jit.translator.clone();
         // SAFETY: only the lifetime changes; the pointer is taken back before `platform` ends.
         let pointer: NonNull<dyn Platform> = unsafe {
@@ -157,8 +186,8 @@ impl TranslatorVcpu {
                 self.forget();
             }
             match self.turn(platform) {
-                Ok(Some(exit)) => break Ok(exit),
-                Ok(None) => {}
+                Ok(exit) if exit.is_some() || self.apart => break Ok(exit),
+                Ok(_) => {}
                 Err(Turn::Trap(trap)) => break Err(trap),
                 Err(Turn::Full) => {
                     drop(running);
@@ -277,6 +306,9 @@ impl TranslatorVcpu {
         let translator = self.jit.translator.clone();
         let target = translator.link_target(number);
         self.set_rip_to(target.target, target.page_va);
+        if self.apart {
+            return Ok(None);
+        }
         let found = match self.lookup_block(platform, self.mode) {
             Ok(Lookup::Block(found)) => found,
             // The next round finds out.
@@ -294,7 +326,10 @@ impl TranslatorVcpu {
         self.jit.counters.steps += 1;
         match x86_interp::step(&mut self.core(platform)) {
             Ok(Flow::Halt) => Ok(Some(Exit::Halt)),
-            Ok(_) => Ok(None),
+            Ok(flow) => {
+                self.jit.paused |= flow == Flow::Again;
+                Ok(None)
+            }
             Err(trap) => self.deliver(platform, trap),
         }
     }
@@ -357,8 +392,9 @@ impl TranslatorVcpu {
         let gpa = fetch.physical & !0xfff | rip & 0xfff;
         let key = Key::new(gpa, rip, mode);
         let translator = self.jit.translator.clone();
+        let apart = self.apart;
         let fill = |jit: &mut JitVcpu, found: &Found| {
-            if mode.has(Mode::UNGROUPED) {
+            if apart || mode.has(Mode::UNGROUPED) {
                 return;
             }
             let user = usize::from(mode.has(Mode::USER));

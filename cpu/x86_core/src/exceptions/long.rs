@@ -76,16 +76,12 @@ impl Core<'_> {
             self.cpu.regs[reg::RSP],
             u64::from(self.cpu.segments[Seg::Ss as usize].selector),
         ];
-        let mut frame = [0; 48];
-        for (bytes, value) in frame.chunks_exact_mut(8).zip(values) {
-            bytes.copy_from_slice(&value.to_le_bytes());
-        }
-        let frame = if event.error.is_some() { &frame[..] } else { &frame[8..] };
-        let top = stack.wrapping_sub(frame.len() as u64);
+        let frame = if event.error.is_some() { &values[..] } else { &values[1..] };
+        let top = stack.wrapping_sub(8 * frame.len() as u64);
         if !is_canonical(top) || !is_canonical(stack.wrapping_sub(1)) {
             return Err(Trap::with_error(vector::SS, 0));
         }
-        self.write_linear_bytes(top, frame, self.cpu.bank_for(cpl))?;
+        self.write_linear_words(top, frame, self.cpu.bank_for(cpl))?;
         self.cpu.regs[reg::RSP] = top;
         Ok(())
     }

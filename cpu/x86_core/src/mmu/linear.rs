@@ -118,6 +118,23 @@ impl Core<'_> {
         Ok(())
     }
 
+    /// Writes up to 512 words from `va` upwards: all, or none if one of them faults.
+    pub(crate) fn write_linear_words(&mut self, va: u64, words: &[u64], bank: usize) -> Result<(), Trap> {
+        let len = 8 * words.len();
+        let Some(host) = self.cpu.write_hit(bank as u8, va, len) else {
+            self.check_linear_write(va, len as u64, bank)?;
+            for (index, &word) in words.iter().enumerate() {
+                self.write_linear(va.wrapping_add(8 * index as u64), word, bank)?;
+            }
+            return Ok(());
+        };
+        for (index, &word) in words.iter().enumerate() {
+            // SAFETY: the TLB says that this is guest memory, and may be written directly.
+            unsafe { u64::store(host.wrapping_add(8 * index), word) };
+        }
+        Ok(())
+    }
+
     /// The faults that a store of `len` bytes would have.
     pub(crate) fn check_linear_write(&mut self, va: u64, len: u64, bank: usize) -> Result<(), Trap> {
         let mut at = va;

@@ -128,15 +128,11 @@ impl Core<'_> {
             self.cpu.regs[reg::RSP],
             u64::from(self.cpu.segments[Seg::Ss as usize].selector),
         ];
-        let mut bytes = [0; 32];
-        for (slot, value) in bytes.chunks_exact_mut(8).zip(frame) {
-            slot.copy_from_slice(&value.to_le_bytes());
-        }
         let top = stack.wrapping_sub(32);
         if !is_canonical(top) {
             return Err(Trap::with_error(vector::SS, 0));
         }
-        self.write_linear_bytes(top, &bytes, self.cpu.bank_for(cpl))?;
+        self.write_linear_words(top, &frame, self.cpu.bank_for(cpl))?;
         self.cpu.regs[reg::RSP] = top;
         self.cpu.segments[Seg::Ss as usize] = Segment::null_stack(cpl);
         self.enter_code(code, gate.selector, cpl, gate.offset);

@@ -62,14 +62,9 @@ impl Core<'_> {
             return Err(Trap::gp(0));
         }
         let (rip, selector, value, pointer, stack_selector) = if size == 8 {
-            let mut frame = [0; 40];
-            self.read_bytes(Seg::Ss, self.cpu.regs[reg::RSP], &mut frame)?;
-            let word = |index: usize| {
-                let mut bytes = [0; 8];
-                bytes.copy_from_slice(&frame[index * 8..index * 8 + 8]);
-                u64::from_le_bytes(bytes)
-            };
-            (word(0), word(1), word(2), word(3), word(4))
+            let top = self.cpu.regs[reg::RSP];
+            let mut word = |index: u64| self.read::<u64>(Seg::Ss, top.wrapping_add(8 * index));
+            (word(0)?, word(1)?, word(2)?, word(3)?, word(4)?)
         } else {
             (self.pop(size)?, self.pop(size)?, self.pop(size)?, self.pop(size)?, self.pop(size)?)
         };

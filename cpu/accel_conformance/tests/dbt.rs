@@ -17,6 +17,19 @@ macro_rules! interpreter {
 
 for_each_case!(interpreter);
 
+macro_rules! translator {
+    ($($module:ident::$name:ident),* $(,)?) => {
+        mod translator {
+            $(#[test]
+            fn $name() {
+                super::run(stringify!($name), super::Tier::Translator);
+            })*
+        }
+    };
+}
+
+for_each_case!(translator);
+
 fn run(name: &str, tier: Tier) {
     accel_conformance::run(name, &Target { accelerator: &DbtAccelerator, tier });
 }

@@ -7,6 +7,7 @@ use clock::TimerService;
 use guest_memory::GuestMemory;
 use std::sync::Arc;
 use x86_core::cpuid::CpuModel;
+use x86_translate::{Options, Translator};
 
 /// The most vCPUs: xAPIC ids have 8 bits, and 255 is everybody.
 pub const MAX_VCPUS: u32 = 255;
@@ -47,15 +48,16 @@ impl Accelerator for DbtAccelerator {
             return Err(AccelError::VcpuCount { accelerator: NAME, vcpus: spec.vcpus, most: MAX_VCPUS });
         }
         let model = cpu_model(&spec.cpu)?.with_vcpus(spec.vcpus);
-        match spec.tier {
-            Tier::Auto | Tier::Interpreter => {}
-            tier => {
+        let translator = match spec.tier {
+            Tier::Interpreter => None,
+            Tier::Auto | Tier::Translator => Some(translator(spec, memory)?),
+            Tier::Lockstep => {
                 let reason = "it is not built in".into();
-                return Err(AccelError::Tier { accelerator: NAME, tier: tier.name(), reason });
+                return Err(AccelError::Tier { accelerator: NAME, tier: spec.tier.name(), reason });
             }
-        }
+        };
         let tsc = TscSource::new(timers.clock().clone());
-        Ok(Arc::new(DbtVm::new(spec, model, memory, timers, tsc)))
+        Ok(Arc::new(DbtVm::new(spec, model, memory, timers, tsc, translator)))
     }
 }
 
@@ -73,4 +75,12 @@ fn cpu_model(spec: &CpuSpec) -> Result<CpuModel, AccelError> {
             reason: "its features are fixed".into(),
         }),
     }
+}
+
+fn translator(spec: &VmSpec, memory: &GuestMemory) -> Result<Arc<Translator>, AccelError> {
+    let options = Options { lock_needed: spec.vcpus > 1, ..Options::default() };
+    Translator::new(memory.clone(), &options).map_err(|error| AccelError::Host {
+        what: "memory for translated code",
+        source: std::io::Error::other(error),
+    })
 }

@@ -1,27 +1,61 @@
 //! What executes instructions between two looks of the run loop.
 
 use crate::platform::VcpuPlatform;
+use guest_memory::GuestMemory;
+use std::ptr::NonNull;
 use std::sync::atomic::Ordering;
-use x86_core::{Core, Flow, Trap, flags, shadow};
+use x86_core::{Core, Cpu, Flow, Platform, Trap, flags, shadow};
+use x86_translate::TranslatorVcpu;
 
 /// Shadows that hold off interrupts.
 pub(crate) const INTERRUPT_SHADOW: u8 = shadow::STI | shadow::MOV_SS;
 
-/// One vCPU's engine.
+/// One vCPU's engine, with the processor.
 pub(crate) enum Engine {
     /// T0: one instruction at a time.
-    Interpreter,
+    Interpreter(Box<Cpu>),
+    /// T1: translated code.
+    Translator(Box<TranslatorVcpu>),
 }
 
 impl Engine {
+    /// The processor.
+    pub(crate) fn cpu(&self) -> &Cpu {
+        match self {
+            Self::Interpreter(cpu) => cpu,
+            Self::Translator(vcpu) => vcpu.cpu(),
+        }
+    }
+
+    /// Where the processor is, for as long as the engine lives.
+    pub(crate) fn place(&mut self) -> NonNull<Cpu> {
+        match self {
+            Self::Interpreter(cpu) => NonNull::from(&mut **cpu),
+            Self::Translator(vcpu) => NonNull::from(vcpu.cpu_mut()),
+        }
+    }
+
+    /// The processor with its surroundings.
+    pub(crate) fn core<'a>(&'a mut self, memory: &'a GuestMemory, platform: &'a dyn Platform) -> Core<'a> {
+        match self {
+            Self::Interpreter(cpu) => Core { cpu, memory, platform },
+            Self::Translator(vcpu) => vcpu.core(platform),
+        }
+    }
+
     /// Executes instructions until the processor's exit flag is set, an interrupt can be taken, or the
     /// processor halts.
     ///
     /// # Errors
     /// An exception to deliver, or a triple fault. The state is at an instruction boundary.
-    pub(crate) fn run(&mut self, core: &mut Core<'_>, platform: &VcpuPlatform<'_>) -> Result<(), Trap> {
+    pub(crate) fn run(&mut self, memory: &GuestMemory, platform: &VcpuPlatform<'_>) -> Result<(), Trap> {
         match self {
-            Self::Interpreter => interpret(core, platform),
+            Self::Interpreter(cpu) => interpret(&mut Core { cpu, memory, platform }, platform),
+            Self::Translator(vcpu) => {
+                // One that comes later sets the exit flag.
+                vcpu.set_interrupt_window(platform.lapic.pending().any());
+                vcpu.run(platform).map(|_| ())
+            }
         }
     }
 }
@@ -34,16 +68,9 @@ pub(crate) fn interruptible(core: &Core<'_>, platform: &VcpuPlatform<'_>) -> boo
         && platform.lapic.pending().any()
 }
 
-/// Executes one instruction.
-pub(crate) fn step(core: &mut Core<'_>, platform: &VcpuPlatform<'_>) -> Result<Flow, Trap> {
-    let flow = x86_interp::step(core);
-    platform.note_tsc_offset(core.cpu.msrs.tsc_offset);
-    flow
-}
-
 fn interpret(core: &mut Core<'_>, platform: &VcpuPlatform<'_>) -> Result<(), Trap> {
     while core.cpu.exit_request.load(Ordering::Relaxed) == 0 {
-        if step(core, platform)? == Flow::Halt || interruptible(core, platform) {
+        if x86_interp::step(core)? == Flow::Halt || interruptible(core, platform) {
             break;
         }
     }

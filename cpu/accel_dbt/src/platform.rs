@@ -3,7 +3,6 @@
 use crate::tsc::TscSource;
 use accel::VcpuBus;
 use lapic::{Lapic, MMIO_LEN};
-use std::cell::Cell;
 use x86_core::Platform;
 
 /// A processor's surroundings.
@@ -11,25 +10,9 @@ pub(crate) struct VcpuPlatform<'a> {
     pub(crate) bus: &'a dyn VcpuBus,
     pub(crate) lapic: &'a Lapic,
     pub(crate) tsc: &'a TscSource,
-    /// The guest's offset to `tsc`, as last seen by the run loop.
-    pub(crate) tsc_offset: Cell<u64>,
 }
 
 impl VcpuPlatform<'_> {
-    /// The counter as the guest reads it.
-    fn guest_tsc(&self) -> u64 {
-        self.tsc.read().wrapping_add(self.tsc_offset.get())
-    }
-
-    /// Takes notice of the guest's offset; a change moves what the local APIC's timer waits for.
-    #[inline]
-    pub(crate) fn note_tsc_offset(&self, offset: u64) {
-        if self.tsc_offset.get() != offset {
-            self.tsc_offset.set(offset);
-            self.lapic.tsc_changed(self.guest_tsc());
-        }
-    }
-
     fn lapic_offset(&self, gpa: u64) -> Option<u64> {
         let base = self.lapic.mmio_base()?;
         Some(gpa.wrapping_sub(base)).filter(|offset| *offset < MMIO_LEN)
@@ -80,7 +63,8 @@ impl Platform for VcpuPlatform<'_> {
     }
 
     fn set_apic_msr(&self, msr: u32, value: u64) -> Option<()> {
-        self.lapic.write_msr(msr, value, self.guest_tsc()).ok()
+        // A deadline comes without the guest's offset.
+        self.lapic.write_msr(msr, value, self.tsc.read()).ok()
     }
 }
 

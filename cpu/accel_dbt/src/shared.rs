@@ -1,8 +1,10 @@
 //! What other threads may touch of a vCPU.
 
+use crate::engine::Engine;
 use accel::Kick;
 use lapic::{Event, VcpuSink};
 use parking_lot::{Condvar, Mutex};
+use std::cell::UnsafeCell;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -36,9 +38,11 @@ impl Requests {
     }
 }
 
-/// One vCPU, as other threads see it. Owns the processor's memory, so that its exit flag can be reached
-/// however long somebody holds on to this.
+/// One vCPU, as other threads see it. Owns the engine with the processor, so that the exit flag can be
+/// reached however long somebody holds on to this.
 pub(crate) struct VcpuShared {
+    engine: UnsafeCell<Engine>,
+    /// The processor in the engine.
     cpu: NonNull<Cpu>,
     requests: AtomicU32,
     sleeping: AtomicBool,
@@ -51,15 +55,17 @@ pub(crate) struct VcpuShared {
 }
 
 // SAFETY: other threads touch only the atomics, those inside of the processor included; the processor
-// itself is touched by the one `DbtVcpu` that holds it.
+// itself and the engine are touched by the one `DbtVcpu` that holds them.
 unsafe impl Send for VcpuShared {}
 // SAFETY: as for `Send`.
 unsafe impl Sync for VcpuShared {}
 
 impl VcpuShared {
-    pub(crate) fn new(cpu: Box<Cpu>) -> Arc<Self> {
+    pub(crate) fn new(mut engine: Engine) -> Arc<Self> {
+        let cpu = engine.place();
         Arc::new(Self {
-            cpu: NonNull::from(Box::leak(cpu)),
+            engine: UnsafeCell::new(engine),
+            cpu,
             requests: AtomicU32::new(0),
             sleeping: AtomicBool::new(false),
             lock: Mutex::new(()),
@@ -69,14 +75,14 @@ impl VcpuShared {
         })
     }
 
-    /// The processor.
+    /// The engine.
     ///
     /// # Safety
     /// Only the vCPU itself may call this, for one use at a time.
     #[allow(clippy::mut_from_ref)] // the caller is the one owner
-    pub(crate) unsafe fn cpu(&self) -> &mut Cpu {
-        // SAFETY: the memory lives as long as `self`, and the caller is its only user.
-        unsafe { &mut *self.cpu.as_ptr() }
+    pub(crate) unsafe fn engine(&self) -> &mut Engine {
+        // SAFETY: the caller is its only user.
+        unsafe { &mut *self.engine.get() }
     }
 
     fn exit_request(&self) -> &AtomicU32 {
@@ -176,13 +182,6 @@ impl VcpuShared {
         while under_way() {
             std::thread::sleep(Duration::from_micros(20));
         }
-    }
-}
-
-impl Drop for VcpuShared {
-    fn drop(&mut self) {
-        // SAFETY: it came from a box, and nobody is left who could use it.
-        drop(unsafe { Box::from_raw(self.cpu.as_ptr()) });
     }
 }
 

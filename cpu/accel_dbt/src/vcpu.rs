@@ -1,13 +1,11 @@
 //! One vCPU.
 
-use crate::engine::Engine;
 use crate::platform::{NoBus, VcpuPlatform};
 use crate::shared::{Requests, VcpuShared};
 use crate::state;
 use crate::vm::VmShared;
 use accel::{AccelError, HaltReason, InjectedException, StopToken, Vcpu, VcpuBus, X86State};
 use lapic::Lapic;
-use std::cell::Cell;
 use std::sync::Arc;
 use x86_core::Core;
 
@@ -51,17 +49,15 @@ pub(crate) struct DbtVcpu {
     pub(crate) shared: Arc<VcpuShared>,
     pub(crate) lapic: Arc<Lapic>,
     pub(crate) events: Events,
-    pub(crate) engine: Engine,
 }
 
 impl DbtVcpu {
     /// Does something with the processor while it does not run.
     fn at_rest<R>(&mut self, act: impl FnOnce(&mut Core<'_>) -> R) -> R {
         // SAFETY: this is the vCPU, and it does not run.
-        let cpu = unsafe { self.shared.cpu() };
-        let tsc_offset = Cell::new(cpu.msrs.tsc_offset);
-        let platform = VcpuPlatform { bus: &NoBus, lapic: &self.lapic, tsc: &self.vm.tsc, tsc_offset };
-        act(&mut Core { cpu, memory: &self.vm.memory, platform: &platform })
+        let engine = unsafe { self.shared.engine() };
+        let platform = VcpuPlatform { bus: &NoBus, lapic: &self.lapic, tsc: &self.vm.tsc };
+        act(&mut engine.core(&self.vm.memory, &platform))
     }
 }
 
@@ -86,11 +82,15 @@ impl Vcpu for DbtVcpu {
         events.note(self.shared.peek());
         let time = self.vm.clock.now();
         let tsc = self.vm.tsc.now();
-        let lapic = self.lapic.save();
+        let mut lapic = self.lapic.save();
         // What the timer owed is with the local APIC now; an NMI that it owed was posted.
         events.note(self.shared.peek());
         // SAFETY: this is the vCPU, and it does not run.
-        let cpu = unsafe { self.shared.cpu() };
+        let cpu = unsafe { self.shared.engine() }.cpu();
+        // The local APIC's deadline is without the guest's offset, the neutral state's with it.
+        if lapic.tsc_deadline != 0 {
+            lapic.tsc_deadline = lapic.tsc_deadline.wrapping_add(cpu.msrs.tsc_offset).max(1);
+        }
         Ok(state::save(cpu, &events, lapic, tsc.wrapping_add(cpu.msrs.tsc_offset), time))
     }
 
@@ -99,11 +99,14 @@ impl Vcpu for DbtVcpu {
         let bad = |id, field, reason| AccelError::BadState { id, field, reason };
         let id = self.id;
         state::check(state).map_err(|(field, reason)| bad(id, field, reason))?;
-        self.lapic
-            .restore(&state.lapic, state.tsc, state.tsc_time)
-            .map_err(|error| bad(id, "lapic", error.reason))?;
+        let source = self.vm.tsc.at(state.tsc_time);
+        let offset = state.tsc.wrapping_sub(source);
+        let mut lapic = state.lapic.clone();
+        if lapic.tsc_deadline != 0 {
+            lapic.tsc_deadline = lapic.tsc_deadline.wrapping_sub(offset).max(1);
+        }
+        self.lapic.restore(&lapic, source, state.tsc_time).map_err(|error| bad(id, "lapic", error.reason))?;
         self.vm.tsc.forget();
-        let offset = state.tsc.wrapping_sub(self.vm.tsc.at(state.tsc_time));
         self.events = state::events(&state.events);
         self.at_rest(|core| state::load(core, state, offset));
         Ok(())

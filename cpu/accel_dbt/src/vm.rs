@@ -6,14 +6,15 @@ use crate::tsc::TscSource;
 use crate::vcpu::{DbtVcpu, Events};
 use accel::{AccelError, AccelVm, EoiListener, Vcpu, VmSpec};
 use clock::{TimerService, VmClock};
-use guest_memory::GuestMemory;
+use guest_memory::{CodeWriteHook, GuestMemory};
 use irq::MsiTarget;
 use lapic::{ApicBus, ApicConfig};
 use parking_lot::Mutex;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use x86_core::Cpu;
 use x86_core::cpuid::CpuModel;
+use x86_translate::{Translator, TranslatorVcpu};
 
 /// What the vCPUs of a VM have in common.
 pub(crate) struct VmShared {
@@ -23,8 +24,21 @@ pub(crate) struct VmShared {
     pub(crate) apics: Arc<ApicBus>,
     pub(crate) model: Arc<CpuModel>,
     pub(crate) vcpus: u32,
+    /// What translates, unless the interpreter does all.
+    translator: Option<Arc<Translator>>,
     /// The vCPUs that were made.
     made: Mutex<Vec<Arc<VcpuShared>>>,
+}
+
+/// Tells the translator of writes to code. The translator holds the memory, which holds this.
+struct CodeWrites(Weak<Translator>);
+
+impl CodeWriteHook for CodeWrites {
+    fn code_written(&self, gpa: u64, len: u64) {
+        if let Some(translator) = self.0.upgrade() {
+            translator.code_written(gpa, len);
+        }
+    }
 }
 
 /// One VM.
@@ -39,7 +53,11 @@ impl DbtVm {
         memory: &GuestMemory,
         timers: &Arc<TimerService>,
         tsc: TscSource,
+        translator: Option<Arc<Translator>>,
     ) -> Self {
+        if let Some(translator) = &translator {
+            memory.set_code_hook(Arc::new(CodeWrites(Arc::downgrade(translator))));
+        }
         let config = ApicConfig {
             vcpus: spec.vcpus,
             physical_bits: model.physical_mask().count_ones() as u8,
@@ -52,6 +70,7 @@ impl DbtVm {
             apics: ApicBus::new(config, timers),
             model: Arc::new(model),
             vcpus: spec.vcpus,
+            translator,
             made: Mutex::new(Vec::new()),
         };
         Self { shared: Arc::new(shared) }
@@ -70,17 +89,14 @@ impl AccelVm for DbtVm {
         }
         let mut cpu = Cpu::new(self.shared.model.clone(), id);
         cpu.lock_needed = self.shared.vcpus > 1;
-        let shared = VcpuShared::new(cpu);
+        let engine = match &self.shared.translator {
+            None => Engine::Interpreter(cpu),
+            Some(translator) => Engine::Translator(Box::new(TranslatorVcpu::new(translator, cpu))),
+        };
+        let shared = VcpuShared::new(engine);
         let lapic = self.shared.apics.connect(id, shared.clone()).ok_or(refused("it exists already"))?;
         self.shared.made.lock().push(shared.clone());
-        Ok(Box::new(DbtVcpu {
-            id,
-            vm: self.shared.clone(),
-            shared,
-            lapic,
-            events: Events::at_reset(id),
-            engine: Engine::Interpreter,
-        }))
+        Ok(Box::new(DbtVcpu { id, vm: self.shared.clone(), shared, lapic, events: Events::at_reset(id) }))
     }
 
     fn msi_target(&self) -> Arc<dyn MsiTarget> {

@@ -259,7 +259,7 @@ impl Lapic {
         }
     }
 
-    /// Writes one, when the guest's time-stamp counter is `tsc`.
+    /// Writes one, when the time-stamp counter that deadlines are told in is `tsc`.
     ///
     /// # Errors
     /// #GP if there is no such MSR, or not in this mode, or the value has reserved bits.
@@ -279,17 +279,6 @@ impl Lapic {
             }
             _ => Err(GeneralProtection),
         }
-    }
-
-    /// The guest's time-stamp counter was set, to `tsc`: an armed deadline is reached at another moment.
-    pub fn tsc_changed(&self, tsc: u64) {
-        let now = self.clock.now();
-        self.change(|registers, effects| {
-            let deadline = registers.tsc_deadline();
-            if deadline != 0 {
-                registers.set_tsc_deadline(deadline, tsc, now, effects);
-            }
-        });
     }
 
     /// What the processor does on INIT.

@@ -102,7 +102,10 @@ impl JitVcpu {
     fn execute(&mut self, resume: u64, execute: impl FnOnce(&mut Core<'_>) -> Result<Flow, Trap>) -> u64 {
         let before = self.surroundings();
         // SAFETY: generated code runs only inside `run`.
-        match execute(&mut unsafe { self.core() }) {
+        let result = execute(&mut unsafe { self.core() });
+        // Those in memory are what counts, wherever it goes on.
+        self.flags_from_rflags();
+        match result {
             Ok(Flow::Next) => {}
             Ok(Flow::Halt) => return self.leave(ExitReason::Halt),
             Ok(Flow::Jump) => return self.leave(ExitReason::Dispatch),
@@ -122,7 +125,6 @@ impl JitVcpu {
         if !stay {
             return self.leave(ExitReason::Dispatch);
         }
-        self.flags_from_rflags();
         resume
     }
 

@@ -54,6 +54,19 @@ fn code_in_two_pages_is_linked() {
 }
 
 #[test]
+fn flags_of_instructions_that_leave_the_block_stay() {
+    // cli; push 0x2d7; xor eax, eax; popfq (which enables interrupts); setc al; pushfq; pop rbx; hlt
+    let (_, actual) = both(b"\xfa\x68\xd7\x02\x00\x00\x31\xc0\x9d\x0f\x92\xc0\x9c\x5b\xf4", |_| {});
+    assert_eq!(actual.vcpu.cpu().regs[reg::RAX], 1);
+    assert_eq!(actual.vcpu.cpu().regs[reg::RBX] & flags::ARITHMETIC, 0xd5 & flags::ARITHMETIC);
+    // mov ecx, 200000; mov edi, DATA; mov esi, DATA; repe cmpsb, which pauses; sete al; hlt
+    let mut code = b"\xb9\x40\x0d\x03\x00\xbf\x00\x00\x40\x00\xbe\x00\x00\x40\x00".to_vec();
+    code.extend(b"\xf3\xa6\x0f\x94\xc0\xf4");
+    let (_, actual) = both(&code, |_| {});
+    assert_eq!(actual.vcpu.cpu().regs[reg::RAX] & 0xff, 1);
+}
+
+#[test]
 fn code_that_modifies_itself() {
     // mov ecx, 50; l: inc eax; (the next changes "inc eax" to "dec eax" when ecx is 20)
     // cmp ecx, 20; jne skip; mov byte [rip + modrm of inc], 0xc8; skip: dec ecx; jnz l; hlt

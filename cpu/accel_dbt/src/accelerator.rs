@@ -51,8 +51,9 @@ impl Accelerator for DbtAccelerator {
         let translator = match spec.tier {
             Tier::Interpreter => None,
             Tier::Auto | Tier::Translator => Some(translator(spec, memory)?),
+            Tier::Lockstep if spec.vcpus == 1 => Some(translator(spec, memory)?),
             Tier::Lockstep => {
-                let reason = "it is not built in".into();
+                let reason = "it can have one vCPU only".into();
                 return Err(AccelError::Tier { accelerator: NAME, tier: spec.tier.name(), reason });
             }
         };
@@ -78,7 +79,9 @@ fn cpu_model(spec: &CpuSpec) -> Result<CpuModel, AccelError> {
 }
 
 fn translator(spec: &VmSpec, memory: &GuestMemory) -> Result<Arc<Translator>, AccelError> {
-    let options = Options { lock_needed: spec.vcpus > 1, ..Options::default() };
+    // What is compared must be exact.
+    let strict = spec.tier == Tier::Lockstep;
+    let options = Options { lock_needed: spec.vcpus > 1, strict, ..Options::default() };
     Translator::new(memory.clone(), &options).map_err(|error| AccelError::Host {
         what: "memory for translated code",
         source: std::io::Error::other(error),

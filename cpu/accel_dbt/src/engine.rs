@@ -5,6 +5,7 @@ use guest_memory::GuestMemory;
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering;
 use x86_core::{Core, Cpu, Flow, Platform, Trap, flags, shadow};
+use x86_lockstep::Lockstep;
 use x86_translate::TranslatorVcpu;
 
 /// Shadows that hold off interrupts.
@@ -16,6 +17,31 @@ pub(crate) enum Engine {
     Interpreter(Box<Cpu>),
     /// T1: translated code.
     Translator(Box<TranslatorVcpu>),
+    /// Both, every block compared.
+    Lockstep(Box<Lockstep>),
+}
+
+/// Why the engine stopped in the middle of something.
+pub(crate) enum Stop {
+    /// An exception to deliver, or a triple fault. The state is at an instruction boundary.
+    Trap(Trap),
+    /// The engine cannot go on.
+    Broken(String),
+}
+
+impl From<Trap> for Stop {
+    fn from(trap: Trap) -> Self {
+        Self::Trap(trap)
+    }
+}
+
+impl From<x86_lockstep::Stop> for Stop {
+    fn from(stop: x86_lockstep::Stop) -> Self {
+        match stop {
+            x86_lockstep::Stop::Trap(trap) => Self::Trap(trap),
+            x86_lockstep::Stop::Mismatch(mismatch) => Self::Broken(mismatch.to_string()),
+        }
+    }
 }
 
 impl Engine {
@@ -24,6 +50,7 @@ impl Engine {
         match self {
             Self::Interpreter(cpu) => cpu,
             Self::Translator(vcpu) => vcpu.cpu(),
+            Self::Lockstep(lockstep) => lockstep.cpu(),
         }
     }
 
@@ -32,14 +59,30 @@ impl Engine {
         match self {
             Self::Interpreter(cpu) => NonNull::from(&mut **cpu),
             Self::Translator(vcpu) => NonNull::from(vcpu.cpu_mut()),
+            Self::Lockstep(lockstep) => NonNull::from(lockstep.cpu_mut()),
         }
     }
 
-    /// The processor with its surroundings.
+    /// The processor with its surroundings, while it does not run.
     pub(crate) fn core<'a>(&'a mut self, memory: &'a GuestMemory, platform: &'a dyn Platform) -> Core<'a> {
         match self {
             Self::Interpreter(cpu) => Core { cpu, memory, platform },
             Self::Translator(vcpu) => vcpu.core(platform),
+            Self::Lockstep(lockstep) => lockstep.core(platform),
+        }
+    }
+
+    /// Does something between instructions while the processor runs. `act` may be called twice, for two
+    /// processors.
+    pub(crate) fn act(
+        &mut self,
+        memory: &GuestMemory,
+        platform: &dyn Platform,
+        mut act: impl FnMut(&mut Core<'_>) -> Result<(), Trap>,
+    ) -> Result<(), Stop> {
+        match self {
+            Self::Lockstep(lockstep) => Ok(lockstep.act(platform, &mut act)?),
+            _ => Ok(act(&mut self.core(memory, platform))?),
         }
     }
 
@@ -47,30 +90,44 @@ impl Engine {
     /// processor halts.
     ///
     /// # Errors
-    /// An exception to deliver, or a triple fault. The state is at an instruction boundary.
-    pub(crate) fn run(&mut self, memory: &GuestMemory, platform: &VcpuPlatform<'_>) -> Result<(), Trap> {
+    /// [`Stop`].
+    pub(crate) fn run(&mut self, memory: &GuestMemory, platform: &VcpuPlatform<'_>) -> Result<(), Stop> {
         match self {
-            Self::Interpreter(cpu) => interpret(&mut Core { cpu, memory, platform }, platform),
+            Self::Interpreter(cpu) => Ok(interpret(&mut Core { cpu, memory, platform }, platform)?),
             Self::Translator(vcpu) => {
                 // One that comes later sets the exit flag.
                 vcpu.set_interrupt_window(platform.lapic.pending().any());
-                vcpu.run(platform).map(|_| ())
+                vcpu.run(platform)?;
+                Ok(())
             }
+            Self::Lockstep(lockstep) => Ok(lockstep.run(platform, &|cpu| interruptible(cpu, platform))?),
         }
+    }
+
+    /// The VM stops for now: says what the engine has to say.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub(crate) fn finish(&mut self) -> Result<(), String> {
+        if let Self::Lockstep(lockstep) = self {
+            let summary = lockstep.finish().map_err(|mismatch| mismatch.to_string())?;
+            eprintln!("lockstep: {summary}");
+        }
+        Ok(())
     }
 }
 
 /// Whether an interrupt waits that the processor may take now.
 #[inline]
-pub(crate) fn interruptible(core: &Core<'_>, platform: &VcpuPlatform<'_>) -> bool {
-    core.cpu.rflags & flags::IF != 0
-        && core.cpu.interrupt_shadow & INTERRUPT_SHADOW == 0
+pub(crate) fn interruptible(cpu: &Cpu, platform: &VcpuPlatform<'_>) -> bool {
+    cpu.rflags & flags::IF != 0
+        && cpu.interrupt_shadow & INTERRUPT_SHADOW == 0
         && platform.lapic.pending().any()
 }
 
 fn interpret(core: &mut Core<'_>, platform: &VcpuPlatform<'_>) -> Result<(), Trap> {
     while core.cpu.exit_request.load(Ordering::Relaxed) == 0 {
-        if x86_interp::step(core)? == Flow::Halt || interruptible(core, platform) {
+        if x86_interp::step(core)? == Flow::Halt || interruptible(core.cpu, platform) {
             break;
         }
     }

@@ -1,10 +1,11 @@
 //! The run loop.
 
-use crate::engine::{INTERRUPT_SHADOW, interruptible};
+use crate::engine::{Engine, INTERRUPT_SHADOW, Stop, interruptible};
 use crate::platform::VcpuPlatform;
 use crate::shared::{Requests, VcpuShared};
 use crate::vcpu::{DbtVcpu, Events};
 use accel::{HaltReason, StopToken, VcpuBus};
+use guest_memory::GuestMemory;
 use x86_core::{Core, Exception, Trap, shadow};
 
 /// What the run loop does after a look at events.
@@ -31,27 +32,34 @@ impl DbtVcpu {
         let events = &mut self.events;
         loop {
             shared.pass();
-            let mut core = engine.core(memory, &platform);
-            note(&mut core, events, shared.take());
+            let requests = shared.take();
+            events.note(requests);
+            let mut processor = Processor { engine, memory, platform: &platform };
             if stop.is_stopped() {
-                return HaltReason::Stopped;
+                if requests.has(Requests::FLUSH) {
+                    engine.core(memory, &platform).flush_tlb(false);
+                }
+                return engine.finish().map_or_else(HaltReason::InternalError, |()| HaltReason::Stopped);
             }
-            let executed = match next(&mut core, events, &platform) {
+            let executed = match processor.next(events, requests) {
                 Ok(Next::Execute) => engine.run(memory, &platform),
-                Ok(Next::Step) => x86_interp::step(&mut core).map(|_| ()),
+                Ok(Next::Step) => processor.act(|core| x86_interp::step(core).map(|_| ())),
                 Ok(Next::Sleep) => {
                     shared.wait();
                     Ok(())
                 }
-                Err(trap) => Err(trap),
+                Err(stop) => Err(stop),
             };
             let delivered = match executed {
-                Ok(()) => Ok(()),
-                Err(Trap::Exception(exception)) => engine.core(memory, &platform).deliver(exception),
-                Err(trap) => Err(trap),
+                Err(Stop::Trap(Trap::Exception(exception))) => {
+                    engine.act(memory, &platform, |core| core.deliver(exception))
+                }
+                other => other,
             };
-            if delivered.is_err() {
-                return HaltReason::TripleFault;
+            match delivered {
+                Ok(()) => {}
+                Err(Stop::Trap(_)) => return HaltReason::TripleFault,
+                Err(Stop::Broken(error)) => return HaltReason::InternalError(error),
             }
         }
     }
@@ -73,72 +81,98 @@ impl Drop for Running<'_> {
     }
 }
 
-/// Takes over requests into the processor's own state.
-fn note(core: &mut Core<'_>, events: &mut Events, requests: Requests) {
-    if requests.has(Requests::FLUSH) {
-        core.flush_tlb(false);
-    }
-    events.note(requests);
+/// The processor while it runs.
+struct Processor<'a> {
+    engine: &'a mut Engine,
+    memory: &'a GuestMemory,
+    platform: &'a VcpuPlatform<'a>,
 }
 
-/// Delivers events in the order of their priority (Intel SDM volume 3, table 6-2), and says what to do then.
-fn next(core: &mut Core<'_>, events: &mut Events, platform: &VcpuPlatform<'_>) -> Result<Next, Trap> {
-    start_up(core, events, platform);
-    if events.waiting {
-        return Ok(Next::Sleep);
+impl Processor<'_> {
+    fn act(&mut self, act: impl FnMut(&mut Core<'_>) -> Result<(), Trap>) -> Result<(), Stop> {
+        self.engine.act(self.memory, self.platform, act)
     }
-    if let Some(injected) = events.exception.take() {
-        let exception = Exception { vector: injected.vector, error: injected.error, address: core.cpu.cr2 };
-        return Err(Trap::Exception(exception));
+
+    /// Delivers events in the order of their priority (Intel SDM volume 3, table 6-2), and says what to do
+    /// then.
+    fn next(&mut self, events: &mut Events, requests: Requests) -> Result<Next, Stop> {
+        if requests.has(Requests::FLUSH) {
+            self.act(|core| {
+                core.flush_tlb(false);
+                Ok(())
+            })?;
+        }
+        self.start_up(events)?;
+        if events.waiting {
+            return Ok(Next::Sleep);
+        }
+        if let Some(injected) = events.exception.take() {
+            let address = self.engine.cpu().cr2;
+            let exception = Exception { vector: injected.vector, error: injected.error, address };
+            return Err(Trap::Exception(exception).into());
+        }
+        if let Some(vector) = events.interrupt.take() {
+            self.interrupt(vector)?;
+        }
+        let shadows = self.engine.cpu().interrupt_shadow;
+        if shadows & INTERRUPT_SHADOW == 0 {
+            if events.nmi && shadows & shadow::NMI == 0 {
+                events.nmi = false;
+                self.act(|core| {
+                    core.cpu.halted = false;
+                    core.nmi()
+                })?;
+            }
+            if interruptible(self.engine.cpu(), self.platform) {
+                self.take_interrupt()?;
+            }
+        }
+        if self.engine.cpu().halted {
+            return Ok(Next::Sleep);
+        }
+        // An NMI waits for the end of a shadow, or for IRET; an interrupt for the end of a shadow.
+        let watched = shadows & INTERRUPT_SHADOW != 0 || events.nmi;
+        Ok(if watched { Next::Step } else { Next::Execute })
     }
-    if let Some(vector) = events.interrupt.take() {
-        core.cpu.halted = false;
-        core.interrupt(vector)?;
-    }
-    let shadows = core.cpu.interrupt_shadow;
-    if shadows & INTERRUPT_SHADOW == 0 {
-        if events.nmi && shadows & shadow::NMI == 0 {
+
+    /// INIT and SIPI.
+    fn start_up(&mut self, events: &mut Events) -> Result<(), Stop> {
+        if std::mem::take(&mut events.init) {
+            self.act(|core| {
+                core.init();
+                Ok(())
+            })?;
+            self.platform.lapic.init();
+            // The bootstrap processor starts over at the reset vector (Intel SDM volume 3, 9.4.2).
+            events.waiting = self.engine.cpu().apic_id != 0;
             events.nmi = false;
+        }
+        if let Some(vector) = events.sipi.take()
+            && events.waiting
+        {
+            self.act(|core| {
+                core.startup(vector);
+                Ok(())
+            })?;
+            events.waiting = false;
+        }
+        Ok(())
+    }
+
+    fn take_interrupt(&mut self) -> Result<(), Stop> {
+        let vector = if self.platform.lapic.pending().ext_int {
+            self.platform.lapic.acknowledge_ext_int();
+            Some(self.platform.bus.acknowledge_ext_int())
+        } else {
+            self.platform.lapic.acknowledge()
+        };
+        vector.map_or(Ok(()), |vector| self.interrupt(vector))
+    }
+
+    fn interrupt(&mut self, vector: u8) -> Result<(), Stop> {
+        self.act(|core| {
             core.cpu.halted = false;
-            core.nmi()?;
-        }
-        if interruptible(core, platform) {
-            take_interrupt(core, platform)?;
-        }
+            core.interrupt(vector)
+        })
     }
-    if core.cpu.halted {
-        return Ok(Next::Sleep);
-    }
-    // An NMI waits for the end of a shadow, or for IRET; an interrupt for the end of a shadow.
-    let watched = shadows & INTERRUPT_SHADOW != 0 || events.nmi;
-    Ok(if watched { Next::Step } else { Next::Execute })
-}
-
-/// INIT and SIPI.
-fn start_up(core: &mut Core<'_>, events: &mut Events, platform: &VcpuPlatform<'_>) {
-    if std::mem::take(&mut events.init) {
-        core.init();
-        platform.lapic.init();
-        // The bootstrap processor starts over at the reset vector (Intel SDM volume 3, 9.4.2).
-        events.waiting = core.cpu.apic_id != 0;
-        events.nmi = false;
-    }
-    if let Some(vector) = events.sipi.take()
-        && events.waiting
-    {
-        core.startup(vector);
-        events.waiting = false;
-    }
-}
-
-fn take_interrupt(core: &mut Core<'_>, platform: &VcpuPlatform<'_>) -> Result<(), Trap> {
-    let vector = if platform.lapic.pending().ext_int {
-        platform.lapic.acknowledge_ext_int();
-        Some(platform.bus.acknowledge_ext_int())
-    } else {
-        platform.lapic.acknowledge()
-    };
-    let Some(vector) = vector else { return Ok(()) };
-    core.cpu.halted = false;
-    core.interrupt(vector)
 }

@@ -4,7 +4,7 @@ use crate::engine::Engine;
 use crate::shared::{Requests, VcpuShared};
 use crate::tsc::TscSource;
 use crate::vcpu::{DbtVcpu, Events};
-use accel::{AccelError, AccelVm, EoiListener, Vcpu, VmSpec};
+use accel::{AccelError, AccelVm, EoiListener, Tier, Vcpu, VmSpec};
 use clock::{TimerService, VmClock};
 use guest_memory::{CodeWriteHook, GuestMemory};
 use irq::MsiTarget;
@@ -14,6 +14,7 @@ use std::ops::Range;
 use std::sync::{Arc, Weak};
 use x86_core::Cpu;
 use x86_core::cpuid::CpuModel;
+use x86_lockstep::Lockstep;
 use x86_translate::{Translator, TranslatorVcpu};
 
 /// What the vCPUs of a VM have in common.
@@ -24,6 +25,7 @@ pub(crate) struct VmShared {
     pub(crate) apics: Arc<ApicBus>,
     pub(crate) model: Arc<CpuModel>,
     pub(crate) vcpus: u32,
+    tier: Tier,
     /// What translates, unless the interpreter does all.
     translator: Option<Arc<Translator>>,
     /// The vCPUs that were made.
@@ -70,6 +72,7 @@ impl DbtVm {
             apics: ApicBus::new(config, timers),
             model: Arc::new(model),
             vcpus: spec.vcpus,
+            tier: spec.tier,
             translator,
             made: Mutex::new(Vec::new()),
         };
@@ -91,6 +94,12 @@ impl AccelVm for DbtVm {
         cpu.lock_needed = self.shared.vcpus > 1;
         let engine = match &self.shared.translator {
             None => Engine::Interpreter(cpu),
+            Some(translator) if self.shared.tier == Tier::Lockstep => {
+                let lockstep = Lockstep::new(&self.shared.memory, translator, cpu).map_err(|error| {
+                    AccelError::Host { what: "memory for a second VM", source: std::io::Error::other(error) }
+                })?;
+                Engine::Lockstep(Box::new(lockstep))
+            }
             Some(translator) => Engine::Translator(Box::new(TranslatorVcpu::new(translator, cpu))),
         };
         let shared = VcpuShared::new(engine);

@@ -488,7 +488,10 @@ impl Device for Rtc {
     }
 
     fn save(&self) -> SavedState {
-        encode(Self::KIND, Self::VERSION, &*self.state.lock())
+        // With all that has happened up to now: the saved machine and the restored one notice the same.
+        let mut state = self.state.lock().clone();
+        state.advance(self.clock.now());
+        encode(Self::KIND, Self::VERSION, &state)
     }
 
     fn restore(&self, state: &SavedState) -> Result<(), StateError> {

@@ -97,7 +97,9 @@ impl Translation<'_> {
             renamed |= host_register(guest).is_none();
         }
         let available = if memory { 1 } else { 2 };
-        scratch <= available && !(high && renamed)
+        // CMPXCHG compares with AL, which must stay where it is.
+        let stuck = high && memory && insn.mnemonic() == Mnemonic::Cmpxchg;
+        scratch <= available && !(high && renamed) && !stuck
     }
 
     /// The access that the memory operand makes.
@@ -173,6 +175,7 @@ impl Translation<'_> {
         let mut free = [Some(S0), memory.is_none().then_some(S1)].into_iter().flatten();
         let mut stored = 0;
         let mut taken: [Option<(Gpr, i32)>; 2] = [None; 2];
+        let mut loaded = false;
         for (index, operand) in info.operands.iter().enumerate() {
             let Some(operand) = operand else { continue };
             if insn.op_kind(index as u32) != OpKind::Register {
@@ -199,6 +202,11 @@ impl Translation<'_> {
             let again = taken.iter().flatten().find(|(_, slot)| *slot == at);
             if let Some(&(scratch, _)) = again {
                 set(&mut fields, operand.field, scratch.0);
+                if operand.reads && !loaded {
+                    // MOV R11D, R11D: only the second operand is read.
+                    self.e.load(scratch, gs(at));
+                    loaded = true;
+                }
                 continue;
             }
             let Some(scratch) = free.next() else { continue };
@@ -207,7 +215,8 @@ impl Translation<'_> {
             }
             taken[if scratch == S0 { 0 } else { 1 }] = Some((scratch, at));
             let partial = matches!(operand.width, Width::B8 | Width::B16);
-            if operand.reads || partial {
+            loaded = operand.reads || partial;
+            if loaded {
                 self.e.load(scratch, gs(at));
             }
             set(&mut fields, operand.field, scratch.0);

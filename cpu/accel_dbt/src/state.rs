@@ -275,3 +275,6 @@ pub(crate) fn load(core: &mut Core<'_>, state: &X86State, tsc_offset: u64) {
     core.flush_tlb(false);
     core.mode_changed();
 }
+
+#[cfg(test)]
+mod tests;

@@ -103,7 +103,8 @@ impl Vcpu for DbtVcpu {
         let offset = state.tsc.wrapping_sub(source);
         let mut lapic = state.lapic.clone();
         if lapic.tsc_deadline != 0 {
-            lapic.tsc_deadline = lapic.tsc_deadline.wrapping_sub(offset).max(1);
+            let left = lapic.tsc_deadline.saturating_sub(state.tsc);
+            lapic.tsc_deadline = source.saturating_add(left).max(1);
         }
         self.lapic.restore(&lapic, source, state.tsc_time).map_err(|error| bad(id, "lapic", error.reason))?;
         self.vm.tsc.forget();

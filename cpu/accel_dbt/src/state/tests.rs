@@ -1,0 +1,130 @@
+//! States go in and come out again.
+
+use crate::DbtAccelerator;
+use accel::{AccelVm, Accelerator, MpState, Tier, Vcpu, VmSpec, X86State};
+use clock::{TimerService, VmClock};
+use guest_memory::GuestMemory;
+use proptest::prelude::*;
+use std::sync::Arc;
+
+/// A vCPU, and what it needs to live.
+struct Rig {
+    clock: VmClock,
+    _timers: Arc<TimerService>,
+    vm: Arc<dyn AccelVm>,
+    vcpu: Box<dyn Vcpu>,
+}
+
+fn rig(tier: Tier) -> Rig {
+    let memory = GuestMemory::new(std::slice::from_ref(&(0..0x10_0000))).unwrap();
+    let clock = VmClock::new();
+    let timers = TimerService::new(clock.clone()).unwrap();
+    let spec = VmSpec { tier, ..VmSpec::default() };
+    let vm = DbtAccelerator.create_vm(&spec, &memory, &timers).unwrap();
+    let vcpu = vm.create_vcpu(0).unwrap();
+    Rig { clock, _timers: timers, vm, vcpu }
+}
+
+fn segment() -> impl Strategy<Value = accel::Segment> {
+    let rights = any::<u16>().prop_map(|rights| rights & 0xf0ff);
+    (any::<u16>(), any::<u64>(), any::<u32>(), rights, any::<bool>()).prop_map(
+        |(selector, base, limit, rights, unusable)| accel::Segment {
+            selector,
+            base,
+            limit,
+            rights,
+            unusable,
+        },
+    )
+}
+
+prop_compose! {
+    /// A state that differs from `base`.
+    fn changed(base: X86State)(
+        base in Just(base),
+        regs in any::<[u64; 16]>(),
+        rip in any::<u64>(),
+        flags in any::<u16>(),
+        segments in prop::array::uniform6(segment()),
+        tables in prop::array::uniform2((any::<u64>(), any::<u16>())),
+        long in any::<bool>(),
+        shadows in any::<[bool; 4]>(),
+        mp_state in prop_oneof![Just(MpState::Runnable), Just(MpState::Halted), Just(MpState::WaitForSipi)],
+        st in prop::array::uniform8(any::<[u8; 10]>()),
+        vectors in prop::collection::vec(any::<[u64; 8]>(), 16),
+        mxcsr in any::<u16>(),
+        msrs in any::<[u64; 4]>(),
+        tsc in 0..u64::MAX >> 1,
+        deadline in 1u64..1 << 62,
+        time in 0u64..1 << 60,
+    ) -> X86State {
+            let mut state = base;
+            state.regs = regs;
+            state.rip = rip;
+            state.rflags = u64::from(flags) & 0x7fd5 | 2;
+            state.segments = segments;
+            // Real mode has no privilege levels.
+            state.segments[X86State::SS].rights &= !0x60;
+            state.gdtr = accel::TableRegister { base: tables[0].0, limit: tables[0].1 };
+            state.idtr = accel::TableRegister { base: tables[1].0, limit: tables[1].1 };
+            if long {
+                (state.cr0, state.cr4, state.efer) = (0x8000_0011, 0x20, 0x500);
+                state.segments[X86State::SS].rights |= 0x60;
+            }
+            state.events.mp_state = mp_state;
+            state.events.sti_shadow = shadows[0];
+            state.events.mov_ss_shadow = shadows[1];
+            state.events.nmi_masked = shadows[2];
+            state.events.nmi_pending = shadows[3];
+            state.fpu.st = st;
+            state.fpu.vectors = vectors;
+            state.fpu.mxcsr = mxcsr.into();
+            for (number, value) in [0x174, 0xc000_0081, 0xc000_0082, 0xc000_0102].into_iter().zip(msrs) {
+                state.set_msr(number, value);
+            }
+            (state.tsc, state.tsc_time) = (tsc, time);
+            // In TSC-deadline mode, and armed.
+            state.lapic.lvt.timer = 2 << 17 | 0x40;
+            state.lapic.tsc_deadline = tsc.saturating_add(deadline);
+            state
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    #[test]
+    fn what_is_restored_is_saved_again(
+        state in changed(rig(Tier::Interpreter).vcpu.save().unwrap()),
+        translated in any::<bool>(),
+    ) {
+        let mut rig = rig(if translated { Tier::Translator } else { Tier::Interpreter });
+        rig.clock.set(state.tsc_time);
+        rig.vcpu.restore(&state).unwrap();
+        let mut saved = rig.vcpu.save().unwrap();
+        // A deadline that is the counter's 0 comes out as 1: 0 is "not armed".
+        saved.lapic.tsc_deadline = saved.lapic.tsc_deadline.max(1);
+        prop_assert_eq!(saved, state);
+    }
+
+    #[test]
+    fn no_bytes_bring_it_down(bytes in prop::collection::vec(any::<u8>(), 0..64), at in any::<prop::sample::Index>()) {
+        let mut rig = rig(Tier::Interpreter);
+        let mut saved = rig.vcpu.save().unwrap().to_saved();
+        let at = at.index(saved.bytes.len());
+        for (byte, new) in saved.bytes[at..].iter_mut().zip(bytes) {
+            *byte = new;
+        }
+        if let Ok(state) = X86State::from_saved(&saved) {
+            let _ = rig.vcpu.restore(&state);
+            let _ = rig.vcpu.save().unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_vcpu_is_made_once() {
+    let rig = rig(Tier::Interpreter);
+    assert!(rig.vm.create_vcpu(0).is_err());
+    assert!(rig.vm.create_vcpu(1).is_err());
+}

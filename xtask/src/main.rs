@@ -1,6 +1,7 @@
 //! Chores of the project: `cargo xtask --help` lists them.
 
 mod bench;
+mod fuzz;
 mod lint;
 mod test;
 
@@ -23,6 +24,8 @@ enum Chore {
     Lint,
     /// Installs what the tests need and runs everything that must pass.
     Test(test::Options),
+    /// Builds the fuzz targets and runs each for a while; fails if one finds something.
+    Fuzz(fuzz::Options),
     /// Measures against QEMU's TCG and the bare host, side by side.
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -32,6 +35,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().chore {
         Chore::Lint => lint::run(&root()),
         Chore::Test(options) => test::run(&root(), &options),
+        Chore::Fuzz(options) => fuzz::run(&root(), &options),
         Chore::Bench(bench) => bench.run(&root()),
     };
     match result {

@@ -1,0 +1,284 @@
+//! A virtio device on a PCI bus, and a driver without scruples.
+
+use crate::{Bench, Input, Rig, drive};
+use guest_memory::GuestMemory;
+use pci::{DevFn, Ecam, PciBus, PciDevice, Windows, capability, register};
+use std::cell::Cell;
+use std::sync::Arc;
+use virtio::{MAX_QUEUES, VirtioDevice, VirtioPciConfig, VirtioPciDevice, status};
+
+/// Bytes of the low memory region. Queue `n` has its rings at `RINGS_EACH * n`.
+const LOW_MEMORY: u64 = 128 << 10;
+/// The high region.
+const HIGH_MEMORY: std::ops::Range<u64> = (4 << 30)..(4 << 30) + (16 << 10);
+const RINGS_EACH: u64 = 0x400;
+const AVAILABLE: u64 = 0x100;
+const USED: u64 = 0x200;
+/// Descriptors in queues that are set up properly.
+const RING_SIZE: u16 = 16;
+/// An indirect table, then buffers.
+const TABLE: u64 = 0x7000;
+const BUFFERS: u64 = 0x8000;
+const BUFFER_LEN: u64 = 0x400;
+
+const ECAM: u64 = 0xe000_0000;
+/// Offsets in the BAR.
+const STATUS: u64 = 0x14;
+const DRIVER_FEATURE_SELECT: u64 = 0x08;
+const CONFIG_VECTOR: u64 = 0x10;
+const QUEUE_SELECT: u64 = 0x16;
+const DEVICE: u64 = 0x2000;
+const NOTIFY: u64 = 0x3000;
+const MSIX_TABLE: u64 = 0x4000;
+
+thread_local! {
+    static MEMORY: GuestMemory =
+        GuestMemory::new(&[0..LOW_MEMORY, HIGH_MEMORY]).expect("the host gives memory");
+}
+
+/// Guest memory, always the same, with whatever was in it.
+pub fn test_memory() -> GuestMemory {
+    MEMORY.with(GuestMemory::clone)
+}
+
+/// A virtio device and its host's side.
+pub trait Driven: Sized {
+    /// The device after power-on.
+    fn new() -> Self;
+
+    /// The device.
+    fn device(&self) -> Arc<dyn VirtioDevice>;
+
+    /// Something that the host does.
+    fn host(&self, input: &mut Input<'_>) {
+        let _ = input;
+    }
+}
+
+struct VirtioBench<D> {
+    rig: Rig,
+    driven: D,
+    bar: u64,
+    function: DevFn,
+    bus: Arc<PciBus>,
+    offered: u64,
+    queues: u16,
+    /// The available indices of the first queues.
+    available: [Cell<u16>; 16],
+    next_descriptor: Cell<u16>,
+}
+
+impl<D: Driven> VirtioBench<D> {
+    fn write(&self, offset: u64, data: &[u8]) {
+        self.rig.memory.write(self.bar + offset, data);
+    }
+
+    fn queue(&self, input: &mut Input<'_>) -> u16 {
+        input.below(self.queues.into()) as u16
+    }
+
+    /// Does what a driver does to begin, with any features and not all queues.
+    fn set_up(&self, input: &mut Input<'_>) {
+        let features = self.offered & !(u64::from(input.u8()) | u64::from(input.u8()) << 28) | 1 << 32;
+        self.write(STATUS, &[0]);
+        self.write(STATUS, &[status::ACKNOWLEDGE | status::DRIVER]);
+        for half in [0u32, 1] {
+            self.write(DRIVER_FEATURE_SELECT, &half.to_le_bytes());
+            self.write(DRIVER_FEATURE_SELECT + 4, &((features >> (32 * half)) as u32).to_le_bytes());
+        }
+        self.write(STATUS, &[status::FEATURES_OK]);
+        if input.flag() {
+            self.use_msix();
+        }
+        let left_out = input.u8();
+        for queue in (0..self.queues).filter(|queue| *queue > 7 || left_out >> queue & 1 == 0) {
+            let base = RINGS_EACH * u64::from(queue);
+            self.write(QUEUE_SELECT, &queue.to_le_bytes());
+            self.write(QUEUE_SELECT + 2, &RING_SIZE.to_le_bytes());
+            self.write(QUEUE_SELECT + 4, &(queue + 1).to_le_bytes());
+            for (index, address) in [base, base + AVAILABLE, base + USED].iter().enumerate() {
+                self.write(0x20 + 8 * index as u64, &address.to_le_bytes());
+            }
+            test_memory().write(base, &[0; RINGS_EACH as usize]).expect("rings are in memory");
+            self.write(QUEUE_SELECT + 6, &1u16.to_le_bytes());
+        }
+        self.available.iter().for_each(|index| index.set(0));
+        self.write(STATUS, &[status::DRIVER_OK]);
+    }
+
+    fn use_msix(&self) {
+        for vector in 0..4u64 {
+            let entry = MSIX_TABLE + 16 * vector;
+            self.write(entry, &0xfee0_0000u64.to_le_bytes());
+            self.write(entry + 8, &(0x40 + vector).to_le_bytes());
+        }
+        let byte = |offset: u16| {
+            let mut data = [0];
+            self.bus.config_read(self.function, offset, &mut data);
+            data[0]
+        };
+        let mut at = byte(register::CAPABILITIES);
+        while at != 0 && byte(at.into()) != capability::MSIX {
+            at = byte(u16::from(at) + 1);
+        }
+        self.bus.config_write(self.function, u16::from(at) + 2, &0x8000u16.to_le_bytes());
+        self.write(CONFIG_VECTOR, &0u16.to_le_bytes());
+    }
+
+    /// A descriptor anywhere in a table, with anything in it.
+    fn write_descriptor(&self, input: &mut Input<'_>) {
+        let queue = self.queue(input);
+        let index = input.below((RING_SIZE + 1).into());
+        let address = match input.u8() % 8 {
+            0 => input.number(),
+            1 => HIGH_MEMORY.end - input.below(0x20),
+            2 => LOW_MEMORY - input.below(0x20),
+            3 => TABLE,
+            _ => BUFFERS + input.below(0x1_0000),
+        };
+        let len = if input.flag() { input.u16().into() } else { input.number() as u32 };
+        let flags = u16::from(input.u8()) & 7;
+        let next = input.below((RING_SIZE + 1).into()) as u16;
+        let table = if input.flag() { TABLE } else { RINGS_EACH * u64::from(queue) };
+        // Past the end of memory it is lost.
+        let _ = test_memory().write(table + 16 * index, &descriptor(address, len, flags, next));
+    }
+
+    fn make_available(&self, queue: u16, head: u16, step: u16) {
+        let Some(index) = self.available.get(usize::from(queue)) else { return };
+        let at = RINGS_EACH * u64::from(queue) + AVAILABLE;
+        let slot = u64::from(index.get() % RING_SIZE);
+        let memory = test_memory();
+        memory.write(at + 4 + 2 * slot, &head.to_le_bytes()).expect("the ring is in memory");
+        index.set(index.get().wrapping_add(step));
+        memory.write(at + 2, &index.get().to_le_bytes()).expect("the ring is in memory");
+    }
+
+    fn ring(&self, queue: u16) {
+        self.write(NOTIFY + 4 * u64::from(queue), &queue.to_le_bytes());
+    }
+
+    /// A request as it should be, with contents of all sorts.
+    fn request(&self, input: &mut Input<'_>) {
+        let queue = self.queue(input);
+        let count = 1 + input.below(4) as u16;
+        let readable = input.below(u64::from(count) + 1) as u16;
+        let indirect = input.one_in(4);
+        let memory = test_memory();
+        let head = self.next_descriptor.get();
+        let base = RINGS_EACH * u64::from(queue);
+        for position in 0..count {
+            let slot = (head + position) % RING_SIZE;
+            let address = BUFFERS + BUFFER_LEN * u64::from(slot);
+            let len = input.below(BUFFER_LEN + 1) as u32;
+            let more = u16::from(position + 1 < count);
+            let flags = if position < readable {
+                let contents = input.bytes(len.min(64) as usize);
+                memory.write(address, contents).expect("buffers are in memory");
+                more
+            } else {
+                more | 2
+            };
+            let (at, next) = if indirect {
+                (TABLE + 16 * u64::from(position), position + 1)
+            } else {
+                (base + 16 * u64::from(slot), (slot + 1) % RING_SIZE)
+            };
+            memory.write(at, &descriptor(address, len, flags, next)).expect("tables are in memory");
+        }
+        if indirect {
+            let bytes = descriptor(TABLE, 16 * u32::from(count), 4, 0);
+            memory.write(base + 16 * u64::from(head), &bytes).expect("tables are in memory");
+        }
+        self.next_descriptor.set((head + count) % RING_SIZE);
+        self.make_available(queue, head, 1);
+        self.ring(queue);
+    }
+}
+
+fn descriptor(address: u64, len: u32, flags: u16, next: u16) -> [u8; 16] {
+    let bits =
+        u128::from(address) | u128::from(len) << 64 | u128::from(flags) << 96 | u128::from(next) << 112;
+    bits.to_le_bytes()
+}
+
+impl<D: Driven> Bench for VirtioBench<D> {
+    fn new() -> Self {
+        let mut rig = Rig::new();
+        let windows =
+            Windows { memory32: 0xc000_0000..0xd000_0000, memory64: 1 << 40..2 << 40, io: 0xc000..0xd000 };
+        let bus = PciBus::new(rig.memory.clone(), rig.ports.clone(), windows);
+        let driven = D::new();
+        let device = driven.device();
+        let queues = device.queue_sizes().len();
+        assert!(queues <= MAX_QUEUES);
+        let offered = device.features() | virtio::feature::TRANSPORT;
+        let config = VirtioPciConfig {
+            memory: test_memory(),
+            msi: rig.outside.clone(),
+            intx: Some((rig.outside.line(0), 1, 16)),
+        };
+        let pci = Arc::new(VirtioPciDevice::new(device, config).expect("the device fits"));
+        let function = DevFn::from_number(8);
+        bus.attach(function, pci.clone()).expect("the bus is empty");
+        let bar = pci.function().bar_address(0).expect("firmware placed the BAR");
+        rig.memory.map(ECAM, 1 << 20, Arc::new(Ecam::new(bus.clone()))).expect("addresses are free");
+        let windows = [
+            (bar, 0x40),
+            (bar + DEVICE, 0x40),
+            (bar + NOTIFY, 0x20),
+            (bar + MSIX_TABLE, 0x40),
+            (bar, 0x8000),
+            (ECAM + (8 << 12), 0x100),
+            (ECAM + (8 << 12), 0x1000),
+        ];
+        for (first, len) in windows {
+            rig.add_window(first, len);
+        }
+        rig.add_device(pci);
+        let available = [const { Cell::new(0) }; 16];
+        let queues = queues as u16;
+        Self { rig, driven, bar, function, bus, offered, queues, available, next_descriptor: Cell::new(0) }
+    }
+
+    fn rig(&self) -> &Rig {
+        &self.rig
+    }
+
+    fn special(&self, input: &mut Input<'_>) {
+        match input.u8() % 16 {
+            0 | 1 => self.set_up(input),
+            2 | 3 => self.write_descriptor(input),
+            4 => {
+                let queue = self.queue(input);
+                let head = input.below((RING_SIZE + 1).into()) as u16;
+                let step = if input.flag() { 1 } else { input.u16() };
+                self.make_available(queue, head, step);
+            }
+            5 => self.ring(self.queue(input)),
+            6 => {
+                let at = u64::from(input.u16()) * 2;
+                let len = input.below(0x40) as usize;
+                // What does not fit is lost.
+                let _ = test_memory().write(at, input.bytes(len));
+            }
+            7..=9 => self.driven.host(input),
+            _ => self.request(input),
+        }
+    }
+
+    fn take_over(&self, old: &Self) {
+        for (to, from) in self.available.iter().zip(&old.available) {
+            to.set(from.get());
+        }
+        self.next_descriptor.set(old.next_descriptor.get());
+    }
+}
+
+/// Does with a virtio device what `data` says.
+pub fn drive_virtio<D: Driven>(data: &[u8]) {
+    let memory = test_memory();
+    memory.write(0, &[0; LOW_MEMORY as usize]).expect("low memory is memory");
+    memory.write(HIGH_MEMORY.start, &[0; 16 << 10]).expect("high memory is memory");
+    drive::<VirtioBench<D>>(data);
+}

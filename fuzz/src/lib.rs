@@ -1,0 +1,19 @@
+//! What the fuzz targets share: reading operations from bytes, and benches that devices stand on.
+//!
+//! A target turns the fuzzer's bytes into a sequence of things that a guest, a file or a migration stream can
+//! do, and does them. Any panic, failed assertion, overflow, endless loop or large allocation is a finding.
+//! Everything runs on one thread and without the host's clock, so that an input does the same each time.
+
+mod bench;
+mod bytes;
+mod driver;
+mod input;
+mod outside;
+mod ram;
+
+pub use bench::{Bench, Rig, drive};
+pub use bytes::{Elf, patch};
+pub use driver::{Driven, drive_virtio, test_memory};
+pub use input::Input;
+pub use outside::Outside;
+pub use ram::boot;

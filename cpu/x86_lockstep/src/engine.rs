@@ -281,6 +281,7 @@ impl Lockstep {
         // What differed when T0 was first at T1's RIP.
         let mut first = None;
         let (mut steps, mut pauses) = (0, 0);
+        let mut divergence = None;
         while steps < MOST_STEPS && pauses < MOST_PAUSES {
             if paused && self.t0.rip == self.t1.cpu().rip {
                 self.step_to_pause(platform);
@@ -309,23 +310,23 @@ impl Lockstep {
                     first = Some((self.differences(), self.trace.len()));
                 }
             }
-            if let Some(divergence) = self.log.divergence() {
-                let mut differences = vec![divergence];
-                differences.extend(self.differences());
-                return differences;
+            divergence = self.log.divergence();
+            if divergence.is_some() {
+                break;
             }
         }
+        let mut differences = Vec::new();
         match first {
-            Some((differences, length)) => {
+            Some((found, length)) => {
                 self.trace.truncate(length);
-                differences
+                differences.extend(found);
             }
             None => {
-                let mut differences = vec!["T0 does not come to where T1 is".into()];
+                differences.push(divergence.unwrap_or_else(|| "T0 does not come to where T1 is".into()));
                 differences.extend(self.differences());
-                differences
             }
         }
+        differences
     }
 
     fn differences(&mut self) -> Vec<String> {

@@ -268,3 +268,13 @@ fn a_state_that_was_loaded_is_taken_over() {
     rig.memory.write(DATA, &[0; 64]).unwrap();
     rig.halts();
 }
+
+#[test]
+fn divisions_give_the_hosts_flags() {
+    // mov eax, 100; mov ecx, 7; mov r9d, 5; stc; div ecx; cmc; div r9d; mov eax, 100; cdq; stc; idiv r9; add al,
+    // 0x7f; cdq; idiv ecx; hlt
+    let code = b"\xb8\x64\0\0\0\xb9\x07\0\0\0\x41\xb9\x05\0\0\0\xf9\xf7\xf1\xf5\x41\xf7\xf1\
+        \xb8\x64\0\0\0\x99\xf9\x49\xf7\xf9\x04\x7f\x99\xf7\xf9\xf4";
+    let mut rig = Rig::long(code);
+    rig.halts();
+}

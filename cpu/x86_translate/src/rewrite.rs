@@ -363,6 +363,10 @@ impl Translation<'_> {
             self.e.alu(Alu::Cmp, width, Gpr::RDX, Rm::Reg(S0.0));
             self.slow_if(Cond::AE);
         }
+        if self.options.strict {
+            // AMD processors leave CF and OF as they were.
+            crate::stubs::restore_flags(self.e, S1);
+        }
         self.e.op(Enc::one(0xf6).sized(width), if signed { 7 } else { 6 }, Rm::Reg(S0.0));
     }
 

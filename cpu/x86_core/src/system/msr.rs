@@ -283,8 +283,15 @@ impl Core<'_> {
             _ => {
                 let bank = msr.wrapping_sub(index::MC_FIRST) as usize;
                 if bank < msrs.mc_banks.len() * 4 {
-                    // STATUS, ADDR and MISC can be cleared only; HWCR.McStatusWrEn is not offered.
-                    require(bank.is_multiple_of(4) || value == 0)?;
+                    let valid = match bank % 4 {
+                        // CTL is all or nothing, but that kernels clear GART errors (bit 10) in it and
+                        // leave bit 0 to chance.
+                        0 => value == 0 || value | 1 << 10 | 1 == u64::MAX,
+                        // STATUS can be cleared only; HWCR.McStatusWrEn is not offered.
+                        1 => value == 0,
+                        _ => true,
+                    };
+                    require(valid)?;
                     msrs.mc_banks[bank / 4][bank % 4] = value;
                 } else {
                     require(is_inert(msr))?;

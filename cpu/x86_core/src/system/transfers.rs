@@ -76,6 +76,7 @@ pub(super) fn interrupt(core: &mut Core, insn: &Instruction) -> Result<Flow, Tra
 
 /// SYSCALL, SYSRET, SYSENTER and SYSEXIT.
 pub(super) fn fast(core: &mut Core, insn: &Instruction) -> Result<Flow, Trap> {
+    let stepping = core.cpu.rflags & flags::TF != 0;
     match insn.mnemonic() {
         Mnemonic::Syscall => core.syscall(insn.next_ip())?,
         Mnemonic::Sysret => core.sysret(4)?,
@@ -83,6 +84,12 @@ pub(super) fn fast(core: &mut Core, insn: &Instruction) -> Result<Flow, Trap> {
         Mnemonic::Sysenter => core.sysenter()?,
         Mnemonic::Sysexit => core.sysexit(4)?,
         _ => core.sysexit(8)?,
+    }
+    if !stepping && core.cpu.rflags & flags::TF != 0 {
+        // SYSRET that sets TF is stepped itself. Whoever executes instructions knows only of those that
+        // began with TF set, so that the trap is raised here, after the instruction.
+        core.cpu.dr[6] |= 1 << 14;
+        return Err(Trap::plain(vector::DB));
     }
     Ok(Flow::Jump)
 }

@@ -137,9 +137,9 @@ impl Core<'_> {
         for seg in [Seg::Es, Seg::Ds, Seg::Fs, Seg::Gs] {
             let segment = &mut self.cpu.segments[seg as usize];
             let conforming_code = segment.attributes & 0x1c == 0x1c;
-            // A segment that is null already keeps its base, which MSRs may have set.
+            // The base stays, which MSRs may have set: in 64-bit mode it still counts.
             if segment.is_usable() && !conforming_code && segment.dpl() < cpl {
-                *segment = Segment::null(0);
+                *segment = Segment { base: segment.base, ..Segment::null(0) };
             }
         }
     }

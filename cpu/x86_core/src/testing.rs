@@ -238,9 +238,8 @@ impl Machine {
         for gigabyte in 0..4 {
             let directory = PAGE_TABLES + 0x2000 + gigabyte * 0x1000;
             self.poke(PAGE_TABLES + 0x1000 + gigabyte * 8, directory + 7);
-            for index in 0..512 {
-                self.poke(directory + index * 8, gigabyte << 30 | index << 21 | 0xe7);
-            }
+            let entries = (0..512).flat_map(|index| (gigabyte << 30 | index << 21 | 0xe7u64).to_le_bytes());
+            self.memory.write(directory, &entries.collect::<Vec<_>>()).expect("RAM");
         }
     }
 

@@ -32,13 +32,8 @@ impl Core<'_> {
         }
         let selector = (gate.raw >> 16) as u16;
         if gate.kind() == kind::TASK_GATE {
-            let (old_rip, old_task) = (self.cpu.rip, self.cpu.tr);
-            self.cpu.rip = event.return_rip;
-            let result = self.task_switch(selector, TaskSwitch::Interrupt { error: event.error });
-            if result.is_err() && self.cpu.tr == old_task {
-                self.cpu.rip = old_rip;
-            }
-            return result;
+            let source = TaskSwitch::Interrupt { error: event.error };
+            return self.task_switch(selector, source, event.return_rip);
         }
         if is_null(selector) {
             return Err(Trap::gp(0));

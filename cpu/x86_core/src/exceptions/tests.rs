@@ -58,7 +58,7 @@ fn interrupts_in_64_bit_mode() {
     assert_eq!(machine.cpu.rflags, flags::IF | flags::FIXED);
     assert_eq!(machine.cpu.interrupt_shadow, shadow::NMI);
     machine.cpu.rip = HANDLERS;
-    machine.core().iret(8).unwrap();
+    machine.core().iret(8, 0).unwrap();
     assert_eq!(machine.cpu.interrupt_shadow, 0);
 }
 
@@ -70,7 +70,7 @@ fn software_interrupts_check_the_gate() {
     machine.gate64(0x80, selector::CODE64, HANDLERS, 0xe, 3, 0);
     machine.core().software_interrupt(0x80, CODE + 2).unwrap();
     assert_eq!(words(&machine, KERNEL_STACK - 40, 1), [CODE + 2]);
-    machine.core().iret(8).unwrap();
+    machine.core().iret(8, 0).unwrap();
     assert_eq!(machine.cpu.cpl, 3);
     assert_eq!((machine.cpu.rip - 2, machine.cpu.regs, machine.cpu.rflags), before);
     // Not present; of a wrong type; to data; outside the table.
@@ -130,14 +130,14 @@ fn table_of_double_faults() {
 #[test]
 fn compatibility_mode_uses_the_64_bit_idt() {
     let mut machine = Machine::user();
-    machine.core().iret(8).unwrap_err();
+    machine.core().iret(8, 0).unwrap_err();
     machine.cpu.segments[1] =
         Segment { base: 0, limit: u32::MAX, attributes: 0xc0fb, selector: selector::USER_CODE32 };
     machine.core().mode_changed();
     assert_eq!(machine.core().code_size(), CodeSize::Bits32);
     machine.core().interrupt(0x21).unwrap();
     assert_eq!(machine.core().code_size(), CodeSize::Bits64);
-    machine.core().iret(8).unwrap();
+    machine.core().iret(8, 0).unwrap();
     assert_eq!(machine.core().code_size(), CodeSize::Bits32);
     assert_eq!((machine.cpu.rip, machine.cpu.regs[reg::RSP]), (CODE, STACK));
 }
@@ -152,7 +152,7 @@ fn protected_mode_at_the_same_level() {
     let image = (flags::IF | flags::RF | flags::FIXED) as u32;
     assert_eq!(dwords(&machine, STACK - 16, 4), [0x18, CODE as u32, selector::CODE32.into(), image]);
     machine.cpu.regs[reg::RSP] += 4;
-    machine.core().iret(4).unwrap();
+    machine.core().iret(4, 0).unwrap();
     assert_eq!((machine.cpu.rip, machine.cpu.regs[reg::RSP]), (CODE, STACK));
     assert_eq!(machine.cpu.rflags, flags::IF | flags::RF | flags::FIXED);
 }
@@ -179,7 +179,7 @@ fn protected_mode_from_an_outer_level_and_back() {
     );
     // The kernel loads its own DS; the return takes it away.
     machine.core().load_segment(Seg::Ds, selector::DATA).unwrap();
-    machine.core().iret(4).unwrap();
+    machine.core().iret(4, 0).unwrap();
     assert_eq!((machine.cpu.cpl, machine.cpu.rip, machine.cpu.regs[reg::RSP]), (3, CODE, STACK));
     assert_eq!(machine.cpu.segments[Seg::Ds as usize].selector, 0);
     assert_eq!(machine.core().read::<u8>(Seg::Ds, 0), Err(Trap::gp(0)));
@@ -212,7 +212,7 @@ fn virtual_8086_mode() {
     for value in [0x700, 0x600, 0x500, 0x400, 0x300, 0xfff0, flags::VM | 2, 0x200, 0x10] {
         push(&mut machine, value);
     }
-    machine.core().iret(4).unwrap();
+    machine.core().iret(4, 0).unwrap();
     let cpu = &machine.cpu;
     assert_eq!((cpu.cpl, cpu.rip, cpu.regs[reg::RSP]), (3, 0x10, 0xfff0));
     assert_eq!(cpu.segments[Seg::Gs as usize], Segment::vm86(0x700));
@@ -228,7 +228,7 @@ fn virtual_8086_mode() {
     );
     assert_eq!(machine.cpu.segments[Seg::Ds as usize].selector, 0);
     machine.cpu.regs[reg::RSP] += 4;
-    machine.core().iret(4).unwrap();
+    machine.core().iret(4, 0).unwrap();
     assert_eq!(machine.cpu.segments[Seg::Es as usize], Segment::vm86(0x400));
 }
 
@@ -242,7 +242,7 @@ fn the_vector_table_of_real_mode() {
     assert_eq!((code.selector, code.base, machine.cpu.rip), (0x8000, 0x8_0000, 0x1234));
     assert_eq!(machine.cpu.rflags, flags::CF | flags::FIXED);
     assert_eq!(machine.peek(0x6ffa) & 0xffff_ffff_ffff, 0x7c02 | 0x303 << 32);
-    machine.core().iret(2).unwrap();
+    machine.core().iret(2, 0).unwrap();
     assert_eq!((machine.cpu.rip, machine.cpu.regs[reg::RSP]), (0x7c02, 0x7000));
     assert_eq!(machine.cpu.rflags, flags::IF | flags::TF | flags::CF | flags::FIXED);
     machine.cpu.idtr.limit = 0x3f;
@@ -278,7 +278,8 @@ fn a_task_gate_switches_tasks() {
     assert!(busy(&machine, GDT + free));
     // The way back; the old TSS has to be busy, as it is while a nested task runs.
     machine.poke(GDT + u64::from(selector::TSS), descriptor(TSS as u32, 0x67, 0x8b));
-    machine.core().iret(4).unwrap();
+    machine.core().iret(4, 0x4322).unwrap();
+    assert_eq!(machine.peek(other + 0x20) as u32, 0x4322, "behind the IRET");
     assert_eq!((machine.cpu.rip, machine.cpu.tr.selector), (CODE, selector::TSS));
     assert_eq!(machine.cpu.regs[reg::RSP], STACK);
     assert!(!busy(&machine, GDT + free));

@@ -618,7 +618,7 @@ proptest! {
         let _ = core.load_segment(Seg::Ds, number.into());
         let _ = core.far_call(u16::from(number) * 8, rip, 4, rip);
         let _ = core.far_return(4, 16);
-        let _ = core.iret(4);
+        let _ = core.iret(4, 0);
         let _ = core.software_interrupt(number, rip);
         let exception = Exception { vector: number & 31, error: Some(0), address: 0 };
         let _ = core.deliver(exception);

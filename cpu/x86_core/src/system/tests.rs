@@ -121,9 +121,9 @@ fn control_register_rules() {
     core.set_cr0(cr0::PE | cr0::PG).unwrap();
     assert_eq!(core.cpu.msrs.efer, efer::LME | efer::LMA);
     assert!(!core.cpu.long64);
-    core.far_jump(selector::CODE64, CODE, 4).unwrap();
+    core.far_jump(selector::CODE64, CODE, 4, 0).unwrap();
     assert!(core.cpu.long64);
-    core.far_jump(selector::CODE32, CODE, 4).unwrap();
+    core.far_jump(selector::CODE32, CODE, 4, 0).unwrap();
     core.set_cr0(cr0::PE).unwrap();
     assert_eq!(core.cpu.msrs.efer, efer::LME);
 }

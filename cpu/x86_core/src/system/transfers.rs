@@ -31,7 +31,7 @@ pub(super) fn far_branch(core: &mut Core, insn: &Instruction) -> Result<Flow, Tr
     if insn.mnemonic() == Mnemonic::Call {
         core.far_call(selector, offset, size, insn.next_ip())?;
     } else {
-        core.far_jump(selector, offset, size)?;
+        core.far_jump(selector, offset, size, insn.next_ip())?;
     }
     Ok(Flow::Jump)
 }
@@ -57,7 +57,7 @@ pub(super) fn iret(core: &mut Core, insn: &Instruction) -> Result<Flow, Trap> {
         Mnemonic::Iretd => 4,
         _ => 8,
     };
-    core.iret(size)?;
+    core.iret(size, insn.next_ip())?;
     Ok(Flow::Jump)
 }
 

@@ -16,11 +16,12 @@ struct Gate {
 }
 
 impl Core<'_> {
-    /// Far JMP to `selector:offset` with operands of `size` bytes.
+    /// Far JMP to `selector:offset` with operands of `size` bytes. If it switches tasks, the old task goes on
+    /// at `next_rip` one day.
     ///
     /// # Errors
     /// The fault of the instruction.
-    pub fn far_jump(&mut self, selector: u16, offset: u64, size: u8) -> Result<(), Trap> {
+    pub fn far_jump(&mut self, selector: u16, offset: u64, size: u8, next_rip: u64) -> Result<(), Trap> {
         let offset = offset & size_mask(size);
         if !self.protected() {
             return self.real_jump(selector, offset);
@@ -35,7 +36,7 @@ impl Core<'_> {
         }
         if self.is_task(descriptor) {
             let selector = self.task_selector(selector, descriptor)?;
-            return self.task_switch(selector, TaskSwitch::Jump);
+            return self.task_switch(selector, TaskSwitch::Jump, next_rip);
         }
         let gate = self.call_gate(selector, descriptor)?;
         let code = self.gate_code(&gate)?;
@@ -54,7 +55,7 @@ impl Core<'_> {
     /// The fault of the instruction.
     pub fn far_call(&mut self, selector: u16, offset: u64, size: u8, next_rip: u64) -> Result<(), Trap> {
         let offset = offset & size_mask(size);
-        let (old_stack, old_rip, old_task) = (self.cpu.regs[reg::RSP], self.cpu.rip, self.cpu.tr);
+        let (old_stack, old_task) = (self.cpu.regs[reg::RSP], self.cpu.tr);
         let result = if self.protected() {
             self.protected_call(selector, offset, size, next_rip)
         } else {
@@ -66,7 +67,6 @@ impl Core<'_> {
         // After a task switch a fault is the other task's, and so are its registers.
         if result.is_err() && self.cpu.tr == old_task {
             self.cpu.regs[reg::RSP] = old_stack;
-            self.cpu.rip = old_rip;
         }
         result
     }
@@ -93,8 +93,7 @@ impl Core<'_> {
         }
         if self.is_task(descriptor) {
             let selector = self.task_selector(selector, descriptor)?;
-            self.cpu.rip = next_rip;
-            return self.task_switch(selector, TaskSwitch::Call);
+            return self.task_switch(selector, TaskSwitch::Call, next_rip);
         }
         let gate = self.call_gate(selector, descriptor)?;
         let code = self.gate_code(&gate)?;

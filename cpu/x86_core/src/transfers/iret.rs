@@ -5,18 +5,19 @@ use crate::segments::rpl;
 use crate::{Core, Seg, Segment, Trap, flags, reg, shadow, vector};
 
 impl Core<'_> {
-    /// IRET with operands of `size` bytes.
+    /// IRET with operands of `size` bytes. If it ends a nested task, that one goes on at `next_rip` when it
+    /// is called again.
     ///
     /// # Errors
     /// The fault of the instruction.
-    pub fn iret(&mut self, size: u8) -> Result<(), Trap> {
+    pub fn iret(&mut self, size: u8, next_rip: u64) -> Result<(), Trap> {
         let (old_stack, old_task) = (self.cpu.regs[reg::RSP], self.cpu.tr);
         let result = if self.cpu.long64 {
             self.long_iret(size)
         } else if !self.protected() {
             self.real_iret(size)
         } else if self.cpu.rflags & flags::NT != 0 {
-            self.nested_return()
+            self.nested_return(next_rip)
         } else {
             self.protected_iret(size)
         };
@@ -145,7 +146,7 @@ impl Core<'_> {
     }
 
     /// IRET with NT set: back to the task that called this one.
-    fn nested_return(&mut self) -> Result<(), Trap> {
+    fn nested_return(&mut self, next_rip: u64) -> Result<(), Trap> {
         if self.cpu.long_mode() {
             return Err(Trap::gp(0));
         }
@@ -154,6 +155,6 @@ impl Core<'_> {
         if selector & 4 != 0 {
             return Err(crate::segments::selector_fault(vector::TS, selector));
         }
-        self.task_switch(selector, TaskSwitch::Return)
+        self.task_switch(selector, TaskSwitch::Return, next_rip)
     }
 }

@@ -68,9 +68,14 @@ impl Task {
 }
 
 impl Core<'_> {
-    /// Switches to the task whose TSS is `selector`. Faults before the switch leave the state as it was;
+    /// Switches to the task whose TSS is `selector`; the old one is to go on at `return_rip`. Faults before the switch leave the state as it was;
     /// those of loading the new task's segments are the new task's.
-    pub(crate) fn task_switch(&mut self, selector: u16, source: TaskSwitch) -> Result<(), Trap> {
+    pub(crate) fn task_switch(
+        &mut self,
+        selector: u16,
+        source: TaskSwitch,
+        return_rip: u64,
+    ) -> Result<(), Trap> {
         let fault = if source == TaskSwitch::Return { vector::TS } else { vector::GP };
         if is_null(selector) || selector & 4 != 0 {
             return Err(selector_fault(fault, selector));
@@ -95,7 +100,7 @@ impl Core<'_> {
         self.read_linear_bytes(base, &mut tss[..len], Tlb::SUPERVISOR)?;
         self.check_linear_write(base, len as u64, Tlb::SUPERVISOR)?;
 
-        self.save_task(source)?;
+        self.save_task(source, return_rip)?;
         let nested = matches!(source, TaskSwitch::Call | TaskSwitch::Interrupt { .. });
         if nested {
             self.write_linear(base, self.cpu.tr.selector, Tlb::SUPERVISOR)?;
@@ -120,7 +125,7 @@ impl Core<'_> {
     }
 
     /// Stores the state of the old task in its TSS.
-    fn save_task(&mut self, source: TaskSwitch) -> Result<(), Trap> {
+    fn save_task(&mut self, source: TaskSwitch, return_rip: u64) -> Result<(), Trap> {
         let tr = self.cpu.tr;
         let wide = tr.attributes & 8 != 0;
         let mut rflags = self.cpu.rflags as u32;
@@ -131,7 +136,7 @@ impl Core<'_> {
         let selectors = self.cpu.segments.map(|segment| segment.selector);
         let (at, bytes) = if wide {
             let mut bytes = Vec::with_capacity(0x40);
-            for value in [self.cpu.rip as u32, rflags].into_iter().chain(regs) {
+            for value in [return_rip as u32, rflags].into_iter().chain(regs) {
                 bytes.extend(value.to_le_bytes());
             }
             for selector in selectors {
@@ -140,7 +145,7 @@ impl Core<'_> {
             (0x20, bytes)
         } else {
             let mut bytes = Vec::with_capacity(0x1c);
-            for value in [self.cpu.rip as u32, rflags].into_iter().chain(regs) {
+            for value in [return_rip as u32, rflags].into_iter().chain(regs) {
                 bytes.extend((value as u16).to_le_bytes());
             }
             for selector in &selectors[..4] {

@@ -67,22 +67,22 @@ fn real_mode_loads_keep_the_limit() {
 #[test]
 fn between_code_sizes_in_ia_32e_mode() {
     let mut machine = Machine::long();
-    machine.core().far_jump(selector::CODE32, 0x1_2345_6789, 4).unwrap();
+    machine.core().far_jump(selector::CODE32, 0x1_2345_6789, 4, 0).unwrap();
     assert_eq!(machine.core().code_size(), CodeSize::Bits32);
     assert_eq!(machine.cpu.rip, 0x2345_6789);
-    machine.core().far_jump(selector::CODE16, 0x1234, 4).unwrap();
+    machine.core().far_jump(selector::CODE16, 0x1234, 4, 0).unwrap();
     assert_eq!(machine.core().code_size(), CodeSize::Bits16);
-    assert_eq!(machine.core().far_jump(selector::CODE16, 0x1_0000, 4), Err(Trap::gp(0)), "past the limit");
+    assert_eq!(machine.core().far_jump(selector::CODE16, 0x1_0000, 4, 0), Err(Trap::gp(0)), "past the limit");
     machine.core().far_call(selector::CODE64, 0x5000, 4, 0x1239).unwrap();
     assert_eq!(machine.core().code_size(), CodeSize::Bits64);
     assert_eq!(machine.peek(STACK - 8), 0x1239 | u64::from(selector::CODE16) << 32);
     machine.core().far_return(4, 0).unwrap();
     assert_eq!((machine.core().code_size(), machine.cpu.regs[reg::RSP]), (CodeSize::Bits16, STACK));
     machine.poke(GDT + u64::from(selector::FREE), descriptor(0, 0xf_ffff, 0xe09b));
-    assert_eq!(machine.core().far_jump(selector::FREE, 0, 4), Err(gp(selector::FREE)), "L and D");
-    assert_eq!(machine.core().far_jump(0, 0, 4), Err(Trap::gp(0)));
-    assert_eq!(machine.core().far_jump(selector::USER_CODE64, 0, 4), Err(gp(selector::USER_CODE64 & !3)));
-    assert_eq!(machine.core().far_jump(selector::TSS, 0, 4), Err(gp(selector::TSS)));
+    assert_eq!(machine.core().far_jump(selector::FREE, 0, 4, 0), Err(gp(selector::FREE)), "L and D");
+    assert_eq!(machine.core().far_jump(0, 0, 4, 0), Err(Trap::gp(0)));
+    assert_eq!(machine.core().far_jump(selector::USER_CODE64, 0, 4, 0), Err(gp(selector::USER_CODE64 & !3)));
+    assert_eq!(machine.core().far_jump(selector::TSS, 0, 4, 0), Err(gp(selector::TSS)));
 }
 
 #[test]
@@ -199,7 +199,7 @@ fn iret_checks_what_it_pops() {
     for (rip, code, rsp, stack, trap) in bad {
         let before = core.cpu.regs[reg::RSP];
         push_iret_frame(&mut core, rip, code, 2, rsp, stack);
-        assert_eq!(core.iret(8), Err(trap), "{code:#x}:{rip:#x} {stack:#x}");
+        assert_eq!(core.iret(8, 0), Err(trap), "{code:#x}:{rip:#x} {stack:#x}");
         assert_eq!((core.cpu.regs[reg::RSP], core.cpu.rip, core.cpu.cpl), (before - 40, CODE, 0));
         core.cpu.regs[reg::RSP] = before;
     }
@@ -209,7 +209,7 @@ fn iret_checks_what_it_pops() {
     core.load_segment(Seg::Ds, selector::DATA).unwrap();
     push_iret_frame(&mut core, CODE + 1, selector::USER_CODE64, u64::MAX, 0x1234, selector::USER_DATA);
     core.set_rflags(flags::FIXED);
-    core.iret(8).unwrap();
+    core.iret(8, 0).unwrap();
     assert_eq!((core.cpu.cpl, core.cpu.rip, core.cpu.regs[reg::RSP]), (3, CODE + 1, 0x1234));
     assert_eq!(core.cpu.segments[Seg::Fs as usize].base, 0x7777_0000);
     assert_eq!(core.cpu.segments[Seg::Ds as usize].selector, 0);
@@ -226,9 +226,9 @@ fn iret_checks_what_it_pops() {
         STACK,
         selector::USER_DATA,
     );
-    core.iret(8).unwrap();
+    core.iret(8, 0).unwrap();
     assert_eq!(core.cpu.rflags, flags::IF | flags::ID | flags::FIXED);
     // Nested tasks do not exist.
     core.set_rflags(flags::NT);
-    assert_eq!(core.iret(8), Err(Trap::gp(0)));
+    assert_eq!(core.iret(8, 0), Err(Trap::gp(0)));
 }

@@ -30,6 +30,11 @@ impl Emitter {
         self.rx + self.pos as u64
     }
 
+    /// Whether what is at `address` was written by this emitter.
+    pub fn contains(&self, address: u64) -> bool {
+        address.wrapping_sub(self.rx) < self.pos as u64
+    }
+
     /// Bytes left.
     pub fn left(&self) -> usize {
         self.len - self.pos

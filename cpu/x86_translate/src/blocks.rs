@@ -91,6 +91,8 @@ struct Block {
     entry_mem: u64,
     entry_hot: u64,
     depends: Vec<(u16, u16)>,
+    /// The next page and how many bytes of it.
+    next: Option<(u64, u16)>,
     links: Vec<u32>,
     /// Links that lead here.
     incoming: Vec<u32>,
@@ -105,6 +107,7 @@ struct Link {
     check: Option<u64>,
     page_va: u64,
     mode: Mode,
+    ungrouped: bool,
     to: Option<u32>,
     /// The number that the check was given.
     number: u32,
@@ -118,6 +121,17 @@ pub(crate) struct LinkTarget {
     pub(crate) target: i64,
     /// The page of the jump, or 0 if the code is independent of it.
     pub(crate) page_va: u64,
+    /// Whether the accesses there share no checks.
+    pub(crate) ungrouped: bool,
+}
+
+/// What a translation was made from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Source {
+    /// What [`Translator::begin`] gave.
+    pub(crate) sequence: u64,
+    /// The same of the next page, with its address and the number of bytes there.
+    pub(crate) next: Option<(u64, u64, u16)>,
 }
 
 #[derive(Default)]
@@ -253,7 +267,7 @@ impl Translator {
     pub(crate) fn install(
         &self,
         key: Key,
-        sequence: u64,
+        source: Source,
         output: Output,
         cold: &mut Emitter,
         with: impl FnOnce(&Found),
@@ -261,7 +275,14 @@ impl Translator {
         let page_gpa = key.gpa & !(PAGE_SIZE - 1);
         let mut guard = self.state.lock();
         let state = &mut *guard;
-        let page = state.pages.get_mut(&page_gpa).filter(|page| page.sequence == sequence)?;
+        if state.pages.get(&page_gpa).is_none_or(|page| page.sequence != source.sequence) {
+            return None;
+        }
+        if let Some((gpa, sequence, _)) = source.next
+            && state.pages.get(&gpa).is_none_or(|page| page.sequence != sequence)
+        {
+            return None;
+        }
         let id = state.blocks.len() as u32;
         let mut links = Vec::with_capacity(output.links.len());
         for link in output.links {
@@ -278,6 +299,7 @@ impl Translator {
                 check: link.check,
                 page_va: key.page_va,
                 mode: key.mode,
+                ungrouped: link.ungrouped,
                 to: None,
                 number: 0,
                 dead: false,
@@ -287,13 +309,18 @@ impl Translator {
         if shard.contains_key(&key) {
             return None;
         }
-        page.blocks.push(id);
+        for gpa in [Some(page_gpa), source.next.map(|next| next.0)].into_iter().flatten() {
+            if let Some(page) = state.pages.get_mut(&gpa) {
+                page.blocks.push(id);
+            }
+        }
         state.kept.extend(output.kept);
         state.blocks.push(Some(Block {
             key,
             entry_mem: output.entry_mem,
             entry_hot: output.entry_hot,
             depends: output.depends,
+            next: source.next.map(|(gpa, _, len)| (gpa, len)),
             links,
             incoming: vec![],
         }));
@@ -307,7 +334,7 @@ impl Translator {
     pub(crate) fn link_target(&self, link: u32) -> LinkTarget {
         let state = self.state.lock();
         let link = &state.links[link as usize];
-        LinkTarget { target: link.target, page_va: link.page_va }
+        LinkTarget { target: link.target, page_va: link.page_va, ungrouped: link.ungrouped }
     }
 
     /// Links a direct jump to a block, so that it is taken without leaving generated code. Gives the number
@@ -370,8 +397,14 @@ impl Translator {
                 }
             }
         }
-        if let Some(page) = state.pages.get_mut(&(block.key.gpa & !0xfff)) {
-            page.blocks.retain(|other| *other != id);
+        for gpa in [Some(block.key.gpa & !0xfff), block.next.map(|next| next.0)].into_iter().flatten() {
+            if let Some(page) = state.pages.get_mut(&gpa) {
+                page.blocks.retain(|other| *other != id);
+                if page.blocks.is_empty() {
+                    state.pages.remove(&gpa);
+                    self.memory.unmark_code(gpa);
+                }
+            }
         }
     }
 
@@ -390,7 +423,11 @@ impl Translator {
         let mut hit = false;
         for id in blocks {
             let Some(Some(block)) = state.blocks.get(id as usize) else { continue };
-            if all || block.depends.iter().any(|(start, end)| *start < to && from < *end) {
+            let overlaps = match block.next {
+                Some((next, len)) if next == gpa => from < len,
+                _ => block.depends.iter().any(|(start, end)| *start < to && from < *end),
+            };
+            if all || overlaps {
                 self.kill(state, id);
                 hit = true;
             }

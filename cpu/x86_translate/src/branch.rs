@@ -185,7 +185,15 @@ impl Translation<'_> {
     }
 
     fn new_link(&mut self, target: i64, memory: bool) -> usize {
-        self.links.push(NewLink { field: 0, stub: 0, target, memory, check: None, numbers: vec![] });
+        self.links.push(NewLink {
+            field: 0,
+            stub: 0,
+            target,
+            memory,
+            check: None,
+            ungrouped: false,
+            numbers: vec![],
+        });
         self.links.len() - 1
     }
 

@@ -32,6 +32,10 @@ pub(crate) enum Class {
     Idiv,
     Cld,
     Std,
+    /// MOVS, repeated or not.
+    Movs,
+    /// STOS, repeated or not.
+    Stos,
     /// The interpreter executes it.
     Interpret,
 }
@@ -147,6 +151,9 @@ fn describe(insn: &Instruction) -> CodeInfo {
         slot_read: false,
         slot_write: false,
     };
+    if matches!(info.class, Class::Movs | Class::Stos) {
+        return info;
+    }
     if info.class == Class::Interpret || kinds.len() > 4 {
         info.class = Class::Interpret;
         return info;
@@ -273,6 +280,13 @@ fn classify(insn: &Instruction) -> Class {
         let wide = matches!(insn.op0_kind(), OpKind::NearBranch64);
         return if wide { Class::Jcc } else { Class::Interpret };
     }
+    if insn.is_string_instruction() {
+        return match code.mnemonic() {
+            M::Movsb | M::Movsw | M::Movsd | M::Movsq => Class::Movs,
+            M::Stosb | M::Stosw | M::Stosd | M::Stosq => Class::Stos,
+            _ => Class::Interpret,
+        };
+    }
     match code.mnemonic() {
         M::Nop
         | M::Endbr64
@@ -281,8 +295,7 @@ fn classify(insn: &Instruction) -> Class {
         | M::Prefetcht0
         | M::Prefetcht1
         | M::Prefetcht2
-        | M::Prefetchw
-        | M::Reservednop => return Class::Nop,
+        | M::Prefetchw => return Class::Nop,
         M::Lea => return Class::Lea,
         M::Cld => return Class::Cld,
         M::Std => return Class::Std,

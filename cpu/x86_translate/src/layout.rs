@@ -42,6 +42,8 @@ pub(crate) enum ExitReason {
     Halt = 5,
     /// As Dispatch, and the next block is to be translated without shared checks.
     Ungrouped = 6,
+    /// RIP is at an instruction for the interpreter.
+    Step = 7,
 }
 
 /// One vCPU's block: the processor first, then what belongs to generated code alone.
@@ -139,6 +141,13 @@ pub(crate) const fn segment_base(segment: usize) -> i32 {
         + offset_of!(Segment, base)) as i32
 }
 
+/// The place of the entries for fetches of a privilege.
+pub(crate) const fn fetch_entries(user: bool) -> i32 {
+    let bank = if user { x86_core::Tlb::USER } else { x86_core::Tlb::SUPERVISOR };
+    let entries = offset_of!(JitVcpu, cpu) + offset_of!(Cpu, tlb) + offset_of!(x86_core::Tlb, fetch);
+    (entries + bank * x86_core::FETCH_ENTRIES * size_of::<x86_core::FetchEntry>()) as i32
+}
+
 /// Offsets in a TLB entry.
 pub(crate) const TLB_READ: i32 = offset_of!(TlbEntry, read) as i32;
 pub(crate) const TLB_WRITE: i32 = offset_of!(TlbEntry, write) as i32;
@@ -153,6 +162,8 @@ const _: () = {
     assert!(offset_of!(JitVcpu, cpu) == 0);
     assert!(size_of::<TlbEntry>() == 32);
     assert!(size_of::<IbtcEntry>() == 16);
+    assert!(size_of::<x86_core::FetchEntry>() == 24);
+    assert!(offset_of!(x86_core::FetchEntry, tag) == 0 && offset_of!(x86_core::FetchEntry, physical) == 8);
     assert!(slot(4) == slot(0) + 32 && reg::RSP == 4);
     assert!(vector_slot(0) % 16 == 0);
 };

@@ -27,6 +27,7 @@ mod layout;
 mod plan;
 mod rewrite;
 mod runtime;
+mod string;
 mod stubs;
 mod translate;
 mod vcpu;

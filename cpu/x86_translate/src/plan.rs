@@ -221,6 +221,12 @@ fn advance(guest: &Guest, values: &mut Values) {
             }
             return;
         }
+        Class::Movs | Class::Stos => {
+            for register in [1, 6, 7] {
+                values.forget(register);
+            }
+            return;
+        }
         Class::Div | Class::Idiv | Class::Verbatim => {
             values.forget(0);
             return values.forget(2);

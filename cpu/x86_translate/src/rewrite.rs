@@ -44,6 +44,10 @@ impl Translation<'_> {
                 return true;
             }
             Class::PushImm | Class::Ret | Class::Call => return !raw.p66,
+            Class::Movs | Class::Stos => {
+                let segment = matches!(insn.segment_prefix(), Register::FS | Register::GS);
+                return !raw.p67 && raw.rep != 0xf2 && !segment;
+            }
             _ => {}
         }
         if raw.p66
@@ -371,7 +375,7 @@ impl Translation<'_> {
     }
 
     /// Leaves the current instruction to the interpreter if `cond`. The flags are dead or in memory.
-    fn slow_if(&mut self, cond: Cond) {
+    pub(crate) fn slow_if(&mut self, cond: Cond) {
         let field = self.e.jcc(cond);
         self.cold.push(Cold { field, instruction: self.current, kind: ColdKind::Interpret });
     }

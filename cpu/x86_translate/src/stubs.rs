@@ -17,6 +17,8 @@ pub(crate) struct Stubs {
     pub(crate) poll: u64,
     /// Leaves with RIP set and the flags in memory.
     pub(crate) indirect: u64,
+    /// Leaves with RIP set to an instruction for the interpreter, and the flags in memory.
+    pub(crate) step: u64,
     /// Called: a TLB miss at the address in [`S0`]; a [`crate::runtime::MissInfo`] follows the call.
     pub(crate) miss: u64,
     /// Called: has an instruction interpreted; an [`crate::runtime::InterpretInfo`] follows the call.
@@ -50,11 +52,13 @@ impl Stubs {
         exit(e, ExitReason::Poll, leave);
         let indirect = e.address();
         exit(e, ExitReason::Indirect, leave);
+        let step = e.address();
+        exit(e, ExitReason::Step, leave);
         let miss = e.address();
         call_rust(e, helper_miss as *const () as u64, resume, leave);
         let interpret = e.address();
         call_rust(e, helper_interpret as *const () as u64, resume, leave);
-        Self { enter, link_hot, link_mem, poll, indirect, miss, interpret }
+        Self { enter, link_hot, link_mem, poll, indirect, step, miss, interpret }
     }
 }
 

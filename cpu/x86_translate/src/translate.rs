@@ -3,12 +3,14 @@
 use crate::address::{Access, Ea};
 use crate::flags::{ALL, Effect, Flags, effect};
 use crate::insn::{Class, CodeInfo, Raw, code_info};
-use crate::layout::{S0, at, gs};
+use crate::layout::{S0, S1, at, fetch_entries, gs};
 use crate::plan::{Plan, plan};
 use crate::runtime::{InterpretInfo, MissInfo};
 use crate::stubs::{Stubs, restore_flags, save_flags};
-use dbt_code::{Emitter, Width};
+use dbt_code::{Alu, Cond, Emitter, Mem, Rm, Shift, Width};
 use iced_x86::{Decoder, FlowControl, Instruction, Mnemonic, OpKind};
+use std::collections::VecDeque;
+use x86_core::{FETCH_ENTRIES, Tlb};
 use x86_interp::DECODER_OPTIONS;
 
 /// Instructions in a block at most.
@@ -85,6 +87,8 @@ pub(crate) enum ColdKind {
     Indirect,
     /// The current instruction is left to the interpreter.
     Interpret,
+    /// The block, which has one instruction, is left to the interpreter.
+    Step,
 }
 
 pub(crate) struct Miss {
@@ -108,6 +112,8 @@ pub(crate) struct NewLink {
     pub(crate) memory: bool,
     /// The number to compare with before a jump to another page.
     pub(crate) check: Option<u64>,
+    /// Leads to a block whose accesses share no checks.
+    pub(crate) ungrouped: bool,
     /// Where the link's number is loaded.
     pub(crate) numbers: Vec<u64>,
 }
@@ -128,7 +134,8 @@ pub(crate) struct Output {
 pub(crate) struct Translation<'a> {
     pub(crate) e: &'a mut Emitter,
     pub(crate) cold_code: &'a mut Emitter,
-    pub(crate) page: &'a [u8; 4096],
+    /// The page, and 15 bytes of the next if the only instruction crosses.
+    pub(crate) page: &'a [u8],
     /// What the page's address is taken as: the real one, or 0 if the code is independent of it.
     pub(crate) page_va: u64,
     pub(crate) mode: Mode,
@@ -150,7 +157,10 @@ pub(crate) struct Translation<'a> {
 
 /// What is fixed for a translation.
 pub(crate) struct Input<'a> {
-    pub(crate) page: &'a [u8; 4096],
+    /// The page; and 15 bytes of the next if that is known.
+    pub(crate) page: &'a [u8],
+    /// The guest physical address of the next page, if the first instruction crosses into it.
+    pub(crate) next_page: Option<u64>,
     pub(crate) page_va: u64,
     pub(crate) offset: u16,
     pub(crate) mode: Mode,
@@ -191,7 +201,7 @@ pub(crate) fn translate(
     if !input.mode.has(Mode::UNGROUPED) {
         plan(&mut translation.guest, !input.mode.has(Mode::USER));
     }
-    Some(translation.emit(input.offset, end))
+    Some(translation.emit(input.next_page, end))
 }
 
 impl Translation<'_> {
@@ -208,7 +218,9 @@ impl Translation<'_> {
         let mut decoder = Decoder::with_ip(64, &self.page[start..], ip, DECODER_OPTIONS);
         let mut at = start;
         let mut side_exits = 0;
-        while self.guest.len() < self.options.max_instructions.min(MAX_INSTRUCTIONS) && at < 4096 {
+        let most =
+            if input.next_page.is_some() { 1 } else { self.options.max_instructions.min(MAX_INSTRUCTIONS) };
+        while self.guest.len() < most && at < 4096 {
             let insn = decoder.decode();
             if decoder.last_error() == iced_x86::DecoderError::NoMoreBytes {
                 break;
@@ -293,7 +305,7 @@ impl Translation<'_> {
         let start = target as usize;
         let mut live = ALL;
         let mut killed: Flags = 0;
-        let mut decoder = Decoder::with_ip(64, &self.page[start..], target as u64, DECODER_OPTIONS);
+        let mut decoder = Decoder::with_ip(64, &self.page[start..4096], target as u64, DECODER_OPTIONS);
         let mut needed: Flags = 0;
         for _ in 0..MAX_PEEK {
             let insn = decoder.decode();
@@ -317,14 +329,18 @@ impl Translation<'_> {
         live
     }
 
-    fn emit(mut self, offset: u16, end: u16) -> Output {
+    fn emit(mut self, next_page: Option<u64>, end: u16) -> Output {
         self.e.align(16);
-        let entry_mem = self.e.address();
-        if self.guest[0].live != 0 {
-            restore_flags(self.e, S0);
-        }
-        let entry_hot = self.e.address();
-        let _ = offset;
+        let (entry_mem, entry_hot) = match next_page {
+            Some(gpa) => self.check_next_page(gpa),
+            None => {
+                let memory = self.e.address();
+                if self.guest[0].live != 0 {
+                    restore_flags(self.e, S0);
+                }
+                (memory, self.e.address())
+            }
+        };
         for index in 0..self.guest.len() {
             self.current = index;
             self.next_access = 0;
@@ -381,6 +397,8 @@ impl Translation<'_> {
             Class::Idiv => self.divide(index, true),
             Class::Cld => self.direction(false),
             Class::Std => self.direction(true),
+            Class::Movs => self.string(index, true),
+            Class::Stos => self.string(index, false),
             Class::Interpret => self.interpret(index, last),
         }
     }
@@ -424,13 +442,18 @@ impl Translation<'_> {
     }
 
     fn emit_cold(&mut self) {
-        for cold in std::mem::take(&mut self.cold) {
+        let mut queue: VecDeque<Cold> = std::mem::take(&mut self.cold).into();
+        while let Some(cold) = queue.pop_front() {
             let here = self.cold_code.address();
-            self.e.link(cold.field, here);
+            let code = if self.e.contains(cold.field) { &mut *self.e } else { &mut *self.cold_code };
+            code.link(cold.field, here);
             let end = self.ends.get(cold.instruction).copied().unwrap_or(0);
             match cold.kind {
                 ColdKind::Miss(miss) => {
                     miss.ea.compute(self.cold_code, miss.from);
+                    if miss.group {
+                        queue.push_back(self.ungrouped(cold.instruction, miss.access.size));
+                    }
                     self.cold_code.call_to(self.stubs.miss);
                     let at = self.cold_code.address();
                     let guest = &self.guest[cold.instruction];
@@ -463,6 +486,18 @@ impl Translation<'_> {
                     self.cold_code.store(Width::B64, gs(at!(cpu.rip)), S0);
                     self.cold_code.jmp_to(self.stubs.indirect);
                 }
+                ColdKind::Step => {
+                    let offset = i32::from(self.guest[0].offset);
+                    match self.fixed_page() {
+                        Some(page_va) => self.cold_code.mov_imm(S0, page_va.wrapping_add(offset as u64)),
+                        None => {
+                            self.cold_code.load(S0, gs(at!(page_va)));
+                            self.cold_code.lea(S0, Mem::base(S0, offset));
+                        }
+                    }
+                    self.cold_code.store(Width::B64, gs(at!(cpu.rip)), S0);
+                    self.cold_code.jmp_to(self.stubs.step);
+                }
                 ColdKind::Interpret => {
                     self.cold_code.call_to(self.stubs.interpret);
                     let at = self.cold_code.address();
@@ -472,6 +507,59 @@ impl Translation<'_> {
                 }
             }
         }
+    }
+
+    /// In the cold code of a shared check that failed, with the first address in S0: if the bytes cross a page,
+    /// goes to a block that begins at the same instruction and shares no checks.
+    fn ungrouped(&mut self, instruction: usize, size: u32) -> Cold {
+        let code = &mut *self.cold_code;
+        code.lea(S1, Mem::base(S0, size as i32 - 1));
+        code.alu(Alu::Xor, Width::B64, S1, Rm::Reg(S0.0));
+        code.alu_imm(Alu::And, Width::B64, Rm::Reg(S1.0), -4096);
+        code.align_patch(2);
+        let field = code.jcc(Cond::NE);
+        let target = i64::from(self.guest[instruction].offset);
+        let link =
+            NewLink { field, stub: 0, target, memory: true, check: None, ungrouped: true, numbers: vec![] };
+        self.links.push(link);
+        Cold { field, instruction, kind: ColdKind::Link(self.links.len() - 1) }
+    }
+
+    /// The entries of a block whose instruction crosses into the page at `gpa`: they check that it is the one
+    /// that is mapped next.
+    fn check_next_page(&mut self, gpa: u64) -> (u64, u64) {
+        let hot = self.e.address();
+        save_flags(self.e, S0);
+        let memory = self.e.address();
+        self.flags = FlagsAt::Memory;
+        let table = fetch_entries(self.mode.has(Mode::USER));
+        let (tag, physical) = match self.fixed_page() {
+            Some(page_va) => {
+                let va = page_va.wrapping_add(4096);
+                self.e.mov_imm(S0, va);
+                let at = table + (Tlb::fetch_index(va) * 24) as i32;
+                (gs(at), gs(at + 8))
+            }
+            None => {
+                self.e.load(S0, gs(at!(page_va)));
+                self.e.lea(S0, Mem::base(S0, 4096));
+                self.e.mov(S1, S0);
+                self.e.shift_imm(Shift::Shr, Width::B64, Rm::Reg(S1.0), 12);
+                self.e.alu_imm(Alu::And, Width::B32, Rm::Reg(S1.0), FETCH_ENTRIES as i32 - 1);
+                self.e.lea(S1, Mem::indexed(S1, S1, 1, 0));
+                (Mem::gs_indexed(S1, 3, table), Mem::gs_indexed(S1, 3, table + 8))
+            }
+        };
+        self.e.alu(Alu::Cmp, Width::B64, S0, Rm::Mem(tag));
+        let field = self.e.jcc(Cond::NE);
+        self.cold.push(Cold { field, instruction: 0, kind: ColdKind::Step });
+        self.e.load(S0, physical);
+        self.e.alu_imm(Alu::And, Width::B64, Rm::Reg(S0.0), -4096);
+        self.e.mov_imm(S1, gpa);
+        self.e.alu(Alu::Cmp, Width::B64, S0, Rm::Reg(S1.0));
+        let field = self.e.jcc(Cond::NE);
+        self.cold.push(Cold { field, instruction: 0, kind: ColdKind::Step });
+        (memory, hot)
     }
 
     /// Loads the number of a link, which is not known yet.

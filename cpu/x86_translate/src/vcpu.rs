@@ -1,6 +1,6 @@
 //! One vCPU: the run loop around generated code.
 
-use crate::blocks::{Found, Key, Translator};
+use crate::blocks::{Found, Key, Source, Translator};
 use crate::counters::Counters;
 use crate::layout::{ExitReason, IBTC_ENTRIES, IbtcEntry, JitVcpu, PAGE_CHECKS};
 use crate::translate::{Input, Mode, translate};
@@ -34,7 +34,8 @@ pub struct TranslatorVcpu {
     epoch: u64,
     generation: u64,
     mode: Mode,
-    page: Box<[u8; 4096]>,
+    /// A copy of the page that is translated from, and 15 bytes of the next.
+    page: Box<[u8; 4096 + 15]>,
     /// Blocks are not linked, and not found through the tables.
     apart: bool,
 }
@@ -104,7 +105,7 @@ impl TranslatorVcpu {
             epoch: translator.epoch.load(Ordering::Acquire),
             generation: 0,
             mode: Mode::default(),
-            page: Box::new([0; 4096]),
+            page: Box::new([0; 4096 + 15]),
             apart: false,
         };
         // Pointers into the processor pointed into the box that it came in.
@@ -252,14 +253,24 @@ impl TranslatorVcpu {
     }
 
     /// Deals with an exit from generated code.
-    fn after(&mut self, platform: &dyn Platform, reason: u32) -> Result<Option<Exit>, Turn> {
+    fn after(&mut self, platform: &dyn Platform, mut reason: u32) -> Result<Option<Exit>, Turn> {
+        // A program may leave one ungrouped block after the other for the next: a loop, no recursion.
+        while reason == ExitReason::Ungrouped as u32 {
+            let mode = Mode(mode_of(&self.jit.cpu).0 | Mode::UNGROUPED);
+            match self.lookup(platform, mode) {
+                Ok(Lookup::Block(found)) => reason = self.enter(found.entry_mem),
+                Ok(Lookup::Entry(_) | Lookup::Step) => return self.step(platform),
+                Ok(Lookup::Full) => return Err(Turn::Full),
+                Err(trap) => return self.deliver(platform, trap),
+            }
+        }
         const DISPATCH: u32 = ExitReason::Dispatch as u32;
         const INDIRECT: u32 = ExitReason::Indirect as u32;
         const LINK: u32 = ExitReason::Link as u32;
         const POLL: u32 = ExitReason::Poll as u32;
         const TRAP: u32 = ExitReason::Trap as u32;
         const HALT: u32 = ExitReason::Halt as u32;
-        const UNGROUPED: u32 = ExitReason::Ungrouped as u32;
+        const STEP: u32 = ExitReason::Step as u32;
         match reason {
             DISPATCH => self.jit.counters.exits_other += 1,
             INDIRECT => self.jit.counters.exits_indirect += 1,
@@ -277,18 +288,7 @@ impl TranslatorVcpu {
                 }
             }
             HALT => return Ok(Some(Exit::Halt)),
-            UNGROUPED => {
-                let mode = Mode(mode_of(&self.jit.cpu).0 | Mode::UNGROUPED);
-                match self.lookup(platform, mode) {
-                    Ok(Lookup::Block(found)) => {
-                        let reason = self.enter(found.entry_mem);
-                        return self.after(platform, reason);
-                    }
-                    Ok(Lookup::Entry(_) | Lookup::Step) => return self.step(platform),
-                    Ok(Lookup::Full) => return Err(Turn::Full),
-                    Err(trap) => return self.deliver(platform, trap),
-                }
-            }
+            STEP => return self.step(platform),
             _ => unreachable!("an exit for no known reason"),
         }
         Ok(None)
@@ -309,7 +309,8 @@ impl TranslatorVcpu {
         if self.apart {
             return Ok(None);
         }
-        let found = match self.lookup_block(platform, self.mode) {
+        let mode = Mode(self.mode.0 | if target.ungrouped { Mode::UNGROUPED } else { 0 });
+        let found = match self.lookup_block(platform, mode) {
             Ok(Lookup::Block(found)) => found,
             // The next round finds out.
             _ => return Ok(None),
@@ -317,6 +318,10 @@ impl TranslatorVcpu {
         let rip = self.jit.cpu.rip;
         if let Some(number) = translator.link(number, found.id, rip) {
             self.jit.page_checks[(rip >> 12) as usize & (PAGE_CHECKS - 1)] = number;
+        }
+        if target.ungrouped {
+            let reason = self.enter(found.entry_mem);
+            return self.after(platform, reason);
         }
         Ok(None)
     }
@@ -434,19 +439,46 @@ impl TranslatorVcpu {
         let offset = (key.gpa & 0xfff) as u16;
         // SAFETY: the translator, and so the memory, lives as long as the vCPU.
         let memory = unsafe { &*self.jit.memory };
-        let core = std::cell::RefCell::new(Core { cpu: &mut self.jit.cpu, memory, platform });
-        let has = |insn: &iced_x86::Instruction| x86_interp::has(&core.borrow(), insn);
-        let input = Input { page: &self.page, page_va: key.page_va, offset, mode: key.mode, has: &has };
-        let Some(output) = translate(&input, hot, cold, &translator.settings, &translator.stubs) else {
-            return Ok(Lookup::Step);
+        let mut core = Core { cpu: &mut self.jit.cpu, memory, platform };
+        let mut source = Source { sequence, next: None };
+        let (settings, stubs) = (&translator.settings, &translator.stubs);
+        let (page_va, mode) = (key.page_va, key.mode);
+        let mut output = {
+            let has = |insn: &iced_x86::Instruction| x86_interp::has(&core, insn);
+            let page = &self.page[..4096];
+            translate(
+                &Input { page, next_page: None, page_va, offset, mode, has: &has },
+                hot,
+                cold,
+                settings,
+                stubs,
+            )
         };
+        if output.is_none() {
+            // The instruction goes on in the next page.
+            let Ok(next) = core.fetch_physical_ahead(4096 - u64::from(offset)) else {
+                return Ok(Lookup::Step);
+            };
+            if next.host.is_null() {
+                return Ok(Lookup::Step);
+            }
+            let gpa = next.physical & !0xfff;
+            source.next = Some((gpa, translator.begin(gpa), 15));
+            // SAFETY: as above.
+            unsafe { std::ptr::copy_nonoverlapping(next.host, self.page[4096..].as_mut_ptr(), 15) };
+            let has = |insn: &iced_x86::Instruction| x86_interp::has(&core, insn);
+            let input =
+                Input { page: &self.page[..], next_page: Some(gpa), page_va, offset, mode, has: &has };
+            output = translate(&input, hot, cold, settings, stubs);
+        }
+        let Some(output) = output else { return Ok(Lookup::Step) };
         assert!(!hot.overflowed() && !cold.overflowed(), "a block outgrew the space reserved for it");
         let counters = &mut self.jit.counters;
         counters.blocks += 1;
         counters.instructions += output.instructions as u64;
         counters.code_bytes += hot.address() - hot_start + cold.address() - cold_start;
         let jit = &mut *self.jit;
-        if let Some(found) = translator.install(key, sequence, output, cold, |found| fill(jit, found)) {
+        if let Some(found) = translator.install(key, source, output, cold, |found| fill(jit, found)) {
             return Ok(Lookup::Block(found));
         }
         hot.rewind(hot_start);

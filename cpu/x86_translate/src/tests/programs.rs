@@ -168,3 +168,52 @@ fn an_exit_request_ends_any_loop() {
         asker.join().expect("the thread ends");
     }
 }
+
+#[test]
+fn an_instruction_across_two_pages() {
+    // l: add eax, 0x01020304 across the boundary; dec ecx; jnz l; hlt
+    let mut code = vec![0x90; 0x1000 - 2];
+    code.extend(b"\x05\x04\x03\x02\x01\xff\xc9\x75\xf7\xf4");
+    let (_, mut actual) = both(&code, |machine| machine.cpu.regs[reg::RCX] = 1000);
+    assert!(actual.vcpu.counters().steps < 10, "{:?}", actual.vcpu.counters());
+    // A change in the second page is seen.
+    actual.memory.write(CODE + 0x1002, &[0]).expect("RAM");
+    let cpu = actual.vcpu.cpu_mut();
+    cpu.halted = false;
+    cpu.rip = CODE + 0xffe;
+    cpu.regs[reg::RAX] = 0;
+    cpu.regs[reg::RCX] = 1;
+    actual.run();
+    assert_eq!(actual.vcpu.cpu().regs[reg::RAX], 0x0002_0304);
+}
+
+#[test]
+fn strings_are_copied_and_filled() {
+    for (code, rcx) in [
+        (b"\xf3\xa4\xf4".as_slice(), 100u64),
+        (b"\xf3\xa4\xf4", 0),
+        (b"\xf3\x48\xa5\xf4", 500),
+        (b"\xf3\x48\xa5\xf4", 5000),
+        (b"\xf3\xaa\xf4", 100),
+        (b"\xf3\x48\xab\xf4", 512),
+        (b"\xf3\x66\xab\xf4", 512),
+        (b"\xfd\xf3\xa4\xf4", 64),
+        (b"\xa4\x48\xa5\xaa\xab\xf4", 7),
+    ] {
+        for offset in [0, 1, 0x800, 0xfff] {
+            let set_up = |machine: &mut Machine| {
+                machine.cpu.regs[reg::RCX] = rcx;
+                machine.cpu.regs[reg::RAX] = 0x1122_3344_5566_7788;
+                machine.cpu.regs[reg::RSI] = DATA + offset;
+                machine.cpu.regs[reg::RDI] = DATA + 0x1_0000 + offset / 2;
+                let data: Vec<u8> = (0..0x1_0000u32).map(|at| (at * 7 >> 3) as u8).collect();
+                machine.memory.write(DATA, &data).expect("RAM");
+            };
+            let (expected, actual) = both(code, set_up);
+            let (mut a, mut b) = (vec![0; 0x2_0000], vec![0; 0x2_0000]);
+            expected.memory.read(DATA, &mut a).expect("RAM");
+            actual.memory.read(DATA, &mut b).expect("RAM");
+            assert!(a == b, "{code:x?} {offset:#x}");
+        }
+    }
+}

@@ -234,6 +234,10 @@ impl Translation<'_> {
                 class = Class::Interpret;
             }
             let mut described = effect(&insn, info);
+            if self.options.strict && insn.rflags_undefined() != 0 {
+                // The host may leave such flags as they are: they must be the guest's.
+                described.reads = ALL;
+            }
             if class == Class::Interpret {
                 described = Effect { reads: ALL, conditional: true, ..described };
             }

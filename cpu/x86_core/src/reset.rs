@@ -56,6 +56,8 @@ impl Cpu {
     fn rebind(&mut self) {
         self.long64 = false;
         self.align_check = false;
+        self.watched = false;
+        self.breakpoints_met = 0;
         self.data_bank = 0;
         self.fast_bank = u8::MAX;
         self.tlb_bank = self.tlb.bank(0);

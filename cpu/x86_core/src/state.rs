@@ -263,16 +263,22 @@ pub struct Cpu {
     pub halted: bool,
     /// Whether locked accesses must be atomic for other processors: false only in VMs of one vCPU.
     pub lock_needed: bool,
-    /// Whether this is 64-bit mode. This field and the next three are kept by
+    /// Whether this is 64-bit mode. This field and the next four are kept by
     /// [`Core::mode_changed`](crate::Core::mode_changed).
     pub long64: bool,
     /// Whether unaligned user accesses fault (CR0.AM and EFLAGS.AC at CPL 3).
     pub align_check: bool,
+    /// Whether a debug register watches data.
+    pub watched: bool,
     /// The bank of explicit data accesses.
     pub data_bank: u8,
     /// The same if offsets are linear addresses and no access needs a check but the TLB's, else a bank that
     /// does not exist.
     pub fast_bank: u8,
+    /// Data breakpoints (bits 0..=3 of DR6) that accesses have met; whoever executes instructions raises
+    /// #DB for them when the instruction is done, see
+    /// [`Core::take_data_breakpoints`](crate::Core::take_data_breakpoints).
+    pub breakpoints_met: u8,
     /// Segment registers, in encoding order.
     pub segments: [Segment; 6],
     /// The local descriptor table.

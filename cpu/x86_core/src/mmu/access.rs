@@ -111,7 +111,9 @@ impl Core<'_> {
     fn read_slow<T: Scalar>(&mut self, seg: Seg, offset: u64) -> Result<T, Trap> {
         let va = self.linear(seg, offset, T::BYTES as u64, false)?;
         self.check_alignment(va, T::BYTES)?;
-        self.read_linear(va, usize::from(self.cpu.data_bank))
+        let value = self.read_linear(va, usize::from(self.cpu.data_bank))?;
+        self.watch(va, T::BYTES, false);
+        Ok(value)
     }
 
     #[cold]
@@ -119,7 +121,9 @@ impl Core<'_> {
     fn write_slow<T: Scalar>(&mut self, seg: Seg, offset: u64, value: T) -> Result<(), Trap> {
         let va = self.linear(seg, offset, T::BYTES as u64, true)?;
         self.check_alignment(va, T::BYTES)?;
-        self.write_linear(va, value, usize::from(self.cpu.data_bank))
+        self.write_linear(va, value, usize::from(self.cpu.data_bank))?;
+        self.watch(va, T::BYTES, true);
+        Ok(())
     }
 
     /// Reads up to 4096 bytes.
@@ -128,7 +132,9 @@ impl Core<'_> {
     /// The fault that the access has; `data` is then as before.
     pub fn read_bytes(&mut self, seg: Seg, offset: u64, data: &mut [u8]) -> Result<(), Trap> {
         let va = self.linear(seg, offset, data.len() as u64, false)?;
-        self.read_linear_bytes(va, data, usize::from(self.cpu.data_bank))
+        self.read_linear_bytes(va, data, usize::from(self.cpu.data_bank))?;
+        self.watch(va, data.len(), false);
+        Ok(())
     }
 
     /// Writes up to 4096 bytes.
@@ -137,7 +143,9 @@ impl Core<'_> {
     /// The fault that the access has; nothing was written then.
     pub fn write_bytes(&mut self, seg: Seg, offset: u64, data: &[u8]) -> Result<(), Trap> {
         let va = self.linear(seg, offset, data.len() as u64, true)?;
-        self.write_linear_bytes(va, data, usize::from(self.cpu.data_bank))
+        self.write_linear_bytes(va, data, usize::from(self.cpu.data_bank))?;
+        self.watch(va, data.len(), true);
+        Ok(())
     }
 
     /// Checks what a store of `len` bytes would need, without storing.
@@ -178,12 +186,14 @@ impl Core<'_> {
         }
         let va = self.linear(seg, offset, T::BYTES as u64, true)?;
         self.check_alignment(va, T::BYTES)?;
-        self.update_linear(va, usize::from(self.cpu.data_bank), locked, f)
+        let old = self.update_linear(va, usize::from(self.cpu.data_bank), locked, f)?;
+        self.watch(va, T::BYTES, true);
+        Ok(old)
     }
 
     /// Where `seg:offset` is in this process, and how many of the `len` bytes from there are in the same
     /// page. `None` if they must be accessed one by one: MMIO, stores that must be tracked, a segment limit
-    /// in the way.
+    /// or a data breakpoint in the way.
     ///
     /// # Errors
     /// The fault that an access to the first byte has.
@@ -196,7 +206,7 @@ impl Core<'_> {
     ) -> Result<Option<(*mut u8, usize)>, Trap> {
         let va = self.linear(seg, offset, 1, write)?;
         let span = len.min(0x1000 - (va & !PAGE_MASK));
-        if self.cpu.align_check || self.linear(seg, offset, span, write).is_err() {
+        if self.cpu.align_check || self.cpu.watched || self.linear(seg, offset, span, write).is_err() {
             return Ok(None);
         }
         Ok(match self.translate(va, write, usize::from(self.cpu.data_bank))? {

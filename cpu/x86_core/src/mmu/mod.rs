@@ -6,6 +6,7 @@ mod linear;
 mod tlb;
 mod walk;
 mod walk_cache;
+mod watch;
 
 #[cfg(test)]
 mod tests;
@@ -23,7 +24,8 @@ use tlb::{EMPTY_BANK, NewEntry, PAGE_MASK};
 pub enum Fill {
     /// RAM: the entry is in the bank of the current privilege and the access will hit.
     Direct,
-    /// MMIO, or a write that must be tracked, or alignment checks are on: no entry allows the access;
+    /// MMIO, or a write that must be tracked, or alignment checks or data breakpoints are on: no entry
+    /// allows the access;
     /// interpret the instruction.
     Interpret,
 }
@@ -138,7 +140,7 @@ impl Cpu {
 }
 
 impl Core<'_> {
-    /// Recomputes what depends on CPL, CR0, CR4, EFER, CS and RFLAGS. To be called after any of them was
+    /// Recomputes what depends on CPL, CR0, CR4, EFER, CS, RFLAGS and DR7. To be called after any of them was
     /// changed other than through a method of [`Core`].
     pub fn mode_changed(&mut self) {
         let cpu = &mut *self.cpu;
@@ -146,8 +148,10 @@ impl Core<'_> {
         let bank = cpu.bank_for(cpu.cpl);
         cpu.data_bank = bank as u8;
         cpu.align_check = cpu.cpl == 3 && cpu.rflags & flags::AC != 0 && cpu.cr0 & cr0::AM != 0;
-        cpu.fast_bank = if cpu.long64 && !cpu.align_check { cpu.data_bank } else { u8::MAX };
-        cpu.tlb_bank = if cpu.align_check { EMPTY_BANK.as_ptr() } else { cpu.tlb.bank(bank) };
+        cpu.watched = watch::watches_data(cpu.dr[7]);
+        let checked = cpu.align_check || cpu.watched;
+        cpu.fast_bank = if cpu.long64 && !checked { cpu.data_bank } else { u8::MAX };
+        cpu.tlb_bank = if checked { EMPTY_BANK.as_ptr() } else { cpu.tlb.bank(bank) };
     }
 
     /// Drops cached translations: all, or all but global ones.
@@ -177,7 +181,7 @@ impl Core<'_> {
         let bank = usize::from(self.cpu.data_bank);
         let target = self.translate(va, write, bank)?;
         let direct = match target {
-            Target::Ram { tracked, .. } => !(self.cpu.align_check || write && tracked),
+            Target::Ram { tracked, .. } => !(self.cpu.align_check || self.cpu.watched || write && tracked),
             Target::Mmio { .. } => false,
         };
         Ok(if direct { Fill::Direct } else { Fill::Interpret })

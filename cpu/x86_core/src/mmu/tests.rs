@@ -392,6 +392,35 @@ fn alignment_checks() {
 }
 
 #[test]
+fn data_breakpoints() {
+    let mut machine = Machine::long();
+    let mut core = machine.core();
+    core.read::<u64>(Seg::Ds, DATA).unwrap();
+    core.cpu.dr[1] = DATA + 8;
+    core.cpu.dr[3] = DATA + 0x102;
+    // Four bytes of stores by breakpoint 1, two bytes of any access by breakpoint 3.
+    core.cpu.dr[7] = 1 << 2 | 2 << 6 | 0xd << 20 | 0x7 << 28;
+    core.mode_changed();
+    assert!(core.cpu.watched);
+    assert_eq!(core.fill(DATA, false), Ok(Fill::Interpret));
+    assert_eq!(core.host_span(Seg::Ds, DATA, 8, false), Ok(None));
+    core.read::<u64>(Seg::Ds, DATA + 8).unwrap();
+    core.write::<u64>(Seg::Ds, DATA, 1).unwrap();
+    core.write::<u8>(Seg::Ds, DATA + 12, 1).unwrap();
+    assert_eq!(core.take_data_breakpoints(), 0);
+    core.write::<u8>(Seg::Ds, DATA + 11, 1).unwrap();
+    assert_eq!(core.take_data_breakpoints(), 2);
+    core.update::<u32>(Seg::Ds, DATA + 5, false, |_| Some(1)).unwrap();
+    assert_eq!(core.take_data_breakpoints(), 2);
+    core.read_bytes(Seg::Ds, DATA, &mut [0; 0x103]).unwrap();
+    assert_eq!(core.take_data_breakpoints(), 8);
+    assert_eq!(core.take_data_breakpoints(), 0);
+    core.cpu.dr[7] = 0x400;
+    core.mode_changed();
+    assert_eq!(core.fill(DATA, false), Ok(Fill::Direct));
+}
+
+#[test]
 fn locked_updates_of_two_processors_add_up() {
     let machine = Machine::long();
     let memory = &machine.memory;

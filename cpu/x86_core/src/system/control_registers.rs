@@ -112,6 +112,7 @@ fn write_debug(core: &mut Core, index: usize, value: u64) -> Result<(), Trap> {
         7 => value & 0xffff_2bff | DR7_ONES,
         _ => value,
     };
+    core.mode_changed();
     Ok(())
 }
 

@@ -46,11 +46,12 @@ pub(crate) enum Exchange {
     DeviceWrite(u64, Vec<u8>),
 }
 
+const APIC_BASE: u32 = 0x1b;
+
 impl Exchange {
-    /// Whether it may be that only one processor asks: the translator looks at the APIC's base when it
-    /// translates, to know what CPUID says.
+    /// Whether it may be that only one processor asks, and asking changes nothing: what CPUID says depends on
+    /// the APIC's base, which the translator looks at when it translates, the interpreter when it executes.
     fn is_optional(&self) -> bool {
-        const APIC_BASE: u32 = 0x1b;
         matches!(self, Self::ApicMsr(APIC_BASE, _))
     }
 }
@@ -273,6 +274,10 @@ impl Platform for Replayer<'_> {
     }
 
     fn apic_msr(&self, msr: u32) -> Option<u64> {
+        let told = self.log.exchanges.borrow().front().is_some_and(Exchange::is_optional);
+        if msr == APIC_BASE && !told {
+            return self.inner.apic_msr(msr);
+        }
         let answer = self.next(&Exchange::ApicMsr(msr, None), |exchange| match exchange {
             Exchange::ApicMsr(number, value) if *number == msr => Some(*value),
             _ => None,

@@ -270,6 +270,30 @@ fn a_state_that_was_loaded_is_taken_over() {
 }
 
 #[test]
+fn undefined_flags_are_the_hosts() {
+    // mov eax, 3; imul ecx, eax, 5 and mul ecx after a comparison of memory's page was made; shl and friends
+    // with a count: stc; cmp eax, 3; imul rsi, [DATA]; pushfq; sub eax, 7; mul qword [DATA]; pushfq; stc;
+    // shl eax, 5; pushfq; bsf ecx, eax; pushfq; and eax, ecx; hlt
+    let data = [0x04, 0x25, 0, 0, 0x40, 0];
+    let mut code = vec![0xb8, 3, 0, 0, 0, 0xf9, 0x83, 0xf8, 3, 0x48, 0x0f, 0xaf, 0x34];
+    code.extend(&data[1..]);
+    code.extend([0x9c, 0x83, 0xe8, 7, 0x48, 0xf7, 0x24]);
+    code.extend(&data[1..]);
+    code.extend([0x9c, 0xf9, 0xc1, 0xe0, 5, 0x9c, 0x0f, 0xbc, 0xc8, 0x9c, 0x21, 0xc8, 0xf4]);
+    Rig::long(&code).halts();
+}
+
+#[test]
+fn only_one_may_look_at_the_apics_base() {
+    // mov esi, DATA; lock cmpxchg16b [rsi]; mov eax, 1; cpuid; mov ecx, 0x1b; rdmsr; hlt
+    let code = b"\xbe\0\0\x40\0\xf0\x48\x0f\xc7\x0e\xb8\x01\0\0\0\x0f\xa2\xb9\x1b\0\0\0\x0f\x32\xf4";
+    let mut rig = Rig::long(code);
+    rig.platform.apic.borrow_mut().insert(0x1b, 0xfee0_0900);
+    rig.halts();
+    assert_eq!(rig.lockstep.cpu().regs[reg::RAX], 0xfee0_0900);
+}
+
+#[test]
 fn divisions_give_the_hosts_flags() {
     // mov eax, 100; mov ecx, 7; mov r9d, 5; stc; div ecx; cmc; div r9d; mov eax, 100; cdq; stc; idiv r9; add al,
     // 0x7f; cdq; idiv ecx; hlt

@@ -13,8 +13,8 @@ pub enum AccelError {
         /// The names it knows, separated by commas.
         known: String,
     },
-    /// A CPU feature cannot be switched on, or has no such name.
-    #[error("CPU feature {name:?} cannot be given to a {cpu}: {reason}")]
+    /// A CPU feature cannot be switched on or off, or there is none of that name.
+    #[error("CPU feature {name:?} of a {cpu} cannot be changed: {reason}")]
     CpuFeature {
         /// The feature's name.
         name: String,

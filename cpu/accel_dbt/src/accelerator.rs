@@ -63,19 +63,19 @@ impl Accelerator for DbtAccelerator {
 }
 
 fn cpu_model(spec: &CpuSpec) -> Result<CpuModel, AccelError> {
-    let model = CpuModel::by_name(&spec.name).map_err(|_| AccelError::UnknownCpu {
+    let mut model = CpuModel::by_name(&spec.name).map_err(|_| AccelError::UnknownCpu {
         accelerator: NAME,
         name: spec.name.clone(),
         known: CpuModel::names().join(", "),
     })?;
-    match spec.features.first() {
-        None => Ok(model),
-        Some((name, _)) => Err(AccelError::CpuFeature {
+    for (name, on) in &spec.features {
+        model.change_feature(name, *on).map_err(|error| AccelError::CpuFeature {
             name: name.clone(),
             cpu: spec.name.clone(),
-            reason: "its features are fixed".into(),
-        }),
+            reason: error.to_string(),
+        })?;
     }
+    Ok(model)
 }
 
 fn translator(spec: &VmSpec, memory: &GuestMemory) -> Result<Arc<Translator>, AccelError> {

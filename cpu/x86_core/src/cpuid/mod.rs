@@ -1,12 +1,14 @@
 //! CPU models: what CPUID announces.
 
 pub mod feature;
+mod names;
 
 #[cfg(test)]
 mod tests;
 
 use crate::Core;
 use feature::{Feature, WORDS};
+pub use names::FeatureError;
 
 /// What a processor is: its features, its place in the machine's topology, its name.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -238,8 +238,11 @@ impl Queue {
     /// # Errors
     /// [`QueueError`] if the ring is not memory.
     pub fn has_available(&self, memory: &GuestMemory) -> Result<bool, QueueError> {
+        if !self.state.enabled {
+            return Ok(false);
+        }
         let index = load(memory, self.state.available + 2, Ordering::Acquire)?;
-        Ok(self.state.enabled && index != self.state.next_available)
+        Ok(index != self.state.next_available)
     }
 
     /// Gives the chain that begins at `head` back to the driver, with `written` bytes written to it.
@@ -265,6 +268,9 @@ impl Queue {
     /// # Errors
     /// [`QueueError`] if the ring is not memory.
     pub fn needs_interrupt(&mut self, memory: &GuestMemory) -> Result<bool, QueueError> {
+        if !self.state.enabled {
+            return Ok(false);
+        }
         // The used index must be visible before the driver's wish is read: the driver writes its wish and
         // then looks at the used index once more.
         fence(Ordering::SeqCst);

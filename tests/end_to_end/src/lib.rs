@@ -85,10 +85,15 @@ impl Guest {
             let left = end.saturating_duration_since(Instant::now());
             if text.1 || left.is_zero() {
                 let why = if text.1 { "the guest ended" } else { "time is up" };
-                let tail: String = text.0.lines().rev().take(40).collect::<Vec<_>>().into_iter().rev().fold(
-                    String::new(),
-                    |all, line| all + line + "\n",
-                );
+                let tail: String = text
+                    .0
+                    .lines()
+                    .rev()
+                    .take(40)
+                    .collect::<Vec<_>>()
+                    .into_iter()
+                    .rev()
+                    .fold(String::new(), |all, line| all + line + "\n");
                 drop(text);
                 panic!("{why} before {expected:?} came; its last lines:\n{tail}");
             }

@@ -62,7 +62,8 @@ fn ctrl_a_x_ends_the_program() {
 #[test]
 fn a_kernel_panic_is_told() {
     // The kernel has nothing to start, panics, and resets at once.
-    let output = run(&["run", "debian:13", "--no-reboot", "--append", "panic=-1 rdinit=/nothing init=/nothing"]);
+    let output =
+        run(&["run", "debian:13", "--no-reboot", "--append", "panic=-1 rdinit=/nothing init=/nothing"]);
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("Kernel panic"), "{text}");
     assert_eq!(output.status.code(), Some(0), "a reset after the panic, without pvpanic's driver");

@@ -7,6 +7,10 @@ use x86_core::{CodeSize, Core, Exception, Flow, Trap, shadow, vector};
 
 /// DR6: the exception is a single step.
 const DR6_BS: u64 = 1 << 14;
+/// DR6: which breakpoints were met, set anew by each #DB.
+const DR6_MET: u64 = 0xf;
+/// Beside TF and RF, which are low bits: data breakpoints are armed.
+const WATCHED: u64 = 1 << 63;
 /// Enable bits of the four breakpoints in DR7.
 const DR7_ENABLED: u64 = 0xff;
 
@@ -23,13 +27,14 @@ pub fn step(core: &mut Core<'_>) -> Result<Flow, Trap> {
         instruction_breakpoint(core)?;
     }
     decode::with_instruction(core, |core, insn, handler, trap| {
-        let flagged = core.cpu.rflags & (TF | RF);
+        let flagged = core.cpu.rflags & (TF | RF) | if core.cpu.watched { WATCHED } else { 0 };
         let before = core.cpu.interrupt_shadow;
         core.cpu.interrupt_shadow = before & shadow::NMI;
         let mut flow = match handler(core, insn) {
             Ok(flow) => flow,
             Err(fault) => {
                 core.cpu.interrupt_shadow |= before;
+                core.cpu.breakpoints_met = 0;
                 *trap = fault;
                 return None;
             }
@@ -70,7 +75,7 @@ fn next_ip(core: &Core<'_>, insn: &Instruction) -> u64 {
     }
 }
 
-/// What follows an instruction that began with TF or RF set.
+/// What follows an instruction that began with TF or RF set, or while data breakpoints are armed.
 #[cold]
 fn after_flagged(core: &mut Core<'_>, insn: &Instruction, flow: Flow, before: u64) -> Result<Flow, Trap> {
     // RF holds off instruction breakpoints for one instruction, except that IRET loads it.
@@ -87,11 +92,19 @@ fn after_flagged(core: &mut Core<'_>, insn: &Instruction, flow: Flow, before: u6
         _ => before & TF != 0,
     };
     // After a load of SS, debug exceptions wait for the next instruction too.
-    if !step || core.cpu.interrupt_shadow & shadow::MOV_SS != 0 {
+    if core.cpu.interrupt_shadow & shadow::MOV_SS != 0 {
+        return Ok(flow);
+    }
+    let mut met = core.take_data_breakpoints();
+    if insn.mnemonic() == Mnemonic::Int1 {
+        // It has delivered a #DB already, which the waiting one merges with.
+        met = 0;
+    }
+    if !step && met == 0 {
         return Ok(flow);
     }
     core.cpu.halted = false;
-    core.cpu.dr[6] |= DR6_BS;
+    core.cpu.dr[6] = core.cpu.dr[6] & !DR6_MET | met | if step { DR6_BS } else { 0 };
     Err(Trap::Exception(Exception { vector: vector::DB, error: None, address: 0 }))
 }
 
@@ -112,6 +125,6 @@ fn instruction_breakpoint(core: &mut Core<'_>) -> Result<(), Trap> {
     if hit == 0 {
         return Ok(());
     }
-    cpu.dr[6] |= hit;
+    cpu.dr[6] = cpu.dr[6] & !DR6_MET | hit;
     Err(Trap::plain(vector::DB))
 }

@@ -22,6 +22,7 @@ const UNSAFE_CRATES: &[&str] = &[
     "dbt_code",      // executable memory
     "guest_memory",  // guest memory as raw pointers
     "native_oracle", // runs instructions on the host's processor, for tests
+    "virtio_blk",    // vectored I/O on guest memory, and file locks
     "x86_core",      // guest memory through the soft TLB's pointers
     "x86_fpu",       // native stubs
     "x86_interp",    // string instructions on host spans

@@ -4,10 +4,16 @@ use super::Options;
 use super::guest::Guest;
 use anyhow::{Context, Result, bail};
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
+
+/// Our program, as `cargo build --release` leaves it.
+fn vireo(root: &Path) -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    target.join("release/vireo")
+}
 
 /// The longest that one run may take.
 const TIME_LIMIT: Duration = Duration::from_secs(300);
@@ -48,7 +54,7 @@ impl Target {
                 command
             }
             Self::Vireo => {
-                let mut command = Command::new(root.join("target/release/vireo"));
+                let mut command = Command::new(vireo(root));
                 command.args(["run", "--accel", "dbt", "-m", "512M", "--no-reboot", "--serial", "stdio"]);
                 command.args(options.vireo_args.split_whitespace());
                 command.arg("--smp").arg(options.smp.to_string());

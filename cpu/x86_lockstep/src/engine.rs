@@ -11,11 +11,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use x86_core::{Core, Cpu, Flow, Platform, Trap, reg};
-use x86_translate::{Translator, TranslatorVcpu};
+use x86_translate::{Exit, Translator, TranslatorVcpu};
 
-/// Instructions that T0 takes for a block at most: one with 64 that is begun, and begun again with each access
-/// checked by itself.
-const MOST_STEPS: usize = 160;
+/// Instructions that T0 takes for a round at most: blocks have up to 64, and T1 goes from one to the next where
+/// it checks each access by itself.
+const MOST_STEPS: usize = 4096;
 /// Pauses of string instructions in a block at most.
 const MOST_PAUSES: usize = 1 << 22;
 /// Blocks between comparisons of the pages that T0 stored to, and of all memory.
@@ -204,6 +204,10 @@ impl Lockstep {
         }
         let cpu = self.t1.cpu();
         self.history.push_back(Round { from, to: cpu.rip, cpl: cpu.cpl });
+        if matches!(result, Ok(Some(Exit::Requested))) && self.has_arrived() {
+            // It was asked to stop before it began.
+            return Ok(());
+        }
         self.share_marks();
         let differences = self.follow(platform, result.is_err());
         self.summary.blocks += 1;

@@ -3,6 +3,7 @@
 use crate::tsc::TscSource;
 use accel::VcpuBus;
 use lapic::{Lapic, MMIO_LEN};
+use std::cell::Cell;
 use x86_core::Platform;
 
 /// A processor's surroundings.
@@ -10,7 +11,13 @@ pub(crate) struct VcpuPlatform<'a> {
     pub(crate) bus: &'a dyn VcpuBus,
     pub(crate) lapic: &'a Lapic,
     pub(crate) tsc: &'a TscSource,
+    /// PAUSEs since this last let go of the host's processor.
+    pub(crate) pauses: Cell<u32>,
 }
+
+/// PAUSEs after which a vCPU lets others have its host processor. What it waits for may be a vCPU whose
+/// thread cannot run while this one does; some microseconds of waiting are cheaper than a switch.
+const PAUSES: u32 = 64;
 
 impl VcpuPlatform<'_> {
     fn lapic_offset(&self, gpa: u64) -> Option<u64> {
@@ -40,6 +47,16 @@ impl Platform for VcpuPlatform<'_> {
 
     fn pio_write(&self, port: u16, data: &[u8]) {
         self.bus.pio_write(port, data);
+    }
+
+    fn pause(&self) {
+        let pauses = self.pauses.get() + 1;
+        self.pauses.set(pauses % PAUSES);
+        if pauses == PAUSES {
+            std::thread::yield_now();
+        } else {
+            std::hint::spin_loop();
+        }
     }
 
     fn tsc(&self) -> u64 {

@@ -6,6 +6,7 @@ use crate::shared::{Requests, VcpuShared};
 use crate::vcpu::{DbtVcpu, Events};
 use accel::{HaltReason, StopToken, VcpuBus};
 use guest_memory::GuestMemory;
+use std::cell::Cell;
 use x86_core::{Core, Exception, Trap, shadow};
 
 /// What the run loop does after a look at events.
@@ -28,7 +29,7 @@ impl DbtVcpu {
         // SAFETY: this is the vCPU, and this its only use of the engine until the loop ends.
         let engine = unsafe { shared.engine() };
         let memory = &self.vm.memory;
-        let platform = VcpuPlatform { bus, lapic: &self.lapic, tsc: &self.vm.tsc };
+        let platform = VcpuPlatform { bus, lapic: &self.lapic, tsc: &self.vm.tsc, pauses: Cell::new(0) };
         let events = &mut self.events;
         loop {
             shared.pass();

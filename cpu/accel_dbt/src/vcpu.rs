@@ -6,6 +6,7 @@ use crate::state;
 use crate::vm::VmShared;
 use accel::{AccelError, HaltReason, InjectedException, StopToken, Vcpu, VcpuBus, X86State};
 use lapic::Lapic;
+use std::cell::Cell;
 use std::sync::Arc;
 use x86_core::Core;
 
@@ -56,7 +57,8 @@ impl DbtVcpu {
     fn at_rest<R>(&mut self, act: impl FnOnce(&mut Core<'_>) -> R) -> R {
         // SAFETY: this is the vCPU, and it does not run.
         let engine = unsafe { self.shared.engine() };
-        let platform = VcpuPlatform { bus: &NoBus, lapic: &self.lapic, tsc: &self.vm.tsc };
+        let platform =
+            VcpuPlatform { bus: &NoBus, lapic: &self.lapic, tsc: &self.vm.tsc, pauses: Cell::new(0) };
         act(&mut engine.core(&self.vm.memory, &platform))
     }
 }

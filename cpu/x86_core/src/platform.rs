@@ -21,6 +21,8 @@ pub trait Platform {
     /// Reads a local APIC MSR: APIC_BASE (0x1b), TSC_DEADLINE (0x6e0), x2APIC (0x800..=0x8ff). `None` is
     /// #GP.
     fn apic_msr(&self, msr: u32) -> Option<u64>;
+    /// PAUSE: the processor waits for another, in a loop.
+    fn pause(&self) {}
     /// Writes one. `None` is #GP.
     fn set_apic_msr(&self, msr: u32, value: u64) -> Option<()>;
     /// 64 random bits for RDRAND and RDSEED, if there are some.

@@ -138,8 +138,8 @@ pub(crate) fn ungated(insn: &Instruction) -> Handler {
         M::Aam => bcd::aam,
         M::Daa => bcd::decimal::<false>,
         M::Das => bcd::decimal::<true>,
+        M::Pause => misc::pause,
         M::Nop
-        | M::Pause
         | M::Endbr32
         | M::Endbr64
         | M::Rdsspd

@@ -4,8 +4,14 @@ use iced_x86::Instruction;
 use std::sync::atomic::{Ordering, fence};
 use x86_core::{Core, Flow, Trap, effective_address};
 
-/// NOP, PAUSE, hints.
+/// NOP, hints.
 pub(crate) fn nop(_: &mut Core<'_>, _: &Instruction) -> Result<Flow, Trap> {
+    Ok(Flow::Next)
+}
+
+/// PAUSE: whoever runs the processor may have something better to do with its thread.
+pub(crate) fn pause(core: &mut Core<'_>, _: &Instruction) -> Result<Flow, Trap> {
+    core.platform.pause();
     Ok(Flow::Next)
 }
 

@@ -296,6 +296,8 @@ fn classify(insn: &Instruction) -> Class {
         | M::Prefetcht1
         | M::Prefetcht2
         | M::Prefetchw => return Class::Nop,
+        // The run loop may have something better to do.
+        M::Pause => return Class::Interpret,
         M::Lea => return Class::Lea,
         M::Cld => return Class::Cld,
         M::Std => return Class::Std,
@@ -310,7 +312,6 @@ fn classify(insn: &Instruction) -> Class {
         | M::Cqo
         | M::Lahf
         | M::Sahf
-        | M::Pause
         | M::Mfence
         | M::Lfence
         | M::Sfence => return Class::Verbatim,

@@ -48,7 +48,8 @@ impl Cpu {
         self.cr0 = cr0::ET | cr0::NW | cr0::CD;
         self.tlb.flush(false);
         self.code_generation += 1;
-        self.tlb.forget_evicted();
+        self.global_code_generation += 1;
+        self.tlb.forget_evicted(true);
         self.rebind();
     }
 

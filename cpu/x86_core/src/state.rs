@@ -314,6 +314,9 @@ pub struct Cpu {
     /// Incremented whenever a mapping that code may have been fetched through changes or goes (CR3, INVLPG,
     /// paging bits): caches keyed by virtual address compare it.
     pub code_generation: u64,
+    /// Incremented whenever a mapping that code may have been fetched through changes or goes and it may have
+    /// been a global one in the upper half of the address space: loads of CR3 leave it alone.
+    pub global_code_generation: u64,
     /// The processor's APIC id, which CPUID reports.
     pub apic_id: u32,
     /// What CPUID announces.

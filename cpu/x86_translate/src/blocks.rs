@@ -80,7 +80,7 @@ impl Key {
 }
 
 /// What the map of blocks says of one.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Found {
     pub(crate) entry_mem: u64,
     pub(crate) id: u32,
@@ -366,6 +366,8 @@ impl Translator {
     /// Drops a block. The caller holds the state.
     fn kill(&self, state: &mut State, id: u32) {
         let Some(block) = state.blocks[id as usize].take() else { return };
+        // Before anything that is looked at without a lock.
+        self.invalidations.fetch_add(1, Ordering::SeqCst);
         self.shard(&block.key).write().remove(&block.key);
         for number in block.incoming {
             let link = &mut state.links[number as usize];
@@ -420,7 +422,6 @@ impl Translator {
         page.data_writes += 1;
         let all = page.data_writes > DATA_WRITES;
         let blocks = page.blocks.clone();
-        let mut hit = false;
         for id in blocks {
             let Some(Some(block)) = state.blocks.get(id as usize) else { continue };
             let overlaps = match block.next {
@@ -429,11 +430,7 @@ impl Translator {
             };
             if all || overlaps {
                 self.kill(state, id);
-                hit = true;
             }
-        }
-        if hit {
-            self.invalidations.fetch_add(1, Ordering::Release);
         }
         if state.pages.get(&gpa).is_some_and(|page| page.blocks.is_empty()) {
             state.pages.remove(&gpa);

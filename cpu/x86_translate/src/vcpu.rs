@@ -33,11 +33,28 @@ pub struct TranslatorVcpu {
     cold: Option<Emitter>,
     epoch: u64,
     generation: u64,
+    global_generation: u64,
+    /// Whether the tables of supervisor code hold addresses whose mappings are not global, or in the lower
+    /// half.
+    tainted: bool,
+    /// Blocks by physical address.
+    recent: Box<[Recent]>,
     mode: Mode,
     /// A copy of the page that is translated from, and 15 bytes of the next.
     page: Box<[u8; 4096 + 15]>,
     /// Blocks are not linked, and not found through the tables.
     apart: bool,
+}
+
+/// Entries in the table of recent blocks.
+const RECENT: usize = 4096;
+
+/// A block that was found before.
+#[derive(Clone, Copy, Default)]
+struct Recent {
+    key: Option<Key>,
+    invalidations: u64,
+    found: Found,
 }
 
 /// What a look for the block at RIP gives.
@@ -104,6 +121,9 @@ impl TranslatorVcpu {
             cold: None,
             epoch: translator.epoch.load(Ordering::Acquire),
             generation: 0,
+            global_generation: 0,
+            tainted: false,
+            recent: vec![Recent::default(); RECENT].into(),
             mode: Mode::default(),
             page: Box::new([0; 4096 + 15]),
             apart: false,
@@ -184,7 +204,8 @@ impl TranslatorVcpu {
             if self.epoch != translator.epoch.load(Ordering::Acquire) {
                 self.epoch = translator.epoch.load(Ordering::Acquire);
                 (self.hot, self.cold) = (None, None);
-                self.forget();
+                self.recent.fill(Recent::default());
+                self.forget(true);
             }
             match self.turn(platform) {
                 Ok(exit) if exit.is_some() || self.apart => break Ok(exit),
@@ -237,8 +258,10 @@ impl TranslatorVcpu {
         let mode = mode_of(cpu);
         let switched = (mode.0 ^ self.mode.0) & !Mode::USER != 0;
         if switched || self.generation != cpu.code_generation {
+            let all = switched || self.tainted || self.global_generation != cpu.global_code_generation;
             self.generation = cpu.code_generation;
-            self.forget();
+            self.global_generation = cpu.global_code_generation;
+            self.forget(all);
         }
         self.mode = mode;
         let entry = match self.lookup(platform, mode) {
@@ -365,14 +388,20 @@ impl TranslatorVcpu {
         jit.exit_reason
     }
 
-    /// Empties the tables that are keyed by virtual address.
-    fn forget(&mut self) {
-        for (table, filled) in self.jit.ibtc.iter().zip(&mut self.jit.filled) {
-            for index in filled.drain(..) {
-                table[usize::from(index)].clear(usize::from(index));
+    /// Empties the tables that are keyed by virtual address; those
+    /// of supervisor code only if `all`.
+    fn forget(&mut self, all: bool) {
+        for (user, table) in self.jit.ibtc.iter().enumerate() {
+            if user == 1 || all {
+                for index in self.jit.filled[user].drain(..) {
+                    table[usize::from(index)].clear(usize::from(index));
+                }
             }
         }
-        self.jit.page_checks.fill(0);
+        if all {
+            self.jit.page_checks.fill(0);
+            self.tainted = false;
+        }
     }
 
     /// The code for RIP.
@@ -405,13 +434,32 @@ impl TranslatorVcpu {
             let user = usize::from(mode.has(Mode::USER));
             let index = rip as usize & (IBTC_ENTRIES - 1);
             let entry = &jit.ibtc[user][index];
+            let first = entry.va.load(Ordering::Relaxed) == IbtcEntry::empty(index);
             entry.clear(index);
             entry.host.store(found.entry_mem, Ordering::Relaxed);
             entry.va.store(rip, Ordering::Release);
-            jit.filled[user].push(index as u16);
+            if first {
+                jit.filled[user].push(index as u16);
+            }
         };
+        // Global mappings of the upper half outlive loads of CR3.
+        self.tainted |= !mode.has(Mode::USER) && (fetch.physical & 1 == 0 || rip >> 63 == 0);
         let jit = &mut *self.jit;
+        let recent = &mut self.recent[(gpa ^ gpa >> 12) as usize & (RECENT - 1)];
+        let invalidations = translator.invalidations.load(Ordering::SeqCst);
+        if recent.key == Some(key) && recent.invalidations == invalidations {
+            let found = recent.found;
+            fill(jit, &found);
+            // Whoever drops the block says so first, and then looks into the tables.
+            std::sync::atomic::fence(Ordering::SeqCst);
+            if translator.invalidations.load(Ordering::SeqCst) == invalidations {
+                return Ok(Lookup::Block(found));
+            }
+            let index = rip as usize & (IBTC_ENTRIES - 1);
+            jit.ibtc[usize::from(mode.has(Mode::USER))][index].clear(index);
+        }
         if let Some(found) = translator.find(&key, |found| fill(jit, found)) {
+            *recent = Recent { key: Some(key), invalidations, found };
             return Ok(Lookup::Block(found));
         }
         self.translate(platform, &translator, key, fetch.host, fill)

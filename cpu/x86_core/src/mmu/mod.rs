@@ -157,19 +157,22 @@ impl Core<'_> {
     /// Drops cached translations: all, or all but global ones.
     pub fn flush_tlb(&mut self, keep_global: bool) {
         self.cpu.tlb.flush(keep_global);
-        self.code_mapping_changed();
+        self.code_mapping_changed(!keep_global);
     }
 
     /// INVLPG: drops cached translations of the page that contains `va`.
     pub fn invlpg(&mut self, va: u64) {
+        // The page may be part of a large one; all entries go then.
+        let all = self.cpu.tlb.in_large_page(va);
         if self.cpu.tlb.invalidate(va) {
-            self.code_mapping_changed();
+            self.code_mapping_changed(all || va >> 63 != 0);
         }
     }
 
-    fn code_mapping_changed(&mut self) {
+    fn code_mapping_changed(&mut self, global: bool) {
         self.cpu.code_generation += 1;
-        self.cpu.tlb.forget_evicted();
+        self.cpu.global_code_generation += u64::from(global);
+        self.cpu.tlb.forget_evicted(global);
     }
 
     /// Walks the page tables for an access to the linear address `va` at the current privilege, and installs

@@ -113,6 +113,8 @@ pub struct Tlb {
     fetch_local: [[u64; FETCH_ENTRIES / 64]; BANKS],
     /// A Bloom set of the pages whose fetch entries were replaced since the code generation last changed.
     evicted: u64,
+    /// The same of global mappings, since the global code generation last changed.
+    evicted_global: [u64; GLOBAL_BLOOM / 64],
     large: [LargePages; 2],
     pub(crate) walks: WalkCache,
 }
@@ -138,6 +140,13 @@ fn half(va: u64) -> usize {
 
 fn bloom(va: u64) -> u64 {
     1 << ((va >> 12).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58)
+}
+
+/// Bits of the Bloom set of global pages.
+const GLOBAL_BLOOM: usize = 1024;
+
+fn global_bloom(va: u64) -> usize {
+    ((va >> 12).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 54) as usize
 }
 
 fn set(bits: &mut [u64], index: usize, value: bool) {
@@ -222,6 +231,7 @@ impl Tlb {
         self.fetch_filled = Default::default();
         self.fetch_local = Default::default();
         self.evicted = 0;
+        self.evicted_global = Default::default();
         self.large = Default::default();
         self.walks = WalkCache::new();
     }
@@ -253,6 +263,9 @@ impl Tlb {
         let old = self.fetch[bank][index].tag;
         if old != INVALID_TAG {
             self.evicted |= bloom(old);
+            if self.fetch[bank][index].physical & 1 != 0 {
+                set(&mut self.evicted_global, global_bloom(old), true);
+            }
         }
         set(&mut self.fetch_filled[bank], index, true);
         set(&mut self.fetch_local[bank], index, !new.global);
@@ -300,7 +313,9 @@ impl Tlb {
             self.flush(false);
             return true;
         }
-        let mut fetched = self.evicted & bloom(page) != 0;
+        let bit = global_bloom(page);
+        let mut fetched =
+            self.evicted & bloom(page) != 0 || self.evicted_global[bit / 64] >> (bit % 64) & 1 != 0;
         for bank in 0..BANKS {
             let entry = &self.entries[bank][Self::index(page)];
             if entry.read.load(Ordering::Relaxed) == page || entry.write.load(Ordering::Relaxed) == page {
@@ -316,8 +331,16 @@ impl Tlb {
     }
 
     /// The code generation changed: what was evicted before is of no interest any more.
-    pub(crate) fn forget_evicted(&mut self) {
+    pub(crate) fn forget_evicted(&mut self, global: bool) {
         self.evicted = 0;
+        if global {
+            self.evicted_global = Default::default();
+        }
+    }
+
+    /// Whether `va` may be in a large page that entries were filled from.
+    pub(crate) fn in_large_page(&self, va: u64) -> bool {
+        self.large[half(va)].contain(va & PAGE_MASK)
     }
 }
 
@@ -410,7 +433,7 @@ mod tests {
         tlb.install_fetch(0, new(page, false, 12));
         tlb.install_fetch(0, new(page + ((FETCH_ENTRIES as u64) << 12), false, 12));
         assert!(tlb.invalidate(page), "evicted, but remembered");
-        tlb.forget_evicted();
+        tlb.forget_evicted(false);
         assert!(!tlb.invalidate(page));
     }
 

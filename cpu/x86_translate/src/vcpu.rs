@@ -329,7 +329,7 @@ impl TranslatorVcpu {
         let translator = self.jit.translator.clone();
         let target = translator.link_target(number);
         self.set_rip_to(target.target, target.page_va);
-        if self.apart {
+        if self.apart && !target.ungrouped {
             return Ok(None);
         }
         let mode = Mode(self.mode.0 | if target.ungrouped { Mode::UNGROUPED } else { 0 });
@@ -339,7 +339,9 @@ impl TranslatorVcpu {
             _ => return Ok(None),
         };
         let rip = self.jit.cpu.rip;
-        if let Some(number) = translator.link(number, found.id, rip) {
+        if !self.apart
+            && let Some(number) = translator.link(number, found.id, rip)
+        {
             self.jit.page_checks[(rip >> 12) as usize & (PAGE_CHECKS - 1)] = number;
         }
         if target.ungrouped {

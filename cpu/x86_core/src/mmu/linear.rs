@@ -85,7 +85,7 @@ impl Core<'_> {
         }
         let second = self.translate(self.next_page(va), false, bank)?;
         let (low, high) = data.split_at_mut(split);
-        debug_assert!(high.len() <= 0x1000, "at most 4096 bytes at once");
+        assert!(high.len() <= 0x1000, "at most 4096 bytes at once");
         // SAFETY: up to the page's end, and from the second page's start.
         unsafe {
             first.load_bytes(self, low);
@@ -109,7 +109,7 @@ impl Core<'_> {
         }
         let second = self.translate(self.next_page(va), true, bank)?;
         let (low, high) = data.split_at(split);
-        debug_assert!(high.len() <= 0x1000, "at most 4096 bytes at once");
+        assert!(high.len() <= 0x1000, "at most 4096 bytes at once");
         // SAFETY: up to the page's end, and from the second page's start.
         unsafe {
             first.store_bytes(self, low);

@@ -239,6 +239,19 @@ impl Memories {
 
     /// Compares bytes `start..end`, which lie in one page.
     fn check_range(&self, start: u64, end: u64, differences: &mut Vec<String>) {
+        const SHORT: usize = 16;
+        let len = (end - start) as usize;
+        if len <= SHORT {
+            let (mut real, mut copy) = ([0; SHORT], [0; SHORT]);
+            if !self.read_both(start, &mut real[..len], &mut copy[..len]) || real == copy {
+                return;
+            }
+        }
+        self.describe_range(start, end, differences);
+    }
+
+    /// The same, in words.
+    fn describe_range(&self, start: u64, end: u64, differences: &mut Vec<String>) {
         let (mut real, mut copy) = ([0; PAGE_SIZE as usize], [0; PAGE_SIZE as usize]);
         let len = (end - start) as usize;
         if !self.read_both(start, &mut real[..len], &mut copy[..len]) || real[..len] == copy[..len] {

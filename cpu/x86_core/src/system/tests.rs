@@ -414,6 +414,17 @@ fn bases_halting_random_numbers() {
 }
 
 #[test]
+fn sysret_that_sets_tf_is_stepped_itself() {
+    let mut machine = Machine::long();
+    machine.cpu.msrs.star = 0x1b << 48;
+    machine.cpu.regs[reg::RCX] = DATA;
+    machine.cpu.regs[11] = flags::TF;
+    let step = Err(Trap::plain(vector::DB));
+    assert_eq!(run(&mut machine, &[0x48, 0x0f, 0x07]), step);
+    assert_eq!((machine.cpu.rip, machine.cpu.cpl, machine.cpu.dr[6] >> 14 & 1), (DATA, 3, 1));
+}
+
+#[test]
 fn a_smaller_model_lacks_instructions_and_bits() {
     let mut machine = Machine::long();
     machine.cpu.model = Arc::new(CpuModel::by_name("qemu64").unwrap());

@@ -44,6 +44,8 @@ fn debian_13_generic_on_four_vcpus() {
 fn a_reset_reboots_and_with_no_reboot_ends() {
     let mut guest = boot(&["debian:13"]);
     guest.send("reboot\n");
+    // The shell prompts once more before it is ended.
+    guest.expect("Linux version");
     guest.expect(PROMPT);
     power_off(guest);
     let mut guest = boot(&["debian:13", "--no-reboot"]);
@@ -80,7 +82,7 @@ fn files_on_a_virtio_disk_survive() {
 
     let mut guest = boot(&["debian:13", "--smp", "2", "--drive", &drive]);
     assert_eq!(guest.shell("mkdir -p /mnt && mount -t ext4 /dev/vda /mnt"), 0);
-    assert_eq!(guest.shell("for i in 1 2 3 4; do head -c 50M /dev/urandom > /mnt/$i; done"), 0);
+    assert_eq!(guest.shell("for i in 1 2 3 4; do dd if=/dev/urandom of=/mnt/$i bs=1M count=50; done"), 0);
     assert_eq!(guest.shell("cd /mnt && sha256sum 1 2 3 4 > sums; cd /; umount /mnt"), 0);
     power_off(guest);
 

@@ -447,7 +447,9 @@ impl Registers {
                 }
             }
             number::ESR => self.esr = std::mem::take(&mut self.esr_pending),
-            number::LVT..=number::LVT_LAST => self.write_lvt((number - number::LVT) as usize, value, effects),
+            number::LVT..=number::LVT_LAST => {
+                self.write_lvt((number - number::LVT) as usize, value, now, effects);
+            }
             number::TIMER_INITIAL => self.start_timer(value, now()),
             number::TIMER_DIVIDE => self.set_divide(value & DIVIDE_VALID, now),
             _ => return false,
@@ -455,23 +457,15 @@ impl Registers {
         true
     }
 
-    fn write_lvt(&mut self, entry: usize, value: u32, effects: &mut Effects) {
+    fn write_lvt(&mut self, entry: usize, value: u32, now: &dyn Fn() -> Nanos, effects: &mut Effects) {
         let mut value = value & lvt::VALID[entry];
         if !self.software_enabled() {
             value |= MASKED;
         }
-        let before = std::mem::replace(&mut self.lvt[entry], value);
-        if entry == lvt::TIMER && TimerMode::of(before) != TimerMode::of(value) {
-            let deadline =
-                |value| matches!(TimerMode::of(value), TimerMode::TscDeadline | TimerMode::Reserved);
-            if deadline(before) || deadline(value) {
-                self.timer_initial = 0;
-                self.stop_timer();
-            } else if let Some(countdown) = self.countdown() {
-                // One-shot and periodic count the same; only what follows an expiry differs.
-                self.expiry = self.expiry.or_else(|| countdown.next_expiry(countdown.start));
-            }
+        if entry == lvt::TIMER && self.timer_mode() != TimerMode::of(value) {
+            self.leave_timer_mode(TimerMode::of(value), now, effects);
         }
+        let before = std::mem::replace(&mut self.lvt[entry], value);
         if entry == lvt::LINT0 && before & MASKED != 0 && self.lint0_level {
             // An input that is high when it is unmasked counts as an edge for the fixed mode: nothing else
             // would let through what the 8259s have been asking for.
@@ -589,6 +583,25 @@ impl Registers {
         self.timer_start = None;
         self.tsc_deadline = 0;
         self.expiry = None;
+    }
+
+    /// The timer is about to get mode `new`.
+    fn leave_timer_mode(&mut self, new: TimerMode, now: &dyn Fn() -> Nanos, effects: &mut Effects) {
+        let by_deadline = |mode| matches!(mode, TimerMode::TscDeadline | TimerMode::Reserved);
+        if by_deadline(self.timer_mode()) || by_deadline(new) {
+            self.timer_initial = 0;
+            self.stop_timer();
+        } else if let Some(countdown) = self.countdown() {
+            // One-shot and periodic count the same; only what follows an expiry differs.
+            let now = now();
+            self.timer_expired(now, effects);
+            if countdown.periodic {
+                // The cycle that it is in is its last.
+                let last = Countdown { start: countdown.cycle_start(now), periodic: false, ..countdown };
+                self.timer_start = Some(last.start);
+                self.expiry = last.next_expiry(now);
+            }
+        }
     }
 
     fn start_timer(&mut self, initial: u32, now: Nanos) {

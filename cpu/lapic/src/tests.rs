@@ -347,6 +347,35 @@ fn one_shot_and_periodic_timers_fire() {
 }
 
 #[test]
+fn a_periodic_timer_that_becomes_one_shot_ends_its_cycle() {
+    let rig = Rig::enabled(1, false);
+    let lapic = rig.lapic(0);
+    write(lapic, 0x3e0, 0xb);
+    write(lapic, 0x320, 1 << 17 | 0x41);
+    write(lapic, 0x380, 100_000);
+    rig.set_time(330_000);
+    assert_eq!(rig.events.recv_timeout(LIMIT), Ok((0, Event::Interrupt)));
+    lapic.acknowledge();
+    write(lapic, 0xb0, 0);
+    write(lapic, 0x320, 0x42);
+    assert_eq!((read(lapic, 0x390), lapic.pending().vector), (70_000, None));
+    let copy = Rig::new(1);
+    copy.clock.set(330_000);
+    copy.lapic(0).restore(&lapic.save(), 0, 330_000).unwrap();
+    assert_eq!((read(copy.lapic(0), 0x390), copy.lapic(0).pending().vector), (70_000, None));
+    rig.set_time(400_000);
+    assert_eq!(rig.events.recv_timeout(LIMIT), Ok((0, Event::Interrupt)));
+    assert_eq!((lapic.acknowledge(), read(lapic, 0x390)), (Some(0x42), 0));
+    // The cycle ends together with the mode: its interrupt comes by the entry as it was.
+    write(lapic, 0xb0, 0);
+    write(lapic, 0x320, 1 << 17 | 0x41);
+    write(lapic, 0x380, 100_000);
+    rig.clock.set(500_000);
+    write(lapic, 0x320, 0x42);
+    assert_eq!((lapic.acknowledge(), read(lapic, 0x390)), (Some(0x41), 100_000));
+}
+
+#[test]
 fn tsc_deadlines_fire_and_disarm() {
     let rig = Rig::enabled(1, true);
     let lapic = rig.lapic(0);

@@ -47,6 +47,12 @@ impl Countdown {
         u64::from(self.initial) * self.divisor
     }
 
+    /// When the cycle that a periodic timer is in at `now` began.
+    pub(crate) fn cycle_start(&self, now: Nanos) -> Nanos {
+        let cycles = now.saturating_sub(self.start).checked_div(self.period()).unwrap_or(0);
+        self.start + cycles * self.period()
+    }
+
     /// The current count register.
     pub(crate) fn current(&self, now: Nanos) -> u32 {
         if self.initial == 0 {

@@ -192,6 +192,11 @@ pub trait Bench: Sized {
     /// The bench they stand on.
     fn rig(&self) -> &Rig;
 
+    /// What mostly comes first, so that short inputs get somewhere.
+    fn prepare(&self, input: &mut Input<'_>) {
+        let _ = input;
+    }
+
     /// Something that only these devices can do.
     fn special(&self, input: &mut Input<'_>) {
         let _ = input;
@@ -233,6 +238,7 @@ pub fn drive<B: Bench>(data: &[u8]) {
     let mut input = Input::new(data);
     let mut bench = B::new();
     bench.rig().start();
+    bench.prepare(&mut input);
     // Saving and restoring takes longer than most else.
     let moves_at_end = input.one_in(4);
     let mut moves = 0;

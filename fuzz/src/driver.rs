@@ -20,6 +20,8 @@ const RING_SIZE: u16 = 16;
 const TABLE: u64 = 0x7000;
 const BUFFERS: u64 = 0x8000;
 const BUFFER_LEN: u64 = 0x400;
+/// The most bytes of one request, in each direction.
+const MAX_REQUEST: usize = 0x2000;
 
 const ECAM: u64 = 0xe000_0000;
 /// Offsets in the BAR.
@@ -41,6 +43,15 @@ pub fn test_memory() -> GuestMemory {
     MEMORY.with(GuestMemory::clone)
 }
 
+/// What a driver asks of a device.
+#[derive(Debug, Default)]
+pub struct Request {
+    /// What the device reads.
+    pub readable: Vec<u8>,
+    /// How many bytes it may write.
+    pub writable: usize,
+}
+
 /// A virtio device and its host's side.
 pub trait Driven: Sized {
     /// The device after power-on.
@@ -48,6 +59,13 @@ pub trait Driven: Sized {
 
     /// The device.
     fn device(&self) -> Arc<dyn VirtioDevice>;
+
+    /// A request that queue `queue` of the device is for.
+    fn request(&self, queue: u16, input: &mut Input<'_>) -> Request {
+        let _ = queue;
+        let len = input.below(0x100) as usize;
+        Request { readable: input.bytes(len).to_vec(), writable: input.below(0x800) as usize }
+    }
 
     /// Something that the host does.
     fn host(&self, input: &mut Input<'_>) {
@@ -62,7 +80,8 @@ struct VirtioBench<D> {
     function: DevFn,
     bus: Arc<PciBus>,
     offered: u64,
-    queues: u16,
+    /// The sizes of the rings.
+    sizes: Vec<u16>,
     /// The available indices of the first queues.
     available: [Cell<u16>; 16],
     next_descriptor: Cell<u16>,
@@ -74,12 +93,13 @@ impl<D: Driven> VirtioBench<D> {
     }
 
     fn queue(&self, input: &mut Input<'_>) -> u16 {
-        input.below(self.queues.into()) as u16
+        input.below(self.sizes.len() as u64) as u16
     }
 
     /// Does what a driver does to begin, with any features and not all queues.
     fn set_up(&self, input: &mut Input<'_>) {
-        let features = self.offered & !(u64::from(input.u8()) | u64::from(input.u8()) << 28) | 1 << 32;
+        let declined = if input.one_in(4) { input.u64() } else { 0 };
+        let features = self.offered & !declined | virtio::feature::VERSION_1;
         self.write(STATUS, &[0]);
         self.write(STATUS, &[status::ACKNOWLEDGE | status::DRIVER]);
         for half in [0u32, 1] {
@@ -91,10 +111,13 @@ impl<D: Driven> VirtioBench<D> {
             self.use_msix();
         }
         let left_out = input.u8();
-        for queue in (0..self.queues).filter(|queue| *queue > 7 || left_out >> queue & 1 == 0) {
+        for (queue, size) in (0u16..).zip(&self.sizes) {
+            if left_out == 1 << (queue % 8) {
+                continue;
+            }
             let base = RINGS_EACH * u64::from(queue);
             self.write(QUEUE_SELECT, &queue.to_le_bytes());
-            self.write(QUEUE_SELECT + 2, &RING_SIZE.to_le_bytes());
+            self.write(QUEUE_SELECT + 2, &size.to_le_bytes());
             self.write(QUEUE_SELECT + 4, &(queue + 1).to_le_bytes());
             for (index, address) in [base, base + AVAILABLE, base + USED].iter().enumerate() {
                 self.write(0x20 + 8 * index as u64, &address.to_le_bytes());
@@ -147,7 +170,7 @@ impl<D: Driven> VirtioBench<D> {
     fn make_available(&self, queue: u16, head: u16, step: u16) {
         let Some(index) = self.available.get(usize::from(queue)) else { return };
         let at = RINGS_EACH * u64::from(queue) + AVAILABLE;
-        let slot = u64::from(index.get() % RING_SIZE);
+        let slot = u64::from(index.get() % self.sizes[usize::from(queue)]);
         let memory = test_memory();
         memory.write(at + 4 + 2 * slot, &head.to_le_bytes()).expect("the ring is in memory");
         index.set(index.get().wrapping_add(step));
@@ -158,39 +181,48 @@ impl<D: Driven> VirtioBench<D> {
         self.write(NOTIFY + 4 * u64::from(queue), &queue.to_le_bytes());
     }
 
-    /// A request as it should be, with contents of all sorts.
+    /// A request as it should be, in pieces of any length.
     fn request(&self, input: &mut Input<'_>) {
         let queue = self.queue(input);
-        let count = 1 + input.below(4) as u16;
-        let readable = input.below(u64::from(count) + 1) as u16;
-        let indirect = input.one_in(4);
+        let size = self.sizes[usize::from(queue)];
+        let mut request = self.driven.request(queue, input);
+        request.readable.truncate(MAX_REQUEST);
         let memory = test_memory();
-        let head = self.next_descriptor.get();
+        let head = self.next_descriptor.get() % size;
+        let start = BUFFERS + BUFFER_LEN * u64::from(head);
+        memory.write(start, &request.readable).expect("buffers are in memory");
+        let mut pieces = Vec::new();
+        let mut at = start;
+        let writable = request.writable.min(MAX_REQUEST) as u32;
+        for (total, flags) in [(request.readable.len() as u32, 0), (writable, 2)] {
+            let mut left = total;
+            while left > 0 {
+                // Mostly one piece; the last of a few takes the rest.
+                let cut = if pieces.len() < 4 && input.one_in(3) { input.u16().into() } else { left };
+                let len = left.min(cut);
+                pieces.push((at, len, flags));
+                at += u64::from(len);
+                left -= len;
+            }
+        }
+        let indirect = pieces.len() > usize::from(size) || input.one_in(4);
         let base = RINGS_EACH * u64::from(queue);
-        for position in 0..count {
-            let slot = (head + position) % RING_SIZE;
-            let address = BUFFERS + BUFFER_LEN * u64::from(slot);
-            let len = input.below(BUFFER_LEN + 1) as u32;
+        let count = pieces.len();
+        for (position, (address, len, flags)) in pieces.into_iter().enumerate() {
             let more = u16::from(position + 1 < count);
-            let flags = if position < readable {
-                let contents = input.bytes(len.min(64) as usize);
-                memory.write(address, contents).expect("buffers are in memory");
-                more
-            } else {
-                more | 2
-            };
+            let slot = (head + position as u16) % size;
             let (at, next) = if indirect {
-                (TABLE + 16 * u64::from(position), position + 1)
+                (TABLE + 16 * position as u64, position as u16 + 1)
             } else {
-                (base + 16 * u64::from(slot), (slot + 1) % RING_SIZE)
+                (base + 16 * u64::from(slot), (slot + 1) % size)
             };
-            memory.write(at, &descriptor(address, len, flags, next)).expect("tables are in memory");
+            memory.write(at, &descriptor(address, len, flags | more, next)).expect("tables are in memory");
         }
         if indirect {
-            let bytes = descriptor(TABLE, 16 * u32::from(count), 4, 0);
+            let bytes = descriptor(TABLE, 16 * count as u32, 4, 0);
             memory.write(base + 16 * u64::from(head), &bytes).expect("tables are in memory");
         }
-        self.next_descriptor.set((head + count) % RING_SIZE);
+        self.next_descriptor.set((head + count as u16) % size);
         self.make_available(queue, head, 1);
         self.ring(queue);
     }
@@ -210,8 +242,8 @@ impl<D: Driven> Bench for VirtioBench<D> {
         let bus = PciBus::new(rig.memory.clone(), rig.ports.clone(), windows);
         let driven = D::new();
         let device = driven.device();
-        let queues = device.queue_sizes().len();
-        assert!(queues <= MAX_QUEUES);
+        assert!(device.queue_sizes().len() <= MAX_QUEUES);
+        let sizes = device.queue_sizes().iter().map(|size| RING_SIZE.min(1 << size.ilog2())).collect();
         let offered = device.features() | virtio::feature::TRANSPORT;
         let config = VirtioPciConfig {
             memory: test_memory(),
@@ -237,12 +269,17 @@ impl<D: Driven> Bench for VirtioBench<D> {
         }
         rig.add_device(pci);
         let available = [const { Cell::new(0) }; 16];
-        let queues = queues as u16;
-        Self { rig, driven, bar, function, bus, offered, queues, available, next_descriptor: Cell::new(0) }
+        Self { rig, driven, bar, function, bus, offered, sizes, available, next_descriptor: Cell::new(0) }
     }
 
     fn rig(&self) -> &Rig {
         &self.rig
+    }
+
+    fn prepare(&self, input: &mut Input<'_>) {
+        if !input.one_in(16) {
+            self.set_up(input);
+        }
     }
 
     fn special(&self, input: &mut Input<'_>) {

@@ -13,7 +13,7 @@ mod ram;
 
 pub use bench::{Bench, Rig, drive};
 pub use bytes::{Elf, patch};
-pub use driver::{Driven, drive_virtio, test_memory};
+pub use driver::{Driven, Request, drive_virtio, test_memory};
 pub use input::Input;
 pub use outside::Outside;
 pub use ram::boot;

@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use vireo_fuzz::{Driven, Input, drive_virtio};
+use vireo_fuzz::{Driven, Input, Request, drive_virtio};
 use virtio::{GuestSlice, VirtioDevice};
 use virtio_blk::{BlockBackend, RawFile, VirtioBlk, VirtioBlkConfig};
 
@@ -130,6 +130,41 @@ impl<const KIND: u8> Driven for Target<KIND> {
 
     fn device(&self) -> Arc<dyn VirtioDevice> {
         self.device.clone()
+    }
+
+    fn request(&self, _queue: u16, input: &mut Input<'_>) -> Request {
+        const KINDS: &[u32] = &[0, 1, 4, 8, 11, 13, 2];
+        let kind = input.pick(KINDS);
+        let sector = if input.one_in(4) { input.number() } else { u64::from(input.u8()) };
+        let mut readable = kind.to_le_bytes().to_vec();
+        readable.extend([0; 4]);
+        readable.extend(sector.to_le_bytes());
+        let odd = if input.one_in(8) { usize::from(input.u8()) } else { 0 };
+        let len = 512 * usize::from(input.u8() % 8) + odd;
+        match kind {
+            1 => {
+                let data = input.bytes(len.min(32)).to_vec();
+                readable.extend(data);
+                readable.resize(16 + len, 0x5a);
+            }
+            11 | 13 => {
+                for _ in 0..input.u8() % 18 {
+                    let sector = if input.one_in(4) { input.number() } else { u64::from(input.u8()) };
+                    let sectors = if input.one_in(4) { input.number() as u32 } else { input.u8().into() };
+                    readable.extend(sector.to_le_bytes());
+                    readable.extend(sectors.to_le_bytes());
+                    readable.extend(u32::from(input.u8() % 3).to_le_bytes());
+                }
+                readable.truncate(readable.len() - odd.min(readable.len()));
+            }
+            _ => {}
+        }
+        let writable = match kind {
+            0 => len + 1,
+            8 => usize::from(input.u8()),
+            _ => 1,
+        };
+        Request { readable, writable }
     }
 
     fn host(&self, input: &mut Input<'_>) {

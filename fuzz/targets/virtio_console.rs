@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use vireo_fuzz::{Driven, Input, drive_virtio};
+use vireo_fuzz::{Driven, Input, Request, drive_virtio};
 use virtio::VirtioDevice;
 use virtio_console::{ConsoleBackend, PortConfig, VirtioConsole};
 
@@ -40,6 +40,23 @@ impl<const PORTS: usize> Driven for Target<PORTS> {
 
     fn device(&self) -> Arc<dyn VirtioDevice> {
         self.device.clone()
+    }
+
+    fn request(&self, queue: u16, input: &mut Input<'_>) -> Request {
+        if queue == 3 && !input.one_in(8) {
+            // A control message: port, event, value.
+            let mut readable = u32::from(input.u8() % 4).to_le_bytes().to_vec();
+            readable.extend(u16::from(input.u8() % 9).to_le_bytes());
+            readable.extend(u16::from(input.u8() % 3).to_le_bytes());
+            return Request { readable, writable: 0 };
+        }
+        let odd = input.one_in(8);
+        let len = input.below(0x1800) as usize;
+        if queue.is_multiple_of(2) != odd {
+            Request { readable: Vec::new(), writable: len }
+        } else {
+            Request { readable: vec![b'x'; len], writable: 0 }
+        }
     }
 
     fn host(&self, input: &mut Input<'_>) {

@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use std::sync::Arc;
-use vireo_fuzz::{Driven, drive_virtio};
+use vireo_fuzz::{Driven, Input, Request, drive_virtio};
 use virtio::VirtioDevice;
 use virtio_rng::VirtioRng;
 
@@ -16,6 +16,11 @@ impl Driven for Target {
 
     fn device(&self) -> Arc<dyn VirtioDevice> {
         self.0.clone()
+    }
+
+    fn request(&self, _queue: u16, input: &mut Input<'_>) -> Request {
+        let readable = if input.one_in(8) { vec![1] } else { Vec::new() };
+        Request { readable, writable: input.below(0x2000) as usize }
     }
 }
 

@@ -451,7 +451,7 @@ impl Registers {
                 self.write_lvt((number - number::LVT) as usize, value, now, effects);
             }
             number::TIMER_INITIAL => self.start_timer(value, now()),
-            number::TIMER_DIVIDE => self.set_divide(value & DIVIDE_VALID, now),
+            number::TIMER_DIVIDE => self.set_divide(value & DIVIDE_VALID, now, effects),
             _ => return false,
         }
         true
@@ -616,13 +616,14 @@ impl Registers {
         }
     }
 
-    fn set_divide(&mut self, divide: u32, now: &dyn Fn() -> Nanos) {
-        let counted = self.countdown().map(|countdown| {
-            let now = now();
-            (now, u64::from(self.timer_initial - countdown.current(now)))
-        });
+    fn set_divide(&mut self, divide: u32, now: &dyn Fn() -> Nanos, effects: &mut Effects) {
+        let now = now();
+        // What is due already comes of the old rate.
+        self.timer_expired(now, effects);
+        let counted =
+            self.countdown().map(|countdown| u64::from(self.timer_initial - countdown.current(now)));
         self.timer_divide = divide;
-        if let Some((now, counted)) = counted {
+        if let Some(counted) = counted {
             // The count stays where it is and goes on at the new rate.
             self.timer_start = Some(now.saturating_sub(counted * divisor(divide)));
             self.expiry = self.countdown().and_then(|countdown| countdown.next_expiry(now));

@@ -376,6 +376,18 @@ fn a_periodic_timer_that_becomes_one_shot_ends_its_cycle() {
 }
 
 #[test]
+fn an_interrupt_that_is_due_when_the_divider_changes_is_not_lost() {
+    let rig = Rig::enabled(1, false);
+    let lapic = rig.lapic(0);
+    write(lapic, 0x3e0, 0xb);
+    write(lapic, 0x320, 0x42);
+    write(lapic, 0x380, 100_000);
+    rig.clock.set(100_000); // of which the timers' thread has not heard
+    write(lapic, 0x3e0, 0);
+    assert_eq!((lapic.acknowledge(), read(lapic, 0x390)), (Some(0x42), 0));
+}
+
+#[test]
 fn tsc_deadlines_fire_and_disarm() {
     let rig = Rig::enabled(1, true);
     let lapic = rig.lapic(0);

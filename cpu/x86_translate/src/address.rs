@@ -63,7 +63,7 @@ impl Ea {
         }
     }
 
-    fn add_slot(&mut self, at: i32) {
+    pub(crate) fn add_slot(&mut self, at: i32) {
         let free = if self.slots[0].is_none() { 0 } else { 1 };
         self.slots[free] = Some(at);
     }

@@ -159,7 +159,7 @@ impl Translation<'_> {
     }
 
     /// Goes to the guest address in [`S0`], with the flags in memory.
-    fn indirect(&mut self) {
+    pub(crate) fn indirect(&mut self) {
         self.held = None;
         self.poll(ColdKind::Indirect);
         let user = self.mode.has(Mode::USER);

@@ -36,6 +36,17 @@ pub(crate) enum Class {
     Movs,
     /// STOS, repeated or not.
     Stos,
+    Cli,
+    Sti,
+    Pushf,
+    Popf,
+    Iret,
+    MovSeg,
+    Swapgs,
+    Stac,
+    Clac,
+    /// BT and its like of memory, with the number in a register.
+    BitString,
     /// The interpreter executes it.
     Interpret,
 }
@@ -151,7 +162,19 @@ fn describe(insn: &Instruction) -> CodeInfo {
         slot_read: false,
         slot_write: false,
     };
-    if matches!(info.class, Class::Movs | Class::Stos) {
+    if matches!(
+        info.class,
+        Class::Movs
+            | Class::Stos
+            | Class::Cli
+            | Class::Sti
+            | Class::Pushf
+            | Class::Popf
+            | Class::Iret
+            | Class::Swapgs
+            | Class::Stac
+            | Class::Clac
+    ) {
         return info;
     }
     if info.class == Class::Interpret || kinds.len() > 4 {
@@ -191,6 +214,7 @@ fn describe(insn: &Instruction) -> CodeInfo {
             info.mem_write |= writes;
         }
     }
+    info.has_modrm |= info.class == Class::MovSeg;
     let mnemonic = code.mnemonic();
     info.aligned = info.vector && !info.vex && needs_alignment(mnemonic);
     if matches!(mnemonic, Mnemonic::Cmpxchg16b) {
@@ -269,6 +293,7 @@ fn classify(insn: &Instruction) -> Class {
         Code::Pushq_imm8 | Code::Pushq_imm32 => return Class::PushImm,
         Code::Pop_r64 => return Class::Pop,
         Code::Leaveq => return Class::Leave,
+        Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg => return Class::MovSeg,
         Code::Div_rm32 | Code::Div_rm64 => return Class::Div,
         Code::Idiv_rm32 | Code::Idiv_rm64 => return Class::Idiv,
         Code::Mov_AL_moffs8 | Code::Mov_AX_moffs16 | Code::Mov_EAX_moffs32 | Code::Mov_RAX_moffs64 => {
@@ -298,6 +323,14 @@ fn classify(insn: &Instruction) -> Class {
         | M::Prefetchw => return Class::Nop,
         // The run loop may have something better to do.
         M::Pause => return Class::Interpret,
+        M::Cli => return Class::Cli,
+        M::Sti => return Class::Sti,
+        M::Swapgs => return Class::Swapgs,
+        M::Stac => return Class::Stac,
+        M::Clac => return Class::Clac,
+        M::Pushfq => return Class::Pushf,
+        M::Popfq => return Class::Popf,
+        M::Iretq => return Class::Iret,
         M::Lea => return Class::Lea,
         M::Cld => return Class::Cld,
         M::Std => return Class::Std,

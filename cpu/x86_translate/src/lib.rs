@@ -29,6 +29,7 @@ mod rewrite;
 mod runtime;
 mod string;
 mod stubs;
+mod system;
 mod translate;
 mod vcpu;
 

@@ -80,7 +80,7 @@ pub(crate) fn plan(guest: &mut [Guest], fixed_page: bool) {
     let mut exits = 0;
     for index in 0..guest.len() {
         let class = guest[index].class;
-        if class == Class::Interpret {
+        if matches!(class, Class::Interpret | Class::Swapgs | Class::Stac | Class::Clac) {
             done.append(&mut open);
         } else {
             for (which, site) in sites(&guest[index], &values, fixed_page).into_iter().enumerate() {
@@ -162,8 +162,10 @@ fn sites(guest: &Guest, values: &Values, fixed_page: bool) -> [Option<Site>; 2] 
     match guest.class {
         Class::Push if has_memory => [memory(false), stack(-8, true)],
         Class::CallIndirect if has_memory => [memory(false), stack(-8, true)],
-        Class::Push | Class::PushImm | Class::Call | Class::CallIndirect => [stack(-8, true), None],
-        Class::Pop | Class::Ret => [stack(0, false), None],
+        Class::Push | Class::PushImm | Class::Call | Class::CallIndirect | Class::Pushf => {
+            [stack(-8, true), None]
+        }
+        Class::Pop | Class::Ret | Class::Popf => [stack(0, false), None],
         Class::Leave => {
             let (value, offset) = values.registers[5];
             [
@@ -204,7 +206,10 @@ fn address(insn: &Instruction, values: &Values, fixed_page: bool) -> (Option<Roo
 fn advance(guest: &Guest, values: &mut Values) {
     let insn = &guest.insn;
     match guest.class {
-        Class::Push | Class::PushImm | Class::Call | Class::CallIndirect => return values.add(4, -8),
+        Class::Push | Class::PushImm | Class::Call | Class::CallIndirect | Class::Pushf => {
+            return values.add(4, -8);
+        }
+        Class::Popf => return values.add(4, 8),
         Class::Pop => {
             values.add(4, 8);
             return values.forget(insn.op0_register().number());
@@ -214,7 +219,8 @@ fn advance(guest: &Guest, values: &mut Values) {
             values.add(4, 8);
             return values.forget(5);
         }
-        Class::Ret | Class::Jmp | Class::JmpIndirect | Class::Jcc | Class::Nop => return,
+        Class::Ret | Class::Jmp | Class::JmpIndirect | Class::Jcc | Class::Nop | Class::Iret => return,
+        Class::Cli | Class::Sti | Class::Swapgs | Class::Stac | Class::Clac | Class::BitString => return,
         Class::Interpret => {
             for register in 0..16 {
                 values.forget(register);
@@ -231,6 +237,7 @@ fn advance(guest: &Guest, values: &mut Values) {
             values.forget(0);
             return values.forget(2);
         }
+        Class::MovSeg => return values.forget(insn.op0_register().full_register().number()),
         Class::Generic | Class::Lea | Class::Cld | Class::Std => {}
     }
     if insn.op_count() >= 2 && insn.op0_kind() == OpKind::Register && insn.op0_register().is_gpr64() {

@@ -44,6 +44,12 @@ impl Translation<'_> {
                 return true;
             }
             Class::PushImm | Class::Ret | Class::Call => return !raw.p66,
+            Class::Cli | Class::Sti | Class::Popf | Class::Iret | Class::Swapgs => {
+                return !self.mode.has(Mode::USER) && !raw.p66;
+            }
+            Class::Stac | Class::Clac => return !self.mode.has(Mode::USER) && self.mode.has(Mode::SMAP),
+            Class::Pushf => return !raw.p66,
+            Class::MovSeg => return insn.op0_kind() == OpKind::Register,
             Class::Movs | Class::Stos => {
                 let segment = matches!(insn.segment_prefix(), Register::FS | Register::GS);
                 return !raw.p67 && raw.rep != 0xf2 && !segment;
@@ -74,7 +80,9 @@ impl Translation<'_> {
             && memory
             && insn.op1_kind() == OpKind::Register
         {
-            return false;
+            // Handled in a way of its own, which needs a slot of the address.
+            let free = self.address_of(insn).is_some_and(|ea| ea.slots[1].is_none() && ea.constant.is_none());
+            return free && !raw.p66;
         }
         Self::registers_fit(insn, info, memory)
     }

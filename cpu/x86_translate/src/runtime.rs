@@ -1,6 +1,7 @@
 //! What generated code calls.
 
-use crate::layout::{ExitReason, JitVcpu};
+use crate::layout::{ExitReason, IBTC_ENTRIES, JitVcpu};
+use crate::translate::Mode;
 use dbt_code::Emitter;
 use iced_x86::{Instruction, OpKind};
 use std::sync::atomic::Ordering;
@@ -108,7 +109,7 @@ impl JitVcpu {
         match result {
             Ok(Flow::Next) => {}
             Ok(Flow::Halt) => return self.leave(ExitReason::Halt),
-            Ok(Flow::Jump) => return self.leave(ExitReason::Dispatch),
+            Ok(Flow::Jump) => return self.chain(before.0, before.1),
             Ok(Flow::Again) => {
                 self.paused = true;
                 return self.leave(ExitReason::Dispatch);
@@ -126,6 +127,30 @@ impl JitVcpu {
             return self.leave(ExitReason::Dispatch);
         }
         resume
+    }
+
+    /// Goes on at RIP, where a jump led, without leaving generated code if the block there is known.
+    fn chain(&mut self, mode: u8, generation: u64) -> u64 {
+        let cpu = &mut self.cpu;
+        let interruptible = self.interrupt_window && cpu.rflags & x86_core::flags::IF != 0;
+        let now = crate::vcpu::mode_of(cpu).0;
+        let stay = cpu.exit_request.load(Ordering::Relaxed) == 0
+            && !interruptible
+            && cpu.long64
+            && cpu.interrupt_shadow & !x86_core::shadow::NMI == 0
+            && cpu.rflags & x86_core::flags::TF == 0
+            && cpu.dr[7] & 0xff == 0
+            && (now ^ mode) & !Mode::USER == 0
+            && cpu.code_generation == generation;
+        let rip = cpu.rip;
+        let entry = &self.ibtc[usize::from(now & Mode::USER != 0)][rip as usize & (IBTC_ENTRIES - 1)];
+        if !stay || entry.va.load(Ordering::Relaxed) != rip {
+            return self.leave(ExitReason::Dispatch);
+        }
+        let host = entry.host.load(Ordering::Relaxed);
+        self.cpu.rflags &= !x86_core::flags::RF;
+        self.page_va = rip & !0xfff;
+        host
     }
 
     /// Whether an access would find its entry in the TLB now.

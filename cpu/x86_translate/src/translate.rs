@@ -29,6 +29,8 @@ impl Mode {
     pub(crate) const NO_VECTOR: u8 = 2;
     /// Accesses share no checks.
     pub(crate) const UNGROUPED: u8 = 4;
+    /// CR4.SMAP is set.
+    pub(crate) const SMAP: u8 = 8;
 
     pub(crate) fn has(self, bit: u8) -> bool {
         self.0 & bit != 0
@@ -233,6 +235,13 @@ impl Translation<'_> {
             if raw.is_none_or(|raw| !self.can_translate(&insn, info, &raw)) || !(input.has)(&insn) {
                 class = Class::Interpret;
             }
+            if class == Class::Generic
+                && matches!(insn.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc)
+                && Self::has_memory(&insn)
+                && insn.op1_kind() == OpKind::Register
+            {
+                class = Class::BitString;
+            }
             let mut described = effect(&insn, info);
             if self.options.strict && insn.rflags_undefined() != 0 {
                 // The host may leave such flags as they are: they must be the guest's.
@@ -263,6 +272,13 @@ impl Translation<'_> {
                 }
                 _ => break,
             }
+        }
+        if let Some(last) = self.guest.last_mut()
+            && last.class == Class::Sti
+        {
+            // Interrupts wait for the end of the next instruction, which is not here.
+            last.class = Class::Interpret;
+            last.effect = Effect { reads: ALL, conditional: true, ..last.effect };
         }
         self.depends.push((offset, at as u16));
         (!self.guest.is_empty()).then_some(at as u16)
@@ -350,7 +366,8 @@ impl Translation<'_> {
             self.next_access = 0;
             let last = index + 1 == self.guest.len();
             self.instruction(index, last);
-            if self.guest[index].effect.writes != 0 && self.guest[index].class != Class::Interpret {
+            let sets = !matches!(self.guest[index].class, Class::Interpret | Class::Popf | Class::Iret);
+            if self.guest[index].effect.writes != 0 && sets {
                 self.flags = FlagsAt::Host;
             }
             let here = self.e.address();
@@ -403,6 +420,16 @@ impl Translation<'_> {
             Class::Std => self.direction(true),
             Class::Movs => self.string(index, true),
             Class::Stos => self.string(index, false),
+            Class::Cli => self.cli(),
+            Class::Sti => self.sti(),
+            Class::Pushf => self.pushf(),
+            Class::Popf => self.popf(),
+            Class::Iret => self.iret(),
+            Class::MovSeg => self.mov_from_segment(index),
+            Class::Swapgs => self.swapgs(),
+            Class::Stac => self.access_flag(true),
+            Class::Clac => self.access_flag(false),
+            Class::BitString => self.bit_string(index),
             Class::Interpret => self.interpret(index, last),
         }
     }

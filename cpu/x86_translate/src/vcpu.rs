@@ -70,7 +70,7 @@ enum Lookup {
 
 impl IbtcEntry {
     /// An address that no lookup brings to that entry.
-    fn empty(index: usize) -> u64 {
+    pub(crate) fn empty(index: usize) -> u64 {
         u64::from(index == 0)
     }
 
@@ -88,6 +88,9 @@ pub(crate) fn mode_of(cpu: &Cpu) -> Mode {
     let off = cpu.cr0 & (cr0::EM | cr0::TS) != 0 || cpu.cr4 & cr4::OSFXSR == 0;
     if off || cpu.mxcsr & 0x1f80 != 0x1f80 {
         mode |= Mode::NO_VECTOR;
+    }
+    if cpu.cr4 & cr4::SMAP != 0 {
+        mode |= Mode::SMAP;
     }
     Mode(mode)
 }
@@ -332,7 +335,8 @@ impl TranslatorVcpu {
         if self.apart && !target.ungrouped {
             return Ok(None);
         }
-        let mode = Mode(self.mode.0 | if target.ungrouped { Mode::UNGROUPED } else { 0 });
+        // What the processor was when generated code was entered does not count: that may have changed.
+        let mode = Mode(mode_of(&self.jit.cpu).0 | if target.ungrouped { Mode::UNGROUPED } else { 0 });
         let found = match self.lookup_block(platform, mode) {
             Ok(Lookup::Block(found)) => found,
             // The next round finds out.

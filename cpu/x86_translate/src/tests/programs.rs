@@ -217,3 +217,44 @@ fn strings_are_copied_and_filled() {
         }
     }
 }
+
+#[test]
+fn system_instructions() {
+    // xor eax, eax; cli; pushfq; pop rbx; stc; sti; pushfq; pop rcx; push 0xd5; popfq; setc al; pushfq; pop rdx; hlt
+    let code = b"\x31\xc0\xfa\x9c\x5b\xf9\xfb\x9c\x59\x68\xd5\x00\x00\x00\x9d\x0f\x92\xc0\x9c\x5a\xf4";
+    let (_, actual) = both(code, |_| {});
+    assert!(actual.vcpu.counters().interpreted.len() <= 1, "{:?}", actual.vcpu.counters());
+    // IRET to the next instruction, as kernels do to serialize: mov eax, ss; push rax; push rsp;
+    // add qword [rsp], 8; pushfq; mov eax, cs; push rax; lea rbx, [rip + 3]; push rbx; iretq; inc ecx; hlt
+    let code = b"\x8c\xd0\x50\x54\x48\x83\x04\x24\x08\x9c\x8c\xc8\x50\x48\x8d\x1d\x03\x00\x00\x00\x53\x48\xcf\xff\xc1\xf4";
+    let (_, actual) = both(code, |_| {});
+    assert!(actual.vcpu.counters().interpreted.len() <= 1, "{:?}", actual.vcpu.counters());
+    // swapgs; mov rax, gs:[0]; swapgs; mov rbx, gs:[0]; hlt
+    let code = b"\x0f\x01\xf8\x65\x48\x8b\x04\x25\x00\x00\x00\x00\x0f\x01\xf8\x65\x48\x8b\x1c\x25\x00\x00\x00\x00\xf4";
+    both(code, |machine| {
+        machine.cpu.segments[5].base = DATA;
+        machine.cpu.msrs.kernel_gs_base = DATA + 8;
+        machine.poke(DATA, 1);
+        machine.poke(DATA + 8, 2);
+    });
+}
+
+#[test]
+fn bit_strings() {
+    for (rax, code) in [
+        (0x1_0000_0007u64, b"\x0f\xa3\x07\x0f\x92\xc1\xf4".as_slice()),
+        (0xffff_ffff_ffff_ffc1, b"\x48\x0f\xab\x07\x0f\x92\xc1\xf4"),
+        (12345, b"\xf0\x48\x0f\xb3\x07\x0f\x92\xc1\xf4"),
+        (0x8000_0003, b"\x0f\xbb\x07\x0f\x92\xc1\xf4"),
+    ] {
+        let (expected, actual) = both(code, |machine| {
+            machine.cpu.regs[reg::RAX] = if rax == 0x8000_0003 { 0xffff_8003 } else { rax };
+            machine.cpu.regs[reg::RDI] = DATA + 0x2000;
+            machine.memory.write(DATA, &[0xa5; 0x4000]).expect("RAM");
+        });
+        let (mut a, mut b) = (vec![0; 0x4000], vec![0; 0x4000]);
+        expected.memory.read(DATA, &mut a).expect("RAM");
+        actual.memory.read(DATA, &mut b).expect("RAM");
+        assert!(a == b, "{code:x?}");
+    }
+}

@@ -176,9 +176,9 @@ pub(crate) fn an_nmi_arrives_with_interrupts_off(target: &Target<'_>) {
     let mut rig = Rig::new(target, 1);
     boot64(&mut rig, |a| {
         let mut again = a.create_label();
+        a.mov(rsi, DATA)?;
         a.mov(eax, 1)?;
         progress(a)?;
-        a.mov(rsi, DATA)?;
         a.set_label(&mut again)?;
         a.pause()?;
         a.cmp(dword_ptr(rsi), 2)?;

@@ -72,9 +72,9 @@ fn words(words: &[u64]) -> Vec<u8> {
 /// Writes page tables, GDT and an empty IDT.
 pub(crate) fn write_tables(rig: &Rig) {
     let mut tables = vec![0u64; 512 * 6];
-    tables[0] = PAGE_TABLES + 0x1000 | 3;
+    tables[0] = (PAGE_TABLES + 0x1000) | 3;
     for gigabyte in 0..4 {
-        tables[512 + gigabyte] = PAGE_TABLES + 0x2000 + gigabyte as u64 * 0x1000 | 3;
+        tables[512 + gigabyte] = (PAGE_TABLES + 0x2000 + gigabyte as u64 * 0x1000) | 3;
     }
     for (index, entry) in tables[1024..].iter_mut().enumerate() {
         *entry = (index as u64) << 21 | 0x83;

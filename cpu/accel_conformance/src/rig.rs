@@ -30,7 +30,7 @@ pub(crate) const LOG_PORT: u16 = 0xe9;
 pub(crate) const MMIO: u64 = 0xd000_0000;
 
 /// Longer than any case takes on the slowest machine; a run is ended after this.
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(20);
 
 /// One access of the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -236,10 +236,12 @@ impl Rig {
         });
         self.clock.stop();
         self.timers.clock_changed();
+        let place = |vcpu: &dyn Vcpu| vcpu.save().map(|state| (state.rip, state.rflags, state.events));
         assert!(
             !self.bus.timed_out.load(Ordering::SeqCst),
-            "the guest did not end in time; it did {:x?}",
-            self.bus.log()
+            "the guest did not end in time; it did {:x?} and is at {:x?}",
+            self.bus.log(),
+            self.vcpus.iter().map(|vcpu| place(&**vcpu)).collect::<Vec<_>>()
         );
         reasons
     }

@@ -33,3 +33,37 @@ for_each_case!(translator);
 fn run(name: &str, tier: Tier) {
     accel_conformance::run(name, &Target { accelerator: &DbtAccelerator, tier });
 }
+
+macro_rules! lockstep {
+    ($($name:ident),* $(,)?) => {
+        mod lockstep {
+            $(#[test]
+            fn $name() {
+                super::run(stringify!($name), super::Tier::Lockstep);
+            })*
+        }
+    };
+}
+
+// The cases of one processor, but for those whose memory is changed from outside while they look at it (when
+// the change comes is not the same for both engines), the one that asks for interrupts within a block (they
+// are delivered between blocks here), and the one that is saved so often that it takes minutes.
+lockstep![
+    starts_at_the_reset_vector,
+    real_mode_brings_up_long_mode,
+    ports_and_mmio_of_all_sizes,
+    string_io_reaches_the_bus,
+    exceptions_arrive_with_error_codes,
+    a_triple_fault_ends_the_run,
+    modified_code_is_executed,
+    stop_ends_a_halt,
+    an_msi_wakes_a_halted_processor,
+    level_triggered_interrupts_are_ended,
+    the_8259s_vector_is_asked_for,
+    task_priority_holds_interrupts_back,
+    the_periodic_timer_counts,
+    tsc_deadlines_arrive,
+    the_counter_advances_and_stops,
+    a_timer_goes_on_after_a_restore,
+    impossible_states_are_refused,
+];

@@ -10,7 +10,7 @@ use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// Stores to a page with code that hit no code, after which its code is dropped all the same: the page holds
 /// data that is in use.
@@ -105,6 +105,10 @@ struct Link {
     target: i64,
     memory: bool,
     check: Option<u64>,
+    slot: Option<u16>,
+    /// Where it led when it was first linked: it is linked to nothing else, as other processors may have
+    /// verified that.
+    gpa: Option<u64>,
     page_va: u64,
     mode: Mode,
     ungrouped: bool,
@@ -123,6 +127,15 @@ pub(crate) struct LinkTarget {
     pub(crate) page_va: u64,
     /// Whether the accesses there share no checks.
     pub(crate) ungrouped: bool,
+}
+
+/// What a vCPU notes as verified when a direct jump to another page is linked.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Verified {
+    /// The number of a virtual page with a guest physical page.
+    Page(u32),
+    /// That the slot's jump may be taken from the page that runs.
+    Slot(u16),
 }
 
 /// What a translation was made from.
@@ -170,6 +183,8 @@ pub struct Translator {
     map: [RwLock<Map<Key, Found>>; SHARDS],
     state: Mutex<State>,
     vcpus: Mutex<Vec<Registered>>,
+    /// Slots of direct jumps between pages given out.
+    pub(crate) slots: AtomicU32,
     /// Incremented when blocks are dropped.
     pub(crate) invalidations: AtomicU64,
     /// Incremented when all code goes.
@@ -209,6 +224,7 @@ impl Translator {
             map: Default::default(),
             state: Mutex::default(),
             vcpus: Mutex::default(),
+            slots: AtomicU32::new(0),
             invalidations: AtomicU64::new(0),
             epoch: AtomicU64::new(0),
             running: RwLock::new(()),
@@ -297,6 +313,8 @@ impl Translator {
                 target: link.target,
                 memory: link.memory,
                 check: link.check,
+                slot: link.slot,
+                gpa: None,
                 page_va: key.page_va,
                 mode: key.mode,
                 ungrouped: link.ungrouped,
@@ -337,9 +355,9 @@ impl Translator {
         LinkTarget { target: link.target, page_va: link.page_va, ungrouped: link.ungrouped }
     }
 
-    /// Links a direct jump to a block, so that it is taken without leaving generated code. Gives the number
-    /// that a jump to another page compares, which the vCPU notes as verified.
-    pub(crate) fn link(&self, number: u32, to: u32, va: u64) -> Option<u32> {
+    /// Links a direct jump to a block, so that it is taken without leaving generated code. Gives what the vCPU
+    /// notes as verified if the jump is to another page.
+    pub(crate) fn link(&self, number: u32, to: u32, va: u64) -> Option<Verified> {
         let mut guard = self.state.lock();
         let state = &mut *guard;
         let target = state.blocks.get_mut(to as usize)?.as_mut()?;
@@ -347,20 +365,27 @@ impl Translator {
         if link.dead || link.mode.has(Mode::USER) != target.key.mode.has(Mode::USER) {
             return None;
         }
-        if link.to.is_some() {
-            return (link.to == Some(to)).then_some(link.number).filter(|number| *number != 0);
+        if link.to.is_some_and(|linked| linked != to) || link.gpa.is_some_and(|gpa| gpa != target.key.gpa) {
+            return None;
         }
-        link.to = Some(to);
-        target.incoming.push(number);
-        let entry = if link.memory { target.entry_mem } else { target.entry_hot };
-        self.cache.patch(link.field, entry.wrapping_sub(link.field + 4) as u32);
-        let check = link.check?;
-        let pair = (va & !0xfff, target.key.gpa & !0xfff);
-        let next = state.numbers.len() as u32 + 1;
-        let number = *state.numbers.entry(pair).or_insert(next);
-        link.number = number;
-        self.cache.patch(check, number);
-        Some(number)
+        if link.to.is_none() {
+            link.to = Some(to);
+            link.gpa = Some(target.key.gpa);
+            target.incoming.push(number);
+            let entry = if link.memory { target.entry_mem } else { target.entry_hot };
+            self.cache.patch(link.field, entry.wrapping_sub(link.field + 4) as u32);
+            if let Some(check) = link.check {
+                let pair = (va & !0xfff, target.key.gpa & !0xfff);
+                let next = state.numbers.len() as u32 + 1;
+                link.number = *state.numbers.entry(pair).or_insert(next);
+                self.cache.patch(check, link.number);
+            }
+        }
+        match (link.slot, link.number) {
+            (Some(slot), _) => Some(Verified::Slot(slot)),
+            (None, 0) => None,
+            (None, number) => Some(Verified::Page(number)),
+        }
     }
 
     /// Drops a block. The caller holds the state.
@@ -448,6 +473,7 @@ impl Translator {
             self.memory.unmark_code(*gpa);
         }
         *state = State { sequence: state.sequence + 1, ..State::default() };
+        self.slots.store(0, Ordering::Relaxed);
         self.cache.reset(self.stub_bytes);
         self.epoch.fetch_add(1, Ordering::Release);
         self.invalidations.fetch_add(1, Ordering::Release);

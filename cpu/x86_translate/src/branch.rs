@@ -1,9 +1,10 @@
 //! The stack and control transfers.
 
 use crate::address::{Access, Ea};
-use crate::layout::{GUEST_RSP, IBTC_ENTRIES, PAGE_CHECKS, S0, S1, at, gs, host_register, slot};
+use crate::layout::{GUEST_RSP, IBTC_ENTRIES, LINK_SLOTS, PAGE_CHECKS, S0, S1, at, gs, host_register, slot};
 use crate::translate::{Cold, ColdKind, FlagsAt, Mode, NewLink, Translation};
 use dbt_code::{Alu, Cond, Enc, Gpr, Mem, Rm, Width};
+use std::sync::atomic::Ordering;
 
 impl Translation<'_> {
     /// Puts the virtual address `target` bytes from the beginning of the page into [`S0`]. The only place
@@ -191,6 +192,7 @@ impl Translation<'_> {
             target,
             memory,
             check: None,
+            slot: None,
             ungrouped: false,
             numbers: vec![],
         });
@@ -213,8 +215,7 @@ impl Translation<'_> {
         }
         self.flags_to_memory();
         let Some(page_va) = self.fixed_page() else {
-            self.guest_va(target);
-            return self.indirect();
+            return self.user_edge(target, backward);
         };
         let link = self.new_link(target, true);
         if backward {
@@ -231,6 +232,39 @@ impl Translation<'_> {
         let field = self.e.jcc(Cond::NE);
         self.cold.push(Cold { field, instruction: self.current, kind: ColdKind::Link(link) });
         self.jump(link);
+    }
+
+    /// Goes to `target` in another page of user code, with the flags in memory. The jump is linked, and taken
+    /// if it was verified in this address space from the page that runs.
+    fn user_edge(&mut self, target: i64, backward: bool) {
+        let slot = self.slots.fetch_add(1, Ordering::Relaxed);
+        let Some((slot, by)) = u16::try_from(slot)
+            .ok()
+            .filter(|slot| usize::from(*slot) < LINK_SLOTS)
+            .zip(i32::try_from(target & !0xfff).ok())
+        else {
+            // So that it does not wrap around.
+            self.slots.store(LINK_SLOTS as u32, Ordering::Relaxed);
+            self.guest_va(target);
+            return self.indirect();
+        };
+        self.held = None;
+        let link = self.new_link(target, true);
+        self.links[link].slot = Some(slot);
+        if backward {
+            self.poll(ColdKind::Poll(link));
+        }
+        let place = gs(at!(verified) + i32::from(slot) * 8);
+        self.e.load(S0, gs(at!(page_va)));
+        self.e.alu(Alu::Cmp, Width::B64, S0, Rm::Mem(place));
+        let field = self.e.jcc(Cond::NE);
+        self.cold.push(Cold { field, instruction: self.current, kind: ColdKind::Link(link) });
+        self.e.lea(S0, Mem::base(S0, by));
+        self.e.store(Width::B64, gs(at!(page_va)), S0);
+        self.e.align_patch(1);
+        let field = self.e.jmp();
+        self.links[link].field = field;
+        self.cold.push(Cold { field, instruction: self.current, kind: ColdKind::LinkBack(link, by) });
     }
 
     /// The jump that is patched.

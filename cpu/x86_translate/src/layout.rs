@@ -12,6 +12,8 @@ use x86_core::{Cpu, Platform, Segment, TlbEntry, Trap, reg};
 pub(crate) const IBTC_ENTRIES: usize = 1 << 16;
 /// Entries in the table of verified pages.
 pub(crate) const PAGE_CHECKS: usize = 1024;
+/// Direct jumps between pages of user code that can be linked.
+pub(crate) const LINK_SLOTS: usize = 1 << 15;
 /// Slots for host addresses of verified pages in a block.
 pub(crate) const GROUP_SLOTS: usize = 8;
 
@@ -68,6 +70,8 @@ pub(crate) struct JitVcpu {
     pub(crate) paused: bool,
     /// Numbers of verified (virtual page, guest physical page) pairs, by virtual page.
     pub(crate) page_checks: [u32; PAGE_CHECKS],
+    /// For each such jump the page that it was verified from in the address space that is loaded, or 1.
+    pub(crate) verified: [u64; LINK_SLOTS],
     pub(crate) trap: Option<Trap>,
     pub(crate) memory: *const guest_memory::GuestMemory,
     pub(crate) platform: Option<NonNull<dyn Platform>>,
@@ -75,6 +79,7 @@ pub(crate) struct JitVcpu {
     pub(crate) counters: Counters,
     /// Filled entries of the tables, to clear them by.
     pub(crate) filled: [Vec<u16>; 2],
+    pub(crate) filled_slots: Vec<u16>,
     /// Supervisor, user.
     pub(crate) ibtc: [[IbtcEntry; IBTC_ENTRIES]; 2],
 }

@@ -10,6 +10,7 @@ use crate::stubs::{Stubs, restore_flags, save_flags};
 use dbt_code::{Alu, Cond, Emitter, Mem, Rm, Shift, Width};
 use iced_x86::{Decoder, FlowControl, Instruction, Mnemonic, OpKind};
 use std::collections::VecDeque;
+use std::sync::atomic::AtomicU32;
 use x86_core::{FETCH_ENTRIES, Tlb};
 use x86_interp::DECODER_OPTIONS;
 
@@ -83,6 +84,8 @@ pub(crate) enum ColdKind {
     Miss(Miss),
     /// The exit of the link of that number.
     Link(usize),
+    /// The same after the page that runs was changed by so much.
+    LinkBack(usize, i32),
     /// The exit of a poll before that link.
     Poll(usize),
     /// The target of an indirect jump is in S0.
@@ -114,6 +117,8 @@ pub(crate) struct NewLink {
     pub(crate) memory: bool,
     /// The number to compare with before a jump to another page.
     pub(crate) check: Option<u64>,
+    /// The slot that says whether a jump between pages of user code is verified.
+    pub(crate) slot: Option<u16>,
     /// Leads to a block whose accesses share no checks.
     pub(crate) ungrouped: bool,
     /// Where the link's number is loaded.
@@ -152,6 +157,7 @@ pub(crate) struct Translation<'a> {
     pub(crate) links: Vec<NewLink>,
     pub(crate) depends: Vec<(u16, u16)>,
     pub(crate) kept: Vec<Box<Instruction>>,
+    pub(crate) slots: &'a AtomicU32,
     next_access: usize,
     /// Where the code of each instruction ends.
     ends: Vec<u64>,
@@ -166,6 +172,8 @@ pub(crate) struct Input<'a> {
     pub(crate) page_va: u64,
     pub(crate) offset: u16,
     pub(crate) mode: Mode,
+    /// Slots of jumps between pages given out.
+    pub(crate) slots: &'a AtomicU32,
     /// Whether the guest's processor has the instruction.
     pub(crate) has: &'a dyn Fn(&Instruction) -> bool,
 }
@@ -195,6 +203,7 @@ pub(crate) fn translate(
         links: vec![],
         depends: vec![],
         kept: vec![],
+        slots: input.slots,
         next_access: 0,
         ends: vec![],
     };
@@ -505,9 +514,19 @@ impl Translation<'_> {
                 ColdKind::Link(link) => {
                     let stub =
                         if self.links[link].memory { self.stubs.link_mem } else { self.stubs.link_hot };
-                    self.links[link].stub = here;
+                    if self.links[link].slot.is_none() {
+                        self.links[link].stub = here;
+                    }
                     self.link_number(link);
                     self.cold_code.jmp_to(stub);
+                }
+                ColdKind::LinkBack(link, by) => {
+                    self.links[link].stub = here;
+                    self.cold_code.load(S0, gs(at!(page_va)));
+                    self.cold_code.lea(S0, Mem::base(S0, -by));
+                    self.cold_code.store(Width::B64, gs(at!(page_va)), S0);
+                    self.link_number(link);
+                    self.cold_code.jmp_to(self.stubs.link_mem);
                 }
                 ColdKind::Poll(link) => {
                     self.link_number(link);
@@ -550,8 +569,16 @@ impl Translation<'_> {
         code.align_patch(2);
         let field = code.jcc(Cond::NE);
         let target = i64::from(self.guest[instruction].offset);
-        let link =
-            NewLink { field, stub: 0, target, memory: true, check: None, ungrouped: true, numbers: vec![] };
+        let link = NewLink {
+            field,
+            stub: 0,
+            target,
+            memory: true,
+            check: None,
+            slot: None,
+            ungrouped: true,
+            numbers: vec![],
+        };
         self.links.push(link);
         Cold { field, instruction, kind: ColdKind::Link(self.links.len() - 1) }
     }

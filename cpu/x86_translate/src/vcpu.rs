@@ -1,6 +1,6 @@
 //! One vCPU: the run loop around generated code.
 
-use crate::blocks::{Found, Key, Source, Translator};
+use crate::blocks::{Found, Key, Source, Translator, Verified};
 use crate::counters::Counters;
 use crate::layout::{ExitReason, IBTC_ENTRIES, IbtcEntry, JitVcpu, PAGE_CHECKS};
 use crate::translate::{Input, Mode, translate};
@@ -111,9 +111,11 @@ impl TranslatorVcpu {
             (&raw mut (*at).translator).write(translator.clone());
             (&raw mut (*at).counters).write(Counters::default());
             (&raw mut (*at).filled).write([vec![], vec![]]);
+            (&raw mut (*at).filled_slots).write(vec![]);
             jit.assume_init()
         };
         jit.cpu.lock_needed = translator.settings.lock_needed;
+        jit.verified.fill(1);
         for table in &jit.ibtc {
             table[0].clear(0);
         }
@@ -343,10 +345,18 @@ impl TranslatorVcpu {
             _ => return Ok(None),
         };
         let rip = self.jit.cpu.rip;
-        if !self.apart
-            && let Some(number) = translator.link(number, found.id, rip)
-        {
-            self.jit.page_checks[(rip >> 12) as usize & (PAGE_CHECKS - 1)] = number;
+        let verified = if self.apart { None } else { translator.link(number, found.id, rip) };
+        match verified {
+            Some(Verified::Page(number)) => {
+                self.jit.page_checks[(rip >> 12) as usize & (PAGE_CHECKS - 1)] = number;
+            }
+            Some(Verified::Slot(slot)) => {
+                let from = self.jit.page_va;
+                if std::mem::replace(&mut self.jit.verified[usize::from(slot)], from) == 1 {
+                    self.jit.filled_slots.push(slot);
+                }
+            }
+            None => {}
         }
         if target.ungrouped {
             let reason = self.enter(found.entry_mem);
@@ -403,6 +413,9 @@ impl TranslatorVcpu {
                     table[usize::from(index)].clear(usize::from(index));
                 }
             }
+        }
+        for slot in self.jit.filled_slots.drain(..) {
+            self.jit.verified[usize::from(slot)] = 1;
         }
         if all {
             self.jit.page_checks.fill(0);
@@ -501,7 +514,7 @@ impl TranslatorVcpu {
             let has = |insn: &iced_x86::Instruction| x86_interp::has(&core, insn);
             let page = &self.page[..4096];
             translate(
-                &Input { page, next_page: None, page_va, offset, mode, has: &has },
+                &Input { page, next_page: None, page_va, offset, mode, slots: &translator.slots, has: &has },
                 hot,
                 cold,
                 settings,
@@ -521,8 +534,15 @@ impl TranslatorVcpu {
             // SAFETY: as above.
             unsafe { std::ptr::copy_nonoverlapping(next.host, self.page[4096..].as_mut_ptr(), 15) };
             let has = |insn: &iced_x86::Instruction| x86_interp::has(&core, insn);
-            let input =
-                Input { page: &self.page[..], next_page: Some(gpa), page_va, offset, mode, has: &has };
+            let input = Input {
+                page: &self.page[..],
+                next_page: Some(gpa),
+                page_va,
+                offset,
+                mode,
+                slots: &translator.slots,
+                has: &has,
+            };
             output = translate(&input, hot, cold, settings, stubs);
         }
         let Some(output) = output else { return Ok(Lookup::Step) };

@@ -258,3 +258,44 @@ fn bit_strings() {
         assert!(a == b, "{code:x?}");
     }
 }
+
+#[test]
+fn user_code_in_two_pages_is_linked() {
+    // At the end of one page: l: dec ecx; jmp next (in the next page); there: jnz back; ud2
+    let mut code = vec![0x90; 0x1000 - 7];
+    code.extend([0xff, 0xc9, 0xe9, 0x00, 0x00, 0x00, 0x00]);
+    code.extend([0x75, 0xf7, 0x0f, 0x0b]);
+    let prepare = |at: u64| {
+        let mut machine = Machine::user();
+        machine.cpu.rip = at;
+        machine.load(&code);
+        machine.cpu.rip = CODE;
+        machine.load(&code);
+        machine.cpu.regs[reg::RCX] = 10_000;
+        machine
+    };
+    let mut actual = Translated::new(prepare(CODE + 0x10_0000), &options());
+    actual.run();
+    assert_eq!(actual.vcpu.cpu().regs[reg::RCX], 0);
+    assert!(actual.vcpu.counters().entries < 100, "{:?}", actual.vcpu.counters());
+    // The fault's frame says where it was: in the second page.
+    let frame = actual.vcpu.cpu().regs[reg::RSP];
+    let rip = |actual: &Translated, frame: u64| {
+        let mut bytes = [0; 8];
+        actual.memory.read(frame, &mut bytes).expect("RAM");
+        u64::from_le_bytes(bytes)
+    };
+    assert_eq!(rip(&actual, frame), CODE + 0x1002);
+    // The second page's code changes, and the jump leads to what is there now: nop; nop; ud2
+    actual.memory.write(CODE + 0x1000, &[0x90, 0x90]).expect("RAM");
+    let user = prepare(CODE + 0x10_0000).cpu;
+    let cpu = actual.vcpu.cpu_mut();
+    cpu.halted = false;
+    cpu.regs = user.regs;
+    cpu.rip = CODE;
+    cpu.cpl = 3;
+    cpu.segments = user.segments;
+    actual.run();
+    assert_eq!(actual.vcpu.cpu().regs[reg::RCX], 9_999);
+    assert_eq!(rip(&actual, actual.vcpu.cpu().regs[reg::RSP]), CODE + 0x1002);
+}

@@ -49,7 +49,7 @@ impl<'a> Discard<'a> {
             if start < end {
                 self.punch(offset + (start - region.gpa), end - start)?;
                 // Their content changed: for the dirty log, and for code translated from them.
-                self.memory.written(start, end - start);
+                self.memory.changed(start, end - start);
             }
             offset += region.len;
         }

@@ -244,6 +244,19 @@ impl GuestMemory {
         }
     }
 
+    /// Says that a device changed bytes `gpa..gpa + len` other than through the backend: as
+    /// [`GuestMemory::written`], and the hook of devices' writes is told.
+    pub fn changed(&self, gpa: u64, len: u64) {
+        self.written(gpa, len);
+        for region in self.regions.iter() {
+            let start = gpa.max(region.gpa);
+            let end = gpa.saturating_add(len).min(region.gpa + region.len);
+            if start < end {
+                region.pages.tell_device_hook(start, end - start);
+            }
+        }
+    }
+
     /// Sets who is told of writes to code pages. To be called once, before the VM runs.
     pub fn set_code_hook(&self, hook: Arc<dyn CodeWriteHook>) {
         for region in self.regions.iter() {

@@ -87,6 +87,13 @@ impl PageTable {
         debug_assert!(first, "the hook of device writes is set once");
     }
 
+    /// A device wrote bytes `gpa..gpa + len` of this region.
+    pub(crate) fn tell_device_hook(&self, gpa: u64, len: u64) {
+        if let Some(hook) = self.device_hook.get() {
+            hook.device_wrote(gpa, len);
+        }
+    }
+
     /// Bytes `gpa..gpa + len` of this region were written.
     pub(crate) fn written(&self, gpa: u64, len: u64) {
         if len == 0 {
@@ -192,10 +199,8 @@ impl Bitmap for PageSlice<'_> {
         let range = self.pages.range(self.offset.saturating_add(offset), len);
         let len = range.end - range.start;
         self.pages.written(range.start, len);
-        if len > 0
-            && let Some(hook) = self.pages.device_hook.get()
-        {
-            hook.device_wrote(range.start, len);
+        if len > 0 {
+            self.pages.tell_device_hook(range.start, len);
         }
     }
 

@@ -82,6 +82,8 @@ fn the_device_hook_is_told_of_writes_through_the_backend_only() {
     memory.backend().write_obj(7u32, GuestAddress(0x10_0ffe)).unwrap();
     memory.write(0x1ff0, &[1; 16]).unwrap();
     memory.written(0x1000, 8);
+    memory.changed(0x1ff8, 0x10);
+    assert_eq!(recorder.0.lock().pop(), Some((0x1ff8, 8)), "what is memory of it");
     let mut seen = [false; 0x20];
     for (gpa, len) in recorder.0.lock().drain(..) {
         assert!((0x10_0ffe..0x10_1002).contains(&gpa) || (0x1ff0..0x2000).contains(&gpa), "{gpa:#x}");

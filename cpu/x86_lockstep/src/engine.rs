@@ -212,9 +212,9 @@ impl Lockstep {
         let differences = self.follow(platform, result.is_err());
         self.summary.blocks += 1;
         self.end(platform, differences)?;
-        let checked = if self.summary.blocks % ALL_EVERY == 0 {
+        let checked = if self.summary.blocks.is_multiple_of(ALL_EVERY) {
             self.memory.check_all()
-        } else if self.summary.blocks % PAGES_EVERY == 0 {
+        } else if self.summary.blocks.is_multiple_of(PAGES_EVERY) {
             self.memory.check_touched()
         } else {
             Ok(())

@@ -72,7 +72,8 @@ fn a_loop_is_compared() {
 
 #[test]
 fn wrong_registers_flags_and_vectors_are_reported() {
-    let faults: [(fn(&mut Core<'_>), &str); 4] = [
+    type Fault = fn(&mut Core<'_>);
+    let faults: [(Fault, &str); 4] = [
         (|core| core.cpu.regs[reg::RAX] ^= 0x100, "rax"),
         (|core| core.cpu.rflags ^= 0x10, "rflags"),
         (|core| core.cpu.vectors[3].0[5] ^= 1, "vector 3"),

@@ -78,12 +78,12 @@ pub(crate) fn plan(guest: &mut [Guest], fixed_page: bool) {
     let mut open: Vec<Group> = vec![];
     let mut done: Vec<Group> = vec![];
     let mut exits = 0;
-    for index in 0..guest.len() {
-        let class = guest[index].class;
+    for (index, insn) in guest.iter().enumerate() {
+        let class = insn.class;
         if matches!(class, Class::Interpret | Class::Swapgs | Class::Stac | Class::Clac) {
             done.append(&mut open);
         } else {
-            for (which, site) in sites(&guest[index], &values, fixed_page).into_iter().enumerate() {
+            for (which, site) in sites(insn, &values, fixed_page).into_iter().enumerate() {
                 if let Some(site) = site {
                     join(&mut open, &mut done, &site, (index, which), exits);
                 }
@@ -92,16 +92,12 @@ pub(crate) fn plan(guest: &mut [Guest], fixed_page: bool) {
         if class == Class::Jcc {
             exits += 1;
         }
-        advance(&guest[index], &mut values);
+        advance(insn, &mut values);
     }
     done.append(&mut open);
-    let mut slot = 0;
-    for group in done.into_iter().filter(|group| group.members.len() > 1) {
-        if slot == GROUP_SLOTS {
-            break;
-        }
+    let shared = done.into_iter().filter(|group| group.members.len() > 1);
+    for (slot, group) in shared.take(GROUP_SLOTS).enumerate() {
         let at = slot as u8;
-        slot += 1;
         let (low, high) = ((group.low - group.lead_offset) as i32, (group.high - group.lead_offset) as i32);
         for &(insn, which) in &group.members {
             guest[insn].plans[which] = Plan::Follow { slot: at };

@@ -504,10 +504,10 @@ impl Translation<'_> {
                         page_va: self.page_va,
                         offset: guest.offset,
                         size: miss.access.size as u16,
-                        kind: u8::from(miss.access.write) * MissInfo::WRITE
-                            | u8::from(miss.access.aligned) * MissInfo::ALIGNED
-                            | u8::from(miss.group) * MissInfo::GROUP
-                            | u8::from(self.mode.has(Mode::USER)) * MissInfo::RELATIVE,
+                        kind: (u8::from(miss.access.write) * MissInfo::WRITE)
+                            | (u8::from(miss.access.aligned) * MissInfo::ALIGNED)
+                            | (u8::from(miss.group) * MissInfo::GROUP)
+                            | (u8::from(self.mode.has(Mode::USER)) * MissInfo::RELATIVE),
                     };
                     info.write(self.cold_code);
                 }

@@ -206,7 +206,7 @@ fn strings_are_copied_and_filled() {
                 machine.cpu.regs[reg::RAX] = 0x1122_3344_5566_7788;
                 machine.cpu.regs[reg::RSI] = DATA + offset;
                 machine.cpu.regs[reg::RDI] = DATA + 0x1_0000 + offset / 2;
-                let data: Vec<u8> = (0..0x1_0000u32).map(|at| (at * 7 >> 3) as u8).collect();
+                let data: Vec<u8> = (0..0x1_0000u32).map(|at| ((at * 7) >> 3) as u8).collect();
                 machine.memory.write(DATA, &data).expect("RAM");
             };
             let (expected, actual) = both(code, set_up);

@@ -35,7 +35,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { cache_bytes: 256 << 20, strict: false, lock_needed: true, max_instructions: 64, side_exits: 2 }
+        Self { cache_bytes: 256 << 20, strict: false, lock_needed: true, max_instructions: 64, side_exits: 4 }
     }
 }
 

@@ -138,9 +138,6 @@ fn compare(kind: Kind, seed: u64, options: &Options) {
 fn run(kind: Kind, seeds: std::ops::Range<u64>) {
     let options = Options { strict: kind.strict, ..options() };
     for seed in seeds {
-        if std::env::var_os("SEEDS").is_some() {
-            eprintln!("{seed}\n{}", listing(&prepare(kind, seed).1.bytes, CODE));
-        }
         compare(kind, seed, &options);
     }
 }

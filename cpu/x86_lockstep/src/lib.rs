@@ -25,6 +25,8 @@
 //!   comes in differs, and is not compared: T0 is set to T1's state, and the summary counts it.
 //! - *Paused string instructions* (`engine`). A repetition pauses after an amount of work that depends on how
 //!   memory is reached; T0 is made to pause where T1 did.
+//! - *The APIC's base* (`replay`). What CPUID says depends on it, and the translator looks that up when it
+//!   translates: reads of it may be only one processor's.
 //! - *Undefined flags*: none are left out. T1 runs with exact flags, and T0 gives the host's for undefined
 //!   ones too. The translator's leaving out of dead flags is not covered, nor are links between blocks.
 //!

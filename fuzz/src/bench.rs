@@ -197,9 +197,9 @@ pub trait Bench: Sized {
         let _ = input;
     }
 
-    /// Something that only these devices can do.
+    /// Something that only these devices can do; if there is nothing, another store.
     fn special(&self, input: &mut Input<'_>) {
-        let _ = input;
+        self.rig().write(input);
     }
 
     /// What always holds.
@@ -244,9 +244,9 @@ pub fn drive<B: Bench>(data: &[u8]) {
     let mut moves = 0;
     while !input.is_empty() {
         match input.u8() % 32 {
-            0..8 => bench.rig().read(&mut input),
-            8..20 => bench.rig().write(&mut input),
-            20..25 => bench.special(&mut input),
+            0..5 => bench.rig().read(&mut input),
+            5..14 => bench.rig().write(&mut input),
+            14..25 => bench.special(&mut input),
             25..28 => bench.rig().pass_some(&mut input),
             28 if moves < 8 => {
                 bench = move_on(bench);

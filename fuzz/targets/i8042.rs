@@ -38,7 +38,7 @@ impl<const KEYBOARD: bool> Bench for Target<KEYBOARD> {
 }
 
 fuzz_target!(|data: &[u8]| match data.split_first() {
-    Some((0, data)) => drive::<Target<false>>(data),
+    Some((kind, data)) if kind.is_multiple_of(4) => drive::<Target<false>>(data),
     Some((_, data)) => drive::<Target<true>>(data),
     None => {}
 });

@@ -176,9 +176,11 @@ impl<const KIND: u8> Driven for Target<KIND> {
     }
 }
 
-fuzz_target!(|data: &[u8]| match data.split_first() {
-    Some((0, data)) => drive_virtio::<Target<READ_ONLY>>(data),
-    Some((1, data)) => drive_virtio::<Target<FILE>>(data),
-    Some((_, data)) => drive_virtio::<Target<0>>(data),
-    None => {}
+fuzz_target!(|data: &[u8]| {
+    let Some((kind, data)) = data.split_first() else { return };
+    match kind % 4 {
+        0 => drive_virtio::<Target<READ_ONLY>>(data),
+        1 => drive_virtio::<Target<FILE>>(data),
+        _ => drive_virtio::<Target<0>>(data),
+    }
 });

@@ -79,7 +79,7 @@ impl<const PORTS: usize> Driven for Target<PORTS> {
 }
 
 fuzz_target!(|data: &[u8]| match data.split_first() {
-    Some((0, data)) => drive_virtio::<Target<1>>(data),
+    Some((kind, data)) if kind.is_multiple_of(4) => drive_virtio::<Target<1>>(data),
     Some((_, data)) => drive_virtio::<Target<3>>(data),
     None => {}
 });

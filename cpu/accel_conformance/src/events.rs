@@ -47,22 +47,27 @@ pub(crate) fn stop_ends_a_busy_loop(target: &Target<'_>) {
     let mut rig = Rig::new(target, 2);
     boot64(&mut rig, |a| {
         let mut again = a.create_label();
-        a.mov(eax, 1)?;
-        progress(a)?;
+        a.mov(rsi, DATA)?;
         a.xor(ecx, ecx)?;
         a.set_label(&mut again)?;
         a.inc(rcx)?;
+        a.mov(qword_ptr(rsi), rcx)?;
         a.jmp(again)
     });
     // The other processor waits for a SIPI, and is stopped as well.
     for _ in 0..3 {
+        let before = rig.read_u64(DATA);
+        let mut during = before;
         let reasons = rig.run_while(|rig, stop| {
-            rig.bus.wait_for(1);
+            during = rig.wait_for_change(DATA, before);
             stop.stop();
         });
         assert_eq!(reasons, [HaltReason::Stopped, HaltReason::Stopped]);
+        // The loop went on from where it was stopped, and its counter is the one in memory or just ahead.
+        let counter = rig.vcpus[0].save().unwrap().regs[1];
+        assert!(during > before && counter >= during, "{before} {during} {counter}");
+        assert!(counter - rig.read_u64(DATA) <= 1);
     }
-    assert!(rig.vcpus[0].save().unwrap().regs[1] > 0);
 }
 
 pub(crate) fn stop_ends_a_halt(target: &Target<'_>) {

@@ -7,7 +7,7 @@ use parking_lot::{Condvar, Mutex};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What the cases run on.
 #[derive(Clone, Copy)]
@@ -268,4 +268,21 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) memory: &'a GuestMemory,
     pub(crate) vm: &'a Arc<dyn AccelVm>,
     pub(crate) bus: &'a RecordingBus,
+}
+
+impl Surroundings<'_> {
+    /// Waits until the guest has changed the quadword at `gpa` from `old`, and gives what it is then.
+    pub(crate) fn wait_for_change(&self, gpa: u64, old: u64) -> u64 {
+        let start = Instant::now();
+        loop {
+            let mut data = [0; 8];
+            self.memory.read(gpa, &mut data).expect("the test reads RAM");
+            let now = u64::from_le_bytes(data);
+            if now != old {
+                return now;
+            }
+            assert!(start.elapsed() < LIMIT, "the guest leaves {gpa:#x} at {old:#x}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
 }

@@ -8,6 +8,7 @@
 
 mod accelerator;
 mod engine;
+mod events;
 mod platform;
 mod run;
 mod shared;
@@ -15,5 +16,6 @@ mod state;
 mod tsc;
 mod vcpu;
 mod vm;
+mod vm_shared;
 
 pub use accelerator::{DbtAccelerator, MAX_VCPUS};

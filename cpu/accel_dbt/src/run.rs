@@ -1,9 +1,10 @@
 //! The run loop.
 
 use crate::engine::{Engine, INTERRUPT_SHADOW, Stop, interruptible};
+use crate::events::Events;
 use crate::platform::VcpuPlatform;
 use crate::shared::{Requests, VcpuShared};
-use crate::vcpu::{DbtVcpu, Events};
+use crate::vcpu::DbtVcpu;
 use accel::{HaltReason, StopToken, VcpuBus};
 use guest_memory::GuestMemory;
 use std::cell::Cell;

@@ -1,6 +1,6 @@
 //! Between the processor and the neutral state.
 
-use crate::vcpu::Events;
+use crate::events::Events;
 use accel::{EventState, FpuState, LapicState, MpState, X86State};
 use clock::Nanos;
 use x86_core::{Core, Cpu, Msrs, Segment, TableRegister, VecReg, cr0, cr4, efer, flags, shadow};

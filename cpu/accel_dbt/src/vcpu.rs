@@ -1,47 +1,15 @@
 //! One vCPU.
 
+use crate::events::Events;
 use crate::platform::{NoBus, VcpuPlatform};
-use crate::shared::{Requests, VcpuShared};
+use crate::shared::VcpuShared;
 use crate::state;
-use crate::vm::VmShared;
-use accel::{AccelError, HaltReason, InjectedException, StopToken, Vcpu, VcpuBus, X86State};
+use crate::vm_shared::VmShared;
+use accel::{AccelError, HaltReason, StopToken, Vcpu, VcpuBus, X86State};
 use lapic::Lapic;
 use std::cell::Cell;
 use std::sync::Arc;
 use x86_core::Core;
-
-/// Events that were noted and not dealt with yet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Events {
-    /// Waits for a SIPI.
-    pub(crate) waiting: bool,
-    pub(crate) nmi: bool,
-    pub(crate) init: bool,
-    pub(crate) sipi: Option<u8>,
-    /// Only from a restored state: this back end delivers at once.
-    pub(crate) exception: Option<InjectedException>,
-    /// Likewise.
-    pub(crate) interrupt: Option<u8>,
-}
-
-impl Events {
-    /// As after power-on.
-    pub(crate) fn at_reset(id: u32) -> Self {
-        Self { waiting: id != 0, ..Self::default() }
-    }
-
-    /// Takes over requests.
-    pub(crate) fn note(&mut self, requests: Requests) {
-        if requests.has(Requests::INIT) {
-            self.init = true;
-            self.sipi = None;
-        }
-        if let Some(vector) = requests.sipi() {
-            self.sipi.get_or_insert(vector);
-        }
-        self.nmi |= requests.has(Requests::NMI);
-    }
-}
 
 /// One vCPU.
 pub(crate) struct DbtVcpu {

@@ -1,11 +1,13 @@
 //! One VM.
 
 use crate::engine::Engine;
+use crate::events::Events;
 use crate::shared::{Requests, VcpuShared};
 use crate::tsc::TscSource;
-use crate::vcpu::{DbtVcpu, Events};
+use crate::vcpu::DbtVcpu;
+use crate::vm_shared::VmShared;
 use accel::{AccelError, AccelVm, EoiListener, Tier, Vcpu, VmSpec};
-use clock::{TimerService, VmClock};
+use clock::TimerService;
 use guest_memory::{CodeWriteHook, GuestMemory};
 use irq::MsiTarget;
 use lapic::{ApicBus, ApicConfig};
@@ -16,21 +18,6 @@ use x86_core::Cpu;
 use x86_core::cpuid::CpuModel;
 use x86_lockstep::Lockstep;
 use x86_translate::{Translator, TranslatorVcpu};
-
-/// What the vCPUs of a VM have in common.
-pub(crate) struct VmShared {
-    pub(crate) memory: GuestMemory,
-    pub(crate) clock: VmClock,
-    pub(crate) tsc: TscSource,
-    pub(crate) apics: Arc<ApicBus>,
-    pub(crate) model: Arc<CpuModel>,
-    pub(crate) vcpus: u32,
-    tier: Tier,
-    /// What translates, unless the interpreter does all.
-    translator: Option<Arc<Translator>>,
-    /// The vCPUs that were made.
-    made: Mutex<Vec<Arc<VcpuShared>>>,
-}
 
 /// Tells the translator of writes to code. The translator holds the memory, which holds this.
 struct CodeWrites(Weak<Translator>);

@@ -48,20 +48,8 @@ impl Core<'_> {
 
     /// Writes all of RFLAGS that exists, and what hangs on it.
     pub fn set_rflags(&mut self, value: u64) {
-        const EXIST: u64 = flags::ARITHMETIC
-            | flags::TF
-            | flags::IF
-            | flags::DF
-            | flags::IOPL
-            | flags::NT
-            | flags::RF
-            | flags::VM
-            | flags::AC
-            | flags::VIF
-            | flags::VIP
-            | flags::ID;
         let old = self.cpu.rflags;
-        self.cpu.rflags = value & EXIST | flags::FIXED;
+        self.cpu.rflags = value & flags::EXIST | flags::FIXED;
         if (old ^ value) & (flags::AC | flags::VM) != 0 {
             self.mode_changed();
         }

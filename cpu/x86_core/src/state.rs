@@ -40,6 +40,8 @@ pub mod flags {
     pub const ID: u64 = 1 << 21;
     /// The six arithmetic flags.
     pub const ARITHMETIC: u64 = CF | PF | AF | ZF | SF | OF;
+    /// Every flag that exists and can change.
+    pub const EXIST: u64 = ARITHMETIC | TF | IF | DF | IOPL | NT | RF | VM | AC | VIF | VIP | ID;
 }
 
 /// CR0 bits.

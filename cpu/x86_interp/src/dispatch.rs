@@ -3,9 +3,9 @@
 
 use crate::operand::size;
 use crate::{alu, bcd, bits, bmi, control, data, exchange, features, misc, multiply, shift, stack, string};
-use iced_x86::{Code, Instruction, Mnemonic, OpKind};
+use iced_x86::{Code, EncodingKind, Instruction, Mnemonic, OpKind};
 use x86_core::flags::{CF, OF};
-use x86_core::{Core, Flow, Trap};
+use x86_core::{Core, Flow, Trap, cr0, flags};
 
 /// Executes one instruction of the form that it was made for; RIP is still at it.
 pub type Handler = fn(&mut Core<'_>, &Instruction) -> Result<Flow, Trap>;
@@ -53,12 +53,29 @@ macro_rules! conditional {
 /// The function that [`execute`](crate::execute) calls for `insn`, and may be called for every other
 /// instruction of the same [`Code`] and operand kinds: for those who decode once and execute often.
 pub fn handler(insn: &Instruction) -> Handler {
-    if features::is_optional(insn.mnemonic()) { features::gated } else { ungated(insn) }
+    if features::is_optional(insn.mnemonic()) { gated } else { ungated(insn) }
+}
+
+/// Executes an optional instruction, or what it is on processors without it.
+fn gated(core: &mut Core<'_>, insn: &Instruction) -> Result<Flow, Trap> {
+    let real = core.cpu.cr0 & cr0::PE == 0 || core.cpu.rflags & flags::VM != 0;
+    if insn.encoding() != EncodingKind::Legacy && real {
+        return Err(Trap::UD);
+    }
+    if features::has(core, insn) {
+        return ungated(insn)(core, insn);
+    }
+    let before: Handler = match insn.mnemonic() {
+        Mnemonic::Tzcnt => scan(insn, false),
+        Mnemonic::Lzcnt => scan(insn, true),
+        _ => return Err(Trap::UD),
+    };
+    before(core, insn)
 }
 
 /// The function for an instruction that the processor is known to have.
 #[allow(clippy::too_many_lines)] // a table
-pub(crate) fn ungated(insn: &Instruction) -> Handler {
+fn ungated(insn: &Instruction) -> Handler {
     use Mnemonic as M;
     let width = || size(insn, 0);
     match insn.mnemonic() {
@@ -208,7 +225,7 @@ fn stack(insn: &Instruction) -> Handler {
 }
 
 /// BSF, and BSR if `reverse`; also what TZCNT and LZCNT are on processors without them.
-pub(crate) fn scan(insn: &Instruction, reverse: bool) -> Handler {
+fn scan(insn: &Instruction, reverse: bool) -> Handler {
     if reverse {
         sized!(size(insn, 0), W => bits::scan::<W, true>)
     } else {
@@ -218,7 +235,7 @@ pub(crate) fn scan(insn: &Instruction, reverse: bool) -> Handler {
 
 fn bmi(insn: &Instruction) -> Handler {
     // TBM and BEXTR with an immediate are other instructions (XOP).
-    if insn.encoding() != iced_x86::EncodingKind::VEX {
+    if insn.encoding() != EncodingKind::VEX {
         return misc::undefined;
     }
     let width = size(insn, 0);

@@ -1,8 +1,7 @@
 //! Integer instructions that a processor may lack: what CPUID must announce for them.
 
-use crate::dispatch::{Handler, ungated};
-use iced_x86::{EncodingKind, Instruction, Mnemonic};
-use x86_core::{Core, Flow, Trap, cr0, flags};
+use iced_x86::{Instruction, Mnemonic};
+use x86_core::Core;
 
 /// A bit of CPUID: leaf, register (EAX, EBX, ECX, EDX) and bit.
 type Feature = (u32, usize, u32);
@@ -45,21 +44,4 @@ pub(crate) fn is_optional(mnemonic: Mnemonic) -> bool {
 /// (TZCNT and LZCNT execute as BSF and BSR where they are not announced.)
 pub fn has(core: &Core<'_>, insn: &Instruction) -> bool {
     feature(insn.mnemonic()).is_none_or(|(leaf, register, bit)| core.cpuid(leaf, 0)[register] >> bit & 1 != 0)
-}
-
-/// Executes an optional instruction, or what it is on processors without it.
-pub(crate) fn gated(core: &mut Core<'_>, insn: &Instruction) -> Result<Flow, Trap> {
-    let real = core.cpu.cr0 & cr0::PE == 0 || core.cpu.rflags & flags::VM != 0;
-    if insn.encoding() != EncodingKind::Legacy && real {
-        return Err(Trap::UD);
-    }
-    if has(core, insn) {
-        return ungated(insn)(core, insn);
-    }
-    let before: Handler = match insn.mnemonic() {
-        Mnemonic::Tzcnt => crate::dispatch::scan(insn, false),
-        Mnemonic::Lzcnt => crate::dispatch::scan(insn, true),
-        _ => return Err(Trap::UD),
-    };
-    before(core, insn)
 }

@@ -16,18 +16,7 @@ use crate::segments::{Descriptor, is_null, rpl, selector_fault};
 use crate::{Core, Seg, Segment, Trap, flags, vector};
 
 /// Flags that IRET and POPF leave alone, whatever they are given.
-const ALWAYS_KEPT: u64 = !(flags::ARITHMETIC
-    | flags::TF
-    | flags::IF
-    | flags::DF
-    | flags::IOPL
-    | flags::NT
-    | flags::RF
-    | flags::VM
-    | flags::AC
-    | flags::VIF
-    | flags::VIP
-    | flags::ID);
+const ALWAYS_KEPT: u64 = !flags::EXIST;
 
 /// The bits of a value of `size` bytes.
 fn size_mask(size: u8) -> u64 {

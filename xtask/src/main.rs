@@ -2,12 +2,13 @@
 
 mod bench;
 mod fuzz;
+mod kvm_lab;
 mod lint;
 mod test;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Chores of the project.
@@ -26,6 +27,8 @@ enum Chore {
     Test(test::Options),
     /// Builds the fuzz targets and runs each for a while; fails if one finds something.
     Fuzz(fuzz::Options),
+    /// Runs a command where /dev/kvm is real: in Debian on an emulated processor that has SVM.
+    KvmLab(kvm_lab::Options),
     /// Measures against QEMU's TCG and the bare host, side by side.
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
         Chore::Lint => lint::run(&root()),
         Chore::Test(options) => test::run(&root(), &options),
         Chore::Fuzz(options) => fuzz::run(&root(), &options),
+        Chore::KvmLab(options) => return kvm_lab::run(&root(), &options),
         Chore::Bench(bench) => bench.run(&root()),
     };
     match result {
@@ -51,6 +55,12 @@ fn main() -> ExitCode {
 fn root() -> PathBuf {
     let own = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     own.parent().map_or(own.clone(), PathBuf::from)
+}
+
+/// Our program, as `cargo build --release` leaves it.
+fn vireo(root: &Path) -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    target.join("release/vireo")
 }
 
 /// What chores return.

@@ -7,7 +7,13 @@ use std::process::Command;
 use std::time::Instant;
 
 /// A program that the tests call, and the Debian package it comes in.
-const PROGRAMS: &[(&str, &str)] = &[("gcc", "gcc libc6-dev"), ("gpgv", "gpgv"), ("mkfs.ext4", "e2fsprogs")];
+const PROGRAMS: &[(&str, &str)] = &[
+    ("gcc", "gcc libc6-dev"),
+    ("gpgv", "gpgv"),
+    ("mkfs.ext4", "e2fsprogs"),
+    // The KVM lab's machine.
+    ("qemu-system-x86_64", "qemu-system-x86"),
+];
 
 /// What to leave out.
 #[derive(clap::Args)]
@@ -67,7 +73,10 @@ fn install_missing() -> Outcome {
     }
     let packages: Vec<_> = missing.iter().flat_map(|(_, packages)| packages.split(' ')).collect();
     let names: Vec<_> = missing.iter().map(|(program, _)| *program).collect();
-    let command = format!("apt-get update -qq && apt-get install -y -qq {}", packages.join(" "));
+    let command = format!(
+        "apt-get update -qq && apt-get install -y -qq --no-install-recommends {}",
+        packages.join(" ")
+    );
     eprintln!("missing: {}; installing: {command}", names.join(", "));
     let status = Command::new("sh").args(["-c", &command]).status().context("starting sh")?;
     if !status.success() {

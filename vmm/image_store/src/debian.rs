@@ -3,7 +3,7 @@
 use std::io::{self, BufReader};
 
 use crate::fetch::Mirror;
-use crate::initramfs::{MODULES, Parts};
+use crate::initramfs::{HYPERVISOR_MODULES, MODULES, Parts};
 use crate::kernel_modules::{MODULE_LIMIT, PackedModule, select};
 use crate::packages::{self, Package};
 use crate::release::ReleaseIndex;
@@ -34,6 +34,7 @@ const UNUSED_MODULES: &[&str] = &[
 pub(crate) struct Made {
     pub(crate) kernel: Vec<u8>,
     pub(crate) initrd: Vec<u8>,
+    pub(crate) hypervisor: Vec<u8>,
     pub(crate) description: Description,
 }
 
@@ -126,6 +127,9 @@ fn assemble(
         package: busybox.name.clone(),
         reason: "its program lacks the table of applets, or some that are needed".to_owned(),
     })?;
+    let all: Vec<&str> = MODULES.iter().chain(HYPERVISOR_MODULES).copied().collect();
+    let all = select(&contents.modules, &all).map_err(|error| package_error(&kernel.name, &error))?;
+    let hypervisor = initramfs::build_more_modules(&Parts { modules: &all, ..parts }, &modules);
     let description = Description {
         recipe: RECIPE,
         kernel_package: kernel.name.clone(),
@@ -134,7 +138,7 @@ fn assemble(
         busybox_version: busybox.version.clone(),
         cmdline: CMDLINE.to_owned(),
     };
-    Ok(Made { kernel: contents.kernel, initrd, description })
+    Ok(Made { kernel: contents.kernel, initrd, hypervisor, description })
 }
 
 /// A path as it was before Debian moved everything below `/usr`.

@@ -49,7 +49,12 @@ pub(crate) const MODULES: &[&str] = &[
     "af_packet",
 ];
 
+/// Drivers of a host for VMs, which only a guest that is a host itself needs.
+pub(crate) const HYPERVISOR_MODULES: &[&str] =
+    &["kvm_amd", "kvm_intel", "tun", "tap", "vhost", "vhost_net", "vhost_vsock", "bridge"];
+
 /// What an initramfs is made of.
+#[derive(Clone, Copy)]
 pub(crate) struct Parts<'a> {
     /// The static busybox.
     pub(crate) busybox: &'a [u8],
@@ -108,16 +113,32 @@ pub(crate) fn build(parts: &Parts<'_>) -> Option<Vec<u8>> {
         parts.system, parts.kernel_release
     );
     archive.file("etc/motd", 0o644, greeting.as_bytes());
-    add_modules(&mut archive, parts);
+    add_modules(&mut archive, parts, parts.modules);
     Some(archive.finish())
 }
 
-fn add_modules(archive: &mut Archive, parts: &Parts<'_>) {
+/// Makes an archive with the modules among those of `parts` that `first`, the modules of the archive that
+/// it is to be appended to, lacks; with the index files of all.
+pub(crate) fn build_more_modules(parts: &Parts<'_>, first: &[Module]) -> Vec<u8> {
+    let mut archive = Archive::new();
+    archive.folder("lib", 0o755);
+    let more: Vec<Module> = parts
+        .modules
+        .iter()
+        .filter(|module| !first.iter().any(|known| known.path == module.path))
+        .cloned()
+        .collect();
+    add_modules(&mut archive, parts, &more);
+    archive.finish()
+}
+
+/// Adds `modules`, and the index files of all of `parts`.
+fn add_modules(archive: &mut Archive, parts: &Parts<'_>, modules: &[Module]) {
     let root = format!("lib/modules/{}", parts.kernel_release);
     archive.folder("lib/modules", 0o755);
     archive.folder(&root, 0o755);
     let mut folders: Vec<&str> = Vec::new();
-    for module in parts.modules {
+    for module in modules {
         for (end, _) in module.path.match_indices('/') {
             let folder = &module.path[..end];
             if !folders.contains(&folder) {

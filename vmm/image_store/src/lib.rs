@@ -40,6 +40,7 @@ pub const STORE_VARIABLE: &str = "VIREO_IMAGES";
 const RECIPE: u32 = 1;
 const KERNEL_FILE: &str = "vmlinuz";
 const INITRD_FILE: &str = "initrd.img";
+const HYPERVISOR_FILE: &str = "hypervisor-modules.img";
 const DESCRIPTION_FILE: &str = "image.json";
 
 /// A Debian kernel and initramfs in the store.
@@ -138,6 +139,24 @@ impl Store {
         self.fetch_debian(name, mirror, &KeyringVerifier::from_host(), progress)
     }
 
+    /// An archive to append to the initramfs of the image, with the kernel's modules of a host for VMs: KVM,
+    /// TUN and vhost. Without them in the store (an earlier version made the image) the image is made anew.
+    ///
+    /// # Errors
+    /// As [`Self::debian`].
+    pub fn hypervisor_modules(
+        &self,
+        name: DebianImageName,
+        mirror: Option<&str>,
+        progress: &dyn Progress,
+    ) -> Result<PathBuf, StoreError> {
+        let path = self.root.join(name.folder()).join(HYPERVISOR_FILE);
+        if self.cached(name).is_none() || !path.is_file() {
+            self.fetch_debian(name, mirror, &KeyringVerifier::from_host(), progress)?;
+        }
+        Ok(path)
+    }
+
     /// Fetches the image whether it's in the store or not, and replaces the one that's there.
     ///
     /// # Errors
@@ -190,8 +209,12 @@ impl Store {
             path: folder.clone(),
             source: error.into(),
         })?;
-        let files: [(&str, &[u8]); 3] =
-            [(KERNEL_FILE, &made.kernel), (INITRD_FILE, &made.initrd), (DESCRIPTION_FILE, &description)];
+        let files: [(&str, &[u8]); 4] = [
+            (KERNEL_FILE, &made.kernel),
+            (INITRD_FILE, &made.initrd),
+            (HYPERVISOR_FILE, &made.hypervisor),
+            (DESCRIPTION_FILE, &description),
+        ];
         for (file, bytes) in files {
             let path = temporary.path().join(file);
             write_synced(&path, bytes).map_err(file_error("writing", &path))?;

@@ -121,6 +121,7 @@ fn mirror() -> (Server, String) {
         (&format!("{modules}/block/virtio_blk.ko"), &object("depends=virtio\nalias=virtio:d2v*\n")),
         (&format!("{modules}/virtio/virtio.ko"), &object("depends=\n")),
         (&format!("{modules}/gpu/drm/huge.ko"), &object("depends=\n")),
+        (&format!("{modules}/net/tun.ko"), &object("depends=\n")),
     ]);
     let busybox = package(&[("bin/busybox", &busybox())]);
     let stanza = |name: &str, depends: &str, path: &str, bytes: &[u8]| {
@@ -177,7 +178,14 @@ fn an_image_is_made_and_used_again_offline() {
         String::from_utf8_lossy(&dep.2),
         "kernel/drivers/virtio/virtio.ko:\nkernel/drivers/block/virtio_blk.ko: kernel/drivers/virtio/virtio.ko\n"
     );
-    assert!(!entries.iter().any(|entry| entry.0.contains("huge")));
+    assert!(!entries.iter().any(|entry| entry.0.contains("huge") || entry.0.contains("tun.ko")));
+    // The modules of a host for VMs are apart, with the index files of all.
+    let more = store.hypervisor_modules(CLOUD_12, Some("http://127.0.0.1:1/nothing"), &NoProgress).unwrap();
+    let more = cpio::tests::entries(&fs::read(more).unwrap());
+    let names: Vec<_> = more.iter().filter(|entry| entry.0.ends_with(".ko")).map(|entry| &entry.0).collect();
+    assert_eq!(names, [&format!("{root}/kernel/drivers/net/tun.ko")]);
+    let dep = more.iter().find(|entry| entry.0 == format!("{root}/modules.dep")).unwrap();
+    assert!(String::from_utf8_lossy(&dep.2).contains("kernel/drivers/block/virtio_blk.ko"));
 
     let before = server.requests();
     let again = store.debian(CLOUD_12, Some("http://127.0.0.1:1/nothing"), &NoProgress).unwrap();

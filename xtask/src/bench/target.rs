@@ -4,16 +4,10 @@ use super::Options;
 use super::guest::Guest;
 use anyhow::{Context, Result, bail};
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
-
-/// Our program, as `cargo build --release` leaves it.
-fn vireo(root: &Path) -> PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    target.join("release/vireo")
-}
 
 /// The longest that one run may take.
 const TIME_LIMIT: Duration = Duration::from_secs(300);
@@ -54,7 +48,7 @@ impl Target {
                 command
             }
             Self::Vireo => {
-                let mut command = Command::new(vireo(root));
+                let mut command = Command::new(crate::vireo(root));
                 command.args(["run", "--accel", "dbt", "-m", "512M", "--no-reboot", "--serial", "stdio"]);
                 command.args(options.vireo_args.split_whitespace());
                 command.arg("--smp").arg(options.smp.to_string());

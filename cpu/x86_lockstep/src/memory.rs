@@ -2,7 +2,6 @@
 
 use guest_memory::{CodeWriteHook, DeviceWriteHook, GuestMemory, MemoryError, PAGE_SIZE};
 use parking_lot::Mutex;
-use rustix::fs::SeekFrom;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -325,30 +324,18 @@ impl Memories {
 
     /// Pages that either memory holds something in, by ascending address.
     fn pages_in_use(&self) -> Vec<u64> {
-        let mut pages = pages_with_data(&self.real);
-        pages.extend(pages_with_data(&self.copy));
+        let mut pages = Vec::new();
+        for memory in [&self.real, &self.copy] {
+            // Of what the host does not tell, everything is looked at.
+            pages.extend(memory.pages_in_use().unwrap_or_else(|_| all_pages(memory)));
+        }
         pages.sort_unstable();
         pages.dedup();
         pages
     }
 }
 
-/// The pages that the host has given memory to.
-fn pages_with_data(memory: &GuestMemory) -> Vec<u64> {
-    let mut pages = Vec::new();
-    let mut offset = 0;
-    for region in memory.regions() {
-        let end = offset + region.len;
-        let mut at = offset;
-        while at < end {
-            // An error says that there is no more data.
-            let Ok(data) = rustix::fs::seek(memory.file(), SeekFrom::Data(at)) else { break };
-            let hole = rustix::fs::seek(memory.file(), SeekFrom::Hole(data)).unwrap_or(end);
-            let (start, stop) = (data & !(PAGE_SIZE - 1), hole.min(end));
-            pages.extend((start..stop).step_by(PAGE_SIZE as usize).map(|at| region.gpa + at - offset));
-            at = hole.max(at + PAGE_SIZE);
-        }
-        offset = end;
-    }
-    pages
+fn all_pages(memory: &GuestMemory) -> Vec<u64> {
+    let regions = memory.regions().iter();
+    regions.flat_map(|region| (region.gpa..region.gpa + region.len).step_by(PAGE_SIZE as usize)).collect()
 }

@@ -1,12 +1,10 @@
 //! Giving guest memory back to the host.
 
 use guest_memory::GuestMemory;
-use rustix::fs::{FallocateFlags, fallocate};
-use rustix::io::Errno;
 use std::ops::Range;
 use virtio::QueueError;
 
-/// Gives pages back to the host, neighbours together. What is given back reads as zeros.
+/// Gives pages back to the host, neighbours together: see [`GuestMemory::discard`].
 pub(crate) struct Discard<'a> {
     memory: &'a GuestMemory,
     /// Pages not given back yet.
@@ -40,32 +38,8 @@ impl<'a> Discard<'a> {
     }
 
     fn give_back(&mut self) -> Result<(), QueueError> {
-        let run = std::mem::take(&mut self.run);
-        // The regions stand in the file one after the other.
-        let mut offset = 0;
-        for region in self.memory.regions() {
-            let start = run.start.max(region.gpa);
-            let end = run.end.min(region.gpa + region.len);
-            if start < end {
-                self.punch(offset + (start - region.gpa), end - start)?;
-                // Their content changed: for the dirty log, and for code translated from them.
-                self.memory.changed(start, end - start);
-            }
-            offset += region.len;
-        }
-        Ok(())
-    }
-
-    fn punch(&self, offset: u64, len: u64) -> Result<(), QueueError> {
-        let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        loop {
-            match fallocate(self.memory.file(), how, offset, len) {
-                Ok(()) => return Ok(()),
-                Err(Errno::INTR) => {}
-                Err(error) => {
-                    return Err(QueueError::Device(format!("the host does not take memory back: {error}")));
-                }
-            }
-        }
+        self.memory
+            .discard(std::mem::take(&mut self.run))
+            .map_err(|error| QueueError::Device(format!("the host does not take memory back: {error}")))
     }
 }

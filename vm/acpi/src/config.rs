@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
-use crate::AcpiError;
+use crate::{AcpiError, Numa};
 
 /// The first global system interrupt for PCI's INTx lines.
 pub const INTX_GSI_BASE: u32 = 16;
@@ -111,6 +111,8 @@ pub struct AcpiConfig {
     pub rtc: bool,
     /// The port of the panic notification device, if there's one.
     pub pvpanic: Option<u16>,
+    /// The NUMA nodes; without any, all processors and all memory are equally near.
+    pub numa: Option<Numa>,
 }
 
 impl AcpiConfig {
@@ -156,6 +158,7 @@ impl AcpiConfig {
             i8042: true,
             rtc: true,
             pvpanic: Some(0x505),
+            numa: None,
         }
     }
 
@@ -176,6 +179,9 @@ impl AcpiConfig {
         }
         if !(1..=256).contains(&self.pci.buses) {
             return Err(AcpiError::BusCount { buses: self.pci.buses });
+        }
+        if let Some(numa) = &self.numa {
+            numa.validate(self)?;
         }
         let check = |what, range: &Range<u64>, within: Range<u64>| {
             if range.is_empty() || range.start < within.start || range.end > within.end {

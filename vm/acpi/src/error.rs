@@ -33,6 +33,33 @@ pub enum AcpiError {
         /// The number given.
         buses: u16,
     },
+    /// More NUMA nodes than can be described, or none.
+    #[error("{count} NUMA nodes; between 1 and {max} can be described")]
+    NodeCount {
+        /// The number given.
+        count: usize,
+        /// The most.
+        max: usize,
+    },
+    /// The NUMA nodes' vCPUs are not the machine's.
+    #[error("the NUMA nodes don't have each of the machine's vCPUs once")]
+    NodeCpus,
+    /// The table of distances has not one row and one column for each node.
+    #[error("the distances are not {nodes} times {nodes}, for as many NUMA nodes")]
+    NodeDistances {
+        /// The number of nodes.
+        nodes: usize,
+    },
+    /// A distance that guests don't believe.
+    #[error("{distance} from NUMA node {from} to {to}: 10 is the distance to itself, others are farther")]
+    NodeDistance {
+        /// The row.
+        from: usize,
+        /// The column.
+        to: usize,
+        /// The distance.
+        distance: u8,
+    },
     /// An address range that's empty, too high or not where it belongs.
     #[error("{what} {start:#x}..{end:#x} isn't a valid range here")]
     Range {

@@ -8,6 +8,7 @@ mod dsdt;
 mod error;
 mod fixed_tables;
 mod madt;
+mod numa;
 pub mod smbios;
 mod table;
 
@@ -17,6 +18,7 @@ pub use config::{
     AcpiConfig, INTX_GSI_BASE, INTX_GSI_COUNT, IoApic, PciHost, PicIrqs, PowerPorts, SerialPort, intx_gsi,
 };
 pub use error::AcpiError;
+pub use numa::{LOCAL_DISTANCE, Numa, NumaNode};
 
 /// The window that the PC's ACPI tables go to by default; the root pointer is where the BIOS's area for it
 /// begins (ACPI 6.5, 5.2.5.1), so that guests without a boot protocol find it too.
@@ -50,6 +52,10 @@ pub fn build(config: &AcpiConfig, window: Range<u64>) -> Result<Tables, AcpiErro
     listed.push(layout.append(&fixed_tables::mcfg(config), 16));
     if let Some(address) = config.hpet {
         listed.push(layout.append(&fixed_tables::hpet(address, config.hpet_block_id), 16));
+    }
+    if let Some(numa) = &config.numa {
+        listed.push(layout.append(&numa::srat(numa), 16));
+        listed.push(layout.append(&numa::slit(numa), 16));
     }
     let low = listed.iter().map(|address| layout.low(*address)).collect::<Result<Vec<u32>, _>>()?;
     let rsdt = layout.append(&fixed_tables::rsdt(&low), 16);

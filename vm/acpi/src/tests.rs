@@ -99,6 +99,49 @@ fn every_vcpu_is_in_the_madt() {
     assert_eq!(found[7].1, [2, 10, 0, 9, 9, 0, 0, 0, 13, 0]);
 }
 
+fn two_nodes() -> AcpiConfig {
+    let mut config = AcpiConfig::pc(vec![0, 4, 300]);
+    let near = NumaNode { apic_ids: vec![0, 300], memory: std::iter::once(0..0x8000_0000).collect() };
+    let far = NumaNode { apic_ids: vec![4], memory: std::iter::once(1 << 32..3 << 31).collect() };
+    config.numa = Some(Numa { nodes: vec![near, far], distances: vec![vec![10, 21], vec![21, 10]] });
+    config
+}
+
+#[test]
+fn nodes_are_in_the_srat_and_their_distances_in_the_slit() {
+    let tables = build(&two_nodes(), ACPI_WINDOW).unwrap();
+    let srat = tables.named(b"SRAT");
+    assert_eq!((srat[8], u32_at(srat, 36), srat.len()), (3, 1, 48 + 2 * 16 + 24 + 2 * 40));
+    assert_eq!(srat[48..64], [0, 16, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    let x2apic = &srat[64..88];
+    assert_eq!((x2apic[0], u32_at(x2apic, 4), u32_at(x2apic, 8), u32_at(x2apic, 12)), (2, 0, 300, 1));
+    let memory = &srat[88..128];
+    assert_eq!((memory[0], memory[1], u32_at(memory, 2), u32_at(memory, 28)), (1, 40, 0, 1));
+    assert_eq!((u64_at(memory, 8), u64_at(memory, 16)), (0, 0x8000_0000));
+    assert_eq!(srat[128..136], [0, 16, 1, 4, 1, 0, 0, 0]);
+    assert_eq!((u64_at(&srat[144..], 8), u64_at(&srat[144..], 16)), (1 << 32, 1 << 31));
+    let slit = tables.named(b"SLIT");
+    assert_eq!((u64_at(slit, 36), &slit[44..]), (2, &[10, 21, 21, 10][..]));
+}
+
+#[test]
+fn impossible_nodes_are_refused() {
+    let with = |change: &dyn Fn(&mut Numa)| {
+        let mut config = two_nodes();
+        change(config.numa.as_mut().unwrap());
+        build(&config, ACPI_WINDOW).unwrap_err()
+    };
+    assert_eq!(with(&|numa| numa.nodes.clear()), AcpiError::NodeCount { count: 0, max: 128 });
+    assert_eq!(with(&|numa| numa.nodes[0].apic_ids.push(4)), AcpiError::NodeCpus);
+    assert_eq!(with(&|numa| numa.nodes[0].apic_ids.clear()), AcpiError::NodeCpus);
+    assert!(matches!(with(&|numa| numa.nodes[0].memory.push(5..5)), AcpiError::Range { .. }));
+    assert!(matches!(with(&|numa| numa.nodes[1].memory.push(4096..8192)), AcpiError::Range { .. }));
+    assert_eq!(with(&|numa| numa.distances[1].clear()), AcpiError::NodeDistances { nodes: 2 });
+    let wrong = |from, to, distance| AcpiError::NodeDistance { from, to, distance };
+    assert_eq!(with(&|numa| numa.distances[1][0] = 10), wrong(1, 0, 10));
+    assert_eq!(with(&|numa| numa.distances[0][0] = 20), wrong(0, 0, 20));
+}
+
 #[test]
 fn nonsense_machines_are_refused() {
     let with = |change: &dyn Fn(&mut AcpiConfig)| {
@@ -161,6 +204,14 @@ fn the_reference_disassembler_accepts_every_table() {
     let mut full = AcpiConfig::pc((0..300).collect());
     full.pci.vga = true;
     full.serials.push(SerialPort { port: 0x2f8, irq: 3 });
+    let node = |ids: std::ops::Range<u32>, start: u64| NumaNode {
+        apic_ids: ids.collect(),
+        memory: std::iter::once(start..start + (1 << 30)).collect(),
+    };
+    full.numa = Some(Numa {
+        nodes: vec![node(0..150, 0), node(150..300, 1 << 32)],
+        distances: vec![vec![10, 20], vec![20, 10]],
+    });
     let tables = build(&full, ACPI_WINDOW).unwrap();
     for table in tables.all() {
         let name = String::from_utf8_lossy(&table[..4]).into_owned();

@@ -1,4 +1,4 @@
-//! Guest physical memory: regions on memfd, the dirty bitmap and the code-page hook.
+//! Guest physical memory: where it comes from, the dirty bitmap and the code-page hook.
 //!
 //! One type, [`GuestMemory`], our own face on `vm-memory`. Whoever writes guest memory through it, a
 //! device's DMA included, marks the pages dirty, and a write to a page that translated code came from
@@ -7,20 +7,28 @@
 
 #![allow(unsafe_code)] // guest memory is handed out as raw pointers
 
+mod backing;
+mod create;
+mod error;
+mod host;
+mod host_pages;
+mod mapping;
+mod options;
 mod pages;
+mod prealloc;
 
+pub use error::MemoryError;
+pub use host::huge_page_sizes;
+pub use options::{Lock, MemoryOptions, MemorySource, NodeBinding, NodePolicy, PreallocProgress};
 pub use pages::{PageBitmap, PageState};
 
+use backing::Backing;
 use pages::PageTable;
 use std::fmt;
 use std::fs::File;
-use std::ops::Range;
 use std::sync::Arc;
 use vm_memory::bitmap::Bitmap;
-use vm_memory::{
-    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
-    mmap::MmapRegionBuilder,
-};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 /// Bytes in a page of guest memory, the granularity of dirty tracking and code tracking.
 pub const PAGE_SIZE: u64 = 4096;
@@ -41,30 +49,6 @@ pub trait DeviceWriteHook: Send + Sync {
     fn device_wrote(&self, gpa: u64, len: u64);
 }
 
-/// Why guest memory could not be made or accessed.
-#[derive(Debug, thiserror::Error)]
-pub enum MemoryError {
-    /// A region is empty, unaligned, overlapping, or past the address space.
-    #[error("guest memory region {:#x}..{:#x} is empty, not page-aligned or overlaps another", .0.start, .0.end)]
-    BadRegion(Range<u64>),
-    /// The host cannot give the memory.
-    #[error("the host cannot provide {bytes} bytes of guest memory: {source}")]
-    NoMemory {
-        /// The size asked for.
-        bytes: u64,
-        /// The host's error.
-        source: std::io::Error,
-    },
-    /// An access to addresses that are not guest memory.
-    #[error("{len} bytes at guest physical address {gpa:#x} are not all guest memory")]
-    OutOfRange {
-        /// The first address.
-        gpa: u64,
-        /// The length in bytes.
-        len: u64,
-    },
-}
-
 /// One region of guest memory.
 #[derive(Debug, Clone)]
 pub struct Region {
@@ -77,8 +61,8 @@ pub struct Region {
     pages: Arc<PageTable>,
 }
 
-// SAFETY: the pointer is only handed out; the mapping behind it lives as long as the `Backend` that the
-// owning `GuestMemory` holds, and is never used as a Rust reference.
+// SAFETY: the pointer is only handed out; the mapping behind it lives as long as `pages`, and is never used
+// as a Rust reference.
 unsafe impl Send for Region {}
 // SAFETY: as for `Send`.
 unsafe impl Sync for Region {}
@@ -96,59 +80,12 @@ pub struct HostPage {
 pub struct GuestMemory {
     backend: Backend,
     regions: Arc<[Region]>,
-    file: Arc<File>,
+    backing: Backing,
+    /// Whether it stays in RAM.
+    locked: bool,
 }
 
 impl GuestMemory {
-    /// Memory in the `regions` given as guest physical ranges, zero-filled, on one memfd.
-    ///
-    /// # Errors
-    /// [`MemoryError`] if the regions are not disjoint page-aligned ranges or the host lacks memory.
-    pub fn new(regions: &[Range<u64>]) -> Result<Self, MemoryError> {
-        let mut sorted = regions.to_vec();
-        sorted.sort_by_key(|region| region.start);
-        let mut total = 0u64;
-        for (index, region) in sorted.iter().enumerate() {
-            let aligned = region.start % PAGE_SIZE == 0 && region.end % PAGE_SIZE == 0;
-            let disjoint = index == 0 || sorted[index - 1].end <= region.start;
-            if region.is_empty() || !aligned || !disjoint {
-                return Err(MemoryError::BadRegion(region.clone()));
-            }
-            total = total
-                .checked_add(region.end - region.start)
-                .ok_or_else(|| MemoryError::BadRegion(region.clone()))?;
-        }
-        let no_memory = |source: std::io::Error| MemoryError::NoMemory { bytes: total, source };
-        let fd = rustix::fs::memfd_create("guest-memory", rustix::fs::MemfdFlags::CLOEXEC)
-            .map_err(|errno| no_memory(errno.into()))?;
-        let file = Arc::new(File::from(fd));
-        file.set_len(total).map_err(no_memory)?;
-
-        let mut offset = 0;
-        let mut mapped = Vec::with_capacity(sorted.len());
-        let mut list = Vec::with_capacity(sorted.len());
-        for region in &sorted {
-            let len = region.end - region.start;
-            let pages = Arc::new(PageTable::new(region.start, len));
-            let size = usize::try_from(len).map_err(|_| MemoryError::BadRegion(region.clone()))?;
-            let mapping = MmapRegionBuilder::new_with_bitmap(size, PageBitmap::new(pages.clone()))
-                .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-                .with_mmap_flags(libc::MAP_NORESERVE | libc::MAP_SHARED)
-                .with_file_offset(FileOffset::from_arc(file.clone(), offset))
-                .build()
-                .map_err(|error| no_memory(std::io::Error::other(error.to_string())))?;
-            list.push(Region { gpa: region.start, len, host: mapping.as_ptr(), pages });
-            mapped.push(
-                GuestRegionMmap::new(mapping, GuestAddress(region.start))
-                    .ok_or_else(|| MemoryError::BadRegion(region.clone()))?,
-            );
-            offset += len;
-        }
-        let backend = GuestMemoryMmap::from_regions(mapped)
-            .map_err(|error| no_memory(std::io::Error::other(error.to_string())))?;
-        Ok(Self { backend, regions: list.into(), file })
-    }
-
     /// The memory as `vm-memory` and `virtio-queue` take it. Writes through it keep all rules.
     pub fn backend(&self) -> &Backend {
         &self.backend
@@ -159,9 +96,10 @@ impl GuestMemory {
         &self.regions
     }
 
-    /// The memfd behind all regions, in their order, without gaps.
-    pub fn file(&self) -> &File {
-        &self.file
+    /// The file behind all regions, in their order, without gaps, through which other processes can map
+    /// this memory; private memory has none.
+    pub fn file(&self) -> Option<&File> {
+        self.backing.file.as_deref().filter(|_| self.backing.shared)
     }
 
     /// Bytes of memory in all.

@@ -1,5 +1,6 @@
 //! The tracking state of each page: which are dirty, and which hold translated code.
 
+use crate::mapping::Mapping;
 use crate::{CodeWriteHook, DeviceWriteHook, PAGE_SIZE};
 use std::fmt;
 use std::ops::{BitOr, Range};
@@ -35,9 +36,11 @@ impl BitOr for PageState {
     }
 }
 
-/// The state of all pages of one region.
+/// The state of all pages of one region. Owns the region's mapping: whoever can reach the pages holds on to
+/// this.
 pub(crate) struct PageTable {
     base: u64,
+    mapping: Mapping,
     states: Box<[AtomicU8]>,
     dirty_log: AtomicBool,
     hook: OnceLock<Arc<dyn CodeWriteHook>>,
@@ -45,10 +48,17 @@ pub(crate) struct PageTable {
 }
 
 impl PageTable {
-    pub(crate) fn new(base: u64, len: u64) -> Self {
-        let states = (0..len / PAGE_SIZE).map(|_| AtomicU8::new(0)).collect();
+    pub(crate) fn new(base: u64, len: u64, mapping: Mapping) -> Self {
+        // Zeroed memory that the host gives when it is touched: most pages never get a state.
+        let states = Box::<[AtomicU8]>::new_zeroed_slice((len / PAGE_SIZE) as usize);
+        // SAFETY: an atomic byte of zeros is a zero.
+        let states = unsafe { states.assume_init() };
         let dirty_log = AtomicBool::new(false);
-        Self { base, states, dirty_log, hook: OnceLock::new(), device_hook: OnceLock::new() }
+        Self { base, mapping, states, dirty_log, hook: OnceLock::new(), device_hook: OnceLock::new() }
+    }
+
+    pub(crate) fn mapping(&self) -> &Mapping {
+        &self.mapping
     }
 
     fn slot(&self, gpa: u64) -> Option<&AtomicU8> {

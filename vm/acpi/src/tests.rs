@@ -204,7 +204,7 @@ fn the_reference_disassembler_accepts_every_table() {
     let mut full = AcpiConfig::pc((0..300).collect());
     full.pci.vga = true;
     full.serials.push(SerialPort { port: 0x2f8, irq: 3 });
-    let node = |ids: std::ops::Range<u32>, start: u64| NumaNode {
+    let node = |ids: Range<u32>, start: u64| NumaNode {
         apic_ids: ids.collect(),
         memory: std::iter::once(start..start + (1 << 30)).collect(),
     };

@@ -219,6 +219,10 @@ pub(crate) unsafe extern "C" fn helper_interpret(
     vcpu.flags_to_rflags();
     *vcpu.counters.interpreted.entry(insn.mnemonic()).or_default() += 1;
     let resume = at(at_info, info.resume);
+    if insn.is_invalid() {
+        // Which exception that is depends on how many bytes there are.
+        return vcpu.execute(resume, x86_interp::step);
+    }
     vcpu.execute(resume, |core| {
         let flow = x86_interp::execute(core, &insn)?;
         if flow == Flow::Next {

@@ -96,6 +96,13 @@ pub(crate) enum ColdKind {
     Step,
 }
 
+impl ColdKind {
+    /// Whether the code goes on behind the instruction with what the interpreter made of it.
+    fn may_resume(&self) -> bool {
+        matches!(self, Self::Interpret | Self::Miss(Miss { group: false, .. }))
+    }
+}
+
 pub(crate) struct Miss {
     pub(crate) ea: Ea,
     pub(crate) from: i32,
@@ -374,7 +381,12 @@ impl Translation<'_> {
             self.current = index;
             self.next_access = 0;
             let last = index + 1 == self.guest.len();
+            let cold = self.cold.len();
             self.instruction(index, last);
+            if self.cold[cold..].iter().any(|cold| cold.kind.may_resume()) {
+                // Who comes back from the interpreter to the next instruction holds nothing.
+                self.held = None;
+            }
             let sets = !matches!(self.guest[index].class, Class::Interpret | Class::Popf | Class::Iret);
             if self.guest[index].effect.writes != 0 && sets {
                 self.flags = FlagsAt::Host;
@@ -395,6 +407,11 @@ impl Translation<'_> {
             instructions: self.guest.len(),
             kept: self.kept,
         }
+    }
+
+    /// Whether later instructions rely on a check of this one.
+    fn leads(&self, index: usize) -> bool {
+        self.guest[index].plans.iter().any(|plan| matches!(plan, Plan::Lead { .. }))
     }
 
     fn instruction(&mut self, index: usize, last: bool) {
@@ -498,9 +515,12 @@ impl Translation<'_> {
                     let at = self.cold_code.address();
                     let guest = &self.guest[cold.instruction];
                     let ends = Self::ends_block(guest) && guest.class != Class::Jcc;
+                    // The interpreter does all of the instruction. Where that would go past another access'
+                    // check, which later ones rely on, the block must be left.
+                    let leads = self.leads(cold.instruction);
                     let info = MissInfo {
                         retry: miss.retry.wrapping_sub(at) as i32,
-                        resume: if ends || miss.group { 0 } else { end.wrapping_sub(at) as i32 },
+                        resume: if ends || leads { 0 } else { end.wrapping_sub(at) as i32 },
                         page_va: self.page_va,
                         offset: guest.offset,
                         size: miss.access.size as u16,

@@ -83,6 +83,15 @@ fn a_store_into_the_next_instruction_is_seen() {
 }
 
 #[test]
+fn instructions_that_are_none_or_too_long_raise_their_exceptions() {
+    // nop; then REX.W 15 times, or an opcode that does not exist
+    for (code, vector) in [(&[&b"\x90"[..], &[0x48; 16]].concat()[..], 13), (b"\x90\x0f\x04\xf4", 6)] {
+        let (_, actual) = both(code, |_| {});
+        assert_eq!(actual.vcpu.cpu().rip, x86_core::testing::HANDLERS + 16 * vector + 1);
+    }
+}
+
+#[test]
 fn code_written_by_a_device_is_translated_anew() {
     let machine = Machine::long();
     machine.load(b"\xff\xc0\xf4");
@@ -298,4 +307,33 @@ fn user_code_in_two_pages_is_linked() {
     actual.run();
     assert_eq!(actual.vcpu.cpu().regs[reg::RCX], 9_999);
     assert_eq!(rip(&actual, actual.vcpu.cpu().regs[reg::RSP]), CODE + 0x1002);
+}
+
+#[test]
+fn checks_that_are_shared_survive_the_interpreter() {
+    // What reads the device is left to the interpreter, in the midst of accesses that share checks.
+    // mov ebx, 0x40ffffc5, which is no memory; then
+    let programs: [&[u8]; 4] = [
+        // push [rbx]; push rsp; hlt
+        b"\xff\x33\xff\xf4\xf4",
+        // push rax; push [rbx]; push rcx; push rdx; hlt
+        b"\x50\xff\x33\x51\x52\xf4",
+        // push [rbx]; push rax; push [rbx]; push rcx; mov [rsp + 8], rdx; hlt
+        b"\xff\x33\x50\xff\x33\x51\x48\x89\x54\x24\x08\xf4",
+        // mov ebx, DATA + 0xffd, which crosses pages; push rax; push [rbx]; push rcx; hlt
+        b"\xbb\xfd\x0f\x40\x00\x50\xff\x33\x51\xf4",
+    ];
+    for program in programs {
+        let code = [b"\xbb\xc5\xff\xff\x40", program].concat();
+        let (expected, actual) = both(&code, |machine| {
+            for (register, value) in machine.cpu.regs.iter_mut().zip(1..).take(3) {
+                *register = value * 0x1111_2222_3333;
+            }
+        });
+        let mut words = [[0; 64]; 2];
+        let at = x86_core::testing::STACK - 64;
+        expected.memory.read(at, &mut words[0]).expect("RAM");
+        actual.memory.read(at, &mut words[1]).expect("RAM");
+        assert_eq!(words[0], words[1], "{program:x?}");
+    }
 }

@@ -44,3 +44,4 @@ mod tests;
 
 pub use engine::{Lockstep, Stop, Summary};
 pub use report::Mismatch;
+pub use state::differences;

@@ -54,8 +54,8 @@ pub(crate) fn equal(a: &Cpu, b: &Cpu) -> bool {
         && a.x87 == b.x87
 }
 
-/// What differs, in words.
-pub(crate) fn differences(t1: &Cpu, t0: &Cpu) -> Vec<String> {
+/// What differs in the architectural state of two processors, in words; nothing if they are equal.
+pub fn differences(t1: &Cpu, t0: &Cpu) -> Vec<String> {
     const NAMES: [&str; 16] = [
         "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13",
         "r14", "r15",

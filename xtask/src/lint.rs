@@ -19,6 +19,7 @@ const OUTSIDE: &[&str] = &["xtask", "tests"];
 /// The only crates that may allow unsafe code, each for the reason it states.
 const UNSAFE_CRATES: &[&str] = &[
     "accel_dbt",     // owns the processor blocks that vCPU threads and the translator share
+    "accel_kvm",     // memory slots, the page shared with the kernel, signals
     "dbt_code",      // executable memory
     "guest_memory",  // guest memory as raw pointers
     "native_oracle", // runs instructions on the host's processor, for tests

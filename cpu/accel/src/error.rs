@@ -51,6 +51,30 @@ pub enum AccelError {
         /// Why not.
         reason: String,
     },
+    /// More regions of guest memory than the accelerator takes.
+    #[error("{regions} regions of guest memory are too many; the {accelerator} accelerator takes {most}")]
+    MemoryRegions {
+        /// The accelerator.
+        accelerator: &'static str,
+        /// How many there are.
+        regions: usize,
+        /// The most that are possible.
+        most: u32,
+    },
+    /// A region of guest memory that the host does not take.
+    #[error(
+        "the {accelerator} accelerator does not take guest memory at {:#x}..{:#x}: {source}",
+        range.start,
+        range.end
+    )]
+    MemoryRegion {
+        /// The accelerator.
+        accelerator: &'static str,
+        /// Its guest physical addresses.
+        range: std::ops::Range<u64>,
+        /// The host's error.
+        source: std::io::Error,
+    },
     /// A saved vCPU state that is none.
     #[error("saved state of vCPU {id} is refused: {field} is {reason}")]
     BadState {

@@ -309,6 +309,37 @@ impl X86State {
         }
     }
 
+    /// Says what is wrong with the state, if no x86 processor can be in it: the field and the reason. An
+    /// accelerator may refuse more.
+    ///
+    /// # Errors
+    /// The field and the reason.
+    pub fn check(&self) -> Result<(), (&'static str, String)> {
+        let [protected, paging] = [0, 31].map(|bit| self.cr0 >> bit & 1 != 0);
+        let [long_enabled, long] = [8, 10].map(|bit| self.efer >> bit & 1 != 0);
+        if paging && !protected || self.cr0 >> 32 != 0 {
+            return Err(("cr0", format!("{:#x}", self.cr0)));
+        }
+        if long != (paging && long_enabled) {
+            return Err(("efer", format!("{:#x} with CR0 {:#x}", self.efer, self.cr0)));
+        }
+        if long && self.cr4 >> 5 & 1 == 0 {
+            return Err(("cr4", format!("{:#x} in long mode", self.cr4)));
+        }
+        if long && self.rflags >> 17 & 1 != 0 {
+            return Err(("rflags", format!("{:#x} in long mode", self.rflags)));
+        }
+        if !matches!(self.fpu.vectors.len(), 16 | 32) {
+            return Err(("fpu.vectors", format!("{} registers", self.fpu.vectors.len())));
+        }
+        if let Some(pat) = self.msr(0x277)
+            && pat.to_le_bytes().iter().any(|kind| !matches!(kind, 0 | 1 | 4..=7))
+        {
+            return Err(("msrs", format!("a PAT of {pat:#x}")));
+        }
+        Ok(())
+    }
+
     /// As it stands in a migration stream.
     pub fn to_saved(&self) -> SavedState {
         encode(X86_STATE_KIND, X86_STATE_VERSION, self)

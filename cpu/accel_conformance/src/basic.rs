@@ -351,6 +351,8 @@ pub(crate) fn the_dirty_log_has_the_pages_written(target: &Target<'_>) {
     rig.vm.take_dirty(&mut |gpa| taken.push(gpa));
     // The page tables' accessed and dirty bits count as writes; whether they were set before is open.
     taken.retain(|gpa| *gpa >= CODE);
+    // An accelerator may also count a page that was read for the first time.
+    taken.retain(|gpa| *gpa != DATA + 0x7000);
     assert_eq!(taken, [0, 0x3000, 0x5000, 0x6000, 0x8000].map(|offset| DATA + offset));
     let mut again = 0;
     rig.vm.take_dirty(&mut |_| again += 1);

@@ -3,7 +3,7 @@
 use crate::events::Events;
 use accel::{EventState, FpuState, LapicState, MpState, X86State};
 use clock::Nanos;
-use x86_core::{Core, Cpu, Msrs, Segment, TableRegister, VecReg, cr0, cr4, efer, flags, shadow};
+use x86_core::{Core, Cpu, Msrs, Segment, TableRegister, VecReg, cr0, efer, flags, shadow};
 
 /// Bits of MXCSR that exist; loading others would fault on the host.
 const MXCSR_VALID: u32 = 0xffff;
@@ -197,29 +197,10 @@ pub(crate) fn save(cpu: &Cpu, events: &Events, lapic: LapicState, tsc: u64, tsc_
 
 /// Says what is wrong with a state, if it is none of a processor: the field and the reason.
 pub(crate) fn check(state: &X86State) -> Result<(), (&'static str, String)> {
-    let paging = state.cr0 & cr0::PG != 0;
-    let long = state.efer & efer::LMA != 0;
-    if paging && state.cr0 & cr0::PE == 0 || state.cr0 >> 32 != 0 {
-        return Err(("cr0", format!("{:#x}", state.cr0)));
+    if state.efer & !EFER_VALID != 0 {
+        return Err(("efer", format!("{:#x}", state.efer)));
     }
-    if state.efer & !EFER_VALID != 0 || long != (paging && state.efer & efer::LME != 0) {
-        return Err(("efer", format!("{:#x} with CR0 {:#x}", state.efer, state.cr0)));
-    }
-    if long && state.cr4 & cr4::PAE == 0 {
-        return Err(("cr4", format!("{:#x} in long mode", state.cr4)));
-    }
-    if long && state.rflags & flags::VM != 0 {
-        return Err(("rflags", format!("{:#x} in long mode", state.rflags)));
-    }
-    if !matches!(state.fpu.vectors.len(), 16 | 32) {
-        return Err(("fpu.vectors", format!("{} registers", state.fpu.vectors.len())));
-    }
-    if let Some(pat) = state.msr(0x277)
-        && pat.to_le_bytes().iter().any(|kind| !matches!(kind, 0 | 1 | 4..=7))
-    {
-        return Err(("msrs", format!("a PAT of {pat:#x}")));
-    }
-    Ok(())
+    state.check()
 }
 
 /// The events of a state.

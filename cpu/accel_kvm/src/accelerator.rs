@@ -1,0 +1,68 @@
+//! The accelerator itself.
+
+use crate::cpuid::CpuTemplate;
+use crate::host::{self, DEVICE};
+use crate::vm::KvmVm;
+use crate::{KvmUnavailable, cpuid};
+use accel::{AccelError, AccelVm, Accelerator, VmSpec};
+use clock::TimerService;
+use guest_memory::GuestMemory;
+use kvm_ioctls::Kvm;
+use std::path::Path;
+use std::sync::Arc;
+
+pub(crate) const NAME: &str = "kvm";
+
+/// Linux's KVM on this host.
+#[derive(Clone)]
+pub struct KvmAccelerator {
+    kvm: Arc<Kvm>,
+}
+
+impl KvmAccelerator {
+    /// Opens `/dev/kvm`. That VMs can be made does not mean that they can run a stock kernel: see
+    /// [`crate::HostReport::runs_stock_kernels`].
+    ///
+    /// # Errors
+    /// [`KvmUnavailable`] if there is no KVM, it may not be used, or it lacks something.
+    pub fn open() -> Result<Self, KvmUnavailable> {
+        let kvm = host::open(Path::new(DEVICE))?;
+        host::check(&kvm)?;
+        Ok(Self { kvm: Arc::new(kvm) })
+    }
+
+    /// The most vCPUs of a VM.
+    pub fn max_vcpus(&self) -> u32 {
+        u32::try_from(self.kvm.get_max_vcpus()).unwrap_or(u32::MAX)
+    }
+}
+
+impl std::fmt::Debug for KvmAccelerator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KvmAccelerator").finish_non_exhaustive()
+    }
+}
+
+impl Accelerator for KvmAccelerator {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn cpu_models(&self) -> Vec<(String, String)> {
+        cpuid::models()
+    }
+
+    fn create_vm(
+        &self,
+        spec: &VmSpec,
+        memory: &GuestMemory,
+        timers: &Arc<TimerService>,
+    ) -> Result<Arc<dyn AccelVm>, AccelError> {
+        let most = self.max_vcpus();
+        if !(1..=most).contains(&spec.vcpus) {
+            return Err(AccelError::VcpuCount { accelerator: NAME, vcpus: spec.vcpus, most });
+        }
+        let cpu = CpuTemplate::new(&self.kvm, &spec.cpu, spec.vcpus)?;
+        Ok(Arc::new(KvmVm::new(&self.kvm, spec, cpu, memory, timers)?))
+    }
+}

@@ -1,0 +1,30 @@
+//! Linux's KVM as an accelerator: the only crate that knows of it.
+//!
+//! The local APICs are KVM's, the 8259 pair and the I/O APIC the machine's (a "split" irqchip): what the I/O
+//! APIC sends arrives as messages, and the 8259s' interrupts are injected when the processor has a window for
+//! them. A vCPU runs on the thread that calls its `run`; others reach it by a signal and a flag that makes
+//! the kernel return ([`kick`]). Guest time follows the VM's clock: while no vCPU runs, the time-stamp
+//! counters, kvmclock and the APIC timers stand still ([`time`]).
+
+#![cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#![allow(unsafe_code)] // memory slots, the page shared with the kernel, signals, ioctls that have no wrapper
+
+mod accelerator;
+mod cpuid;
+mod doorbells;
+mod error;
+mod exit;
+mod host;
+mod ioctl;
+mod kick;
+mod routes;
+mod run;
+mod slots;
+mod state;
+mod time;
+mod vcpu;
+mod vm;
+
+pub use accelerator::KvmAccelerator;
+pub use error::KvmUnavailable;
+pub use host::{Capability, DEVICE, Engine, HostReport};

@@ -1,0 +1,219 @@
+//! The run loop.
+
+use crate::exit::{self, Exit};
+use crate::ioctl;
+use crate::kick::Entered;
+use crate::vcpu::KvmVcpu;
+use accel::{HaltReason, StopToken, VcpuBus};
+use kvm_ioctls::VcpuFd;
+use std::io;
+use std::ptr::NonNull;
+use std::sync::atomic::Ordering;
+
+/// What the run loop does after an exit.
+enum Next {
+    /// Goes on.
+    Run,
+    /// Ends the run.
+    End(HaltReason),
+}
+
+impl KvmVcpu {
+    /// The run loop: see [`accel::Vcpu::run`].
+    pub(crate) fn run_loop(&mut self, bus: &dyn VcpuBus, stop: &StopToken) -> HaltReason {
+        let shared = self.fd.get_kvm_run();
+        let flag = NonNull::from(&mut shared.immediate_exit);
+        let kicker = self.kicker.clone();
+        // SAFETY: the page lives as long as the vCPU, which outlives what is entered here; nothing else in
+        // this crate touches the flag.
+        let entered = match unsafe { kicker.enter(flag) } {
+            Ok(entered) => entered,
+            Err(error) => return HaltReason::InternalError(format!("no signal for kicks: {error}")),
+        };
+        let _attached = stop.attach(self.kicker.clone());
+        if let Err(error) = self.thaw() {
+            return HaltReason::InternalError(format!("guest time cannot go on: {error}"));
+        }
+        let reason = self.loop_until_end(bus, stop, &entered);
+        match self.freeze() {
+            Ok(()) => reason,
+            Err(error) => HaltReason::InternalError(format!("guest time cannot be stopped: {error}")),
+        }
+    }
+
+    fn loop_until_end(&mut self, bus: &dyn VcpuBus, stop: &StopToken, entered: &Entered<'_>) -> HaltReason {
+        loop {
+            entered.pass();
+            if stop.is_stopped() {
+                return self.finish(bus, entered).unwrap_or(HaltReason::Stopped);
+            }
+            if let Err(error) = self.offer_ext_int(bus) {
+                return self.broken(&format!("KVM takes no interrupt: {error}"));
+            }
+            if let Next::End(reason) = self.step(bus) {
+                return reason;
+            }
+        }
+    }
+
+    /// Enters the guest once, and answers its exit.
+    fn step(&mut self, bus: &dyn VcpuBus) -> Next {
+        let result = exit::run(&mut self.fd);
+        match result {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN)) => Next::Run,
+            Err(error) => Next::End(self.broken(&format!("KVM does not run the vCPU: {error}"))),
+            Ok(Exit::Broken(why)) => Next::End(self.broken(&why)),
+            Ok(exit) => match answer(exit, bus) {
+                Answer::Done => Next::Run,
+                Answer::Eoi(vector) => {
+                    self.vm.end_of_interrupt(vector);
+                    Next::Run
+                }
+                Answer::Shutdown => Next::End(HaltReason::TripleFault),
+                Answer::SystemEvent(kind) => {
+                    Next::End(self.broken(&format!("the guest asked KVM for system event {kind}")))
+                }
+            },
+        }
+    }
+
+    /// Has the kernel finish the instruction whose access was just answered, so that the state is one
+    /// between instructions.
+    fn finish(&mut self, bus: &dyn VcpuBus, entered: &Entered<'_>) -> Option<HaltReason> {
+        loop {
+            entered.kick_self();
+            match exit::run(&mut self.fd) {
+                Err(error) if error.raw_os_error() == Some(libc::EINTR) => return None,
+                Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
+                Err(error) => return Some(self.broken(&format!("KVM does not run the vCPU: {error}"))),
+                // An access can have several parts, each with an exit of its own.
+                Ok(Exit::Broken(why)) => return Some(self.broken(&why)),
+                Ok(exit) => match answer(exit, bus) {
+                    Answer::Done => {}
+                    Answer::Eoi(vector) => self.vm.end_of_interrupt(vector),
+                    Answer::Shutdown => return Some(HaltReason::TripleFault),
+                    Answer::SystemEvent(kind) => {
+                        return Some(self.broken(&format!("the guest asked KVM for system event {kind}")));
+                    }
+                },
+            }
+        }
+    }
+
+    /// Hands the 8259 pair's interrupt over if the vCPU can take it; else asks for an exit when it can.
+    fn offer_ext_int(&mut self, bus: &dyn VcpuBus) -> io::Result<()> {
+        if self.vm.ext_int.load(Ordering::SeqCst) && ready(&mut self.fd) {
+            let _one_at_a_time = self.vm.acknowledging.lock();
+            if self.vm.ext_int.load(Ordering::SeqCst) {
+                let vector = bus.acknowledge_ext_int();
+                ioctl::interrupt(&self.fd, vector)?;
+                self.offered = Some(vector);
+            }
+        }
+        let wanted = self.vm.ext_int.load(Ordering::SeqCst);
+        self.fd.get_kvm_run().request_interrupt_window = wanted.into();
+        Ok(())
+    }
+
+    /// An end of the run that is nobody's wish, with where the guest was.
+    fn broken(&self, why: &str) -> HaltReason {
+        HaltReason::InternalError(format!("{why}; {}", self.place()))
+    }
+
+    /// Where the guest is, for people.
+    fn place(&self) -> String {
+        let (Ok(regs), Ok(sregs)) = (self.fd.get_regs(), self.fd.get_sregs()) else {
+            return "its state cannot be read".into();
+        };
+        let mode = match (sregs.cr0 & 1, sregs.efer >> 10 & 1, sregs.cs.l) {
+            (0, ..) => "real mode",
+            (_, 1, 1) => "64-bit mode",
+            _ => "protected mode",
+        };
+        format!(
+            "{mode}, CS {:#x} (base {:#x}), RIP {:#x}, RSP {:#x}, RFLAGS {:#x}, CR0 {:#x}, CR2 {:#x}, CR3 {:#x}, \
+             CR4 {:#x}, EFER {:#x}",
+            sregs.cs.selector,
+            sregs.cs.base,
+            regs.rip,
+            regs.rsp,
+            regs.rflags,
+            sregs.cr0,
+            sregs.cr2,
+            sregs.cr3,
+            sregs.cr4,
+            sregs.efer
+        )
+    }
+}
+
+fn ready(fd: &mut VcpuFd) -> bool {
+    fd.get_kvm_run().ready_for_interrupt_injection != 0
+}
+
+/// What is left to do of an exit.
+enum Answer {
+    Done,
+    Eoi(u8),
+    Shutdown,
+    SystemEvent(u32),
+}
+
+fn answer(exit: Exit<'_>, bus: &dyn VcpuBus) -> Answer {
+    match exit {
+        Exit::PioRead { port, size, data } => {
+            data.chunks_exact_mut(size).for_each(|element| bus.pio_read(port, element));
+        }
+        Exit::PioWrite { port, size, data } => {
+            data.chunks_exact(size).for_each(|element| bus.pio_write(port, element));
+        }
+        Exit::MmioRead { gpa, data } => {
+            for (at, len) in pieces(data.len()) {
+                bus.mmio_read(gpa + at as u64, &mut data[at..at + len]);
+            }
+        }
+        Exit::MmioWrite { gpa, data } => {
+            for (at, len) in pieces(data.len()) {
+                bus.mmio_write(gpa + at as u64, &data[at..at + len]);
+            }
+        }
+        // An MSR that nobody has: #GP.
+        Exit::Msr { write, index, error } => {
+            tracing::debug!("the guest {} MSR {index:#x}", if write { "writes" } else { "reads" });
+            *error = 1;
+        }
+        Exit::Eoi { vector } => return Answer::Eoi(vector),
+        Exit::Shutdown => return Answer::Shutdown,
+        Exit::SystemEvent { kind } => return Answer::SystemEvent(kind),
+        Exit::Nothing | Exit::DirtyRingFull | Exit::Broken(_) => {}
+    }
+    Answer::Done
+}
+
+/// Offsets and lengths of the parts of an access of `len` bytes, each of 1, 2, 4 or 8: what a page's end cuts
+/// off has other lengths.
+fn pieces(len: usize) -> impl Iterator<Item = (usize, usize)> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let left = len - at;
+        let piece = if left == 0 { return None } else { 1 << left.min(8).ilog2() };
+        at += piece;
+        Some((at - piece, piece))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accesses_are_cut_into_what_buses_know() {
+        let all = |len| pieces(len).collect::<Vec<_>>();
+        for len in [1, 2, 4, 8] {
+            assert_eq!(all(len), [(0, len)]);
+        }
+        assert_eq!(all(0), []);
+        assert_eq!(all(3), [(0, 2), (2, 1)]);
+        assert_eq!(all(7), [(0, 4), (4, 2), (6, 1)]);
+    }
+}

@@ -1,0 +1,214 @@
+//! One VM.
+
+use crate::cpuid::CpuTemplate;
+use crate::doorbells::KvmDoorbells;
+use crate::ioctl;
+use crate::kick::Kicker;
+use crate::routes::{KvmIrqfd, LEVEL_PLACES, Routes};
+use crate::slots::Slots;
+use crate::time::VmTime;
+use crate::vcpu::KvmVcpu;
+use accel::{AccelError, AccelVm, Doorbells, EoiListener, Irqfd, Kick, Vcpu, VmSpec};
+use clock::TimerService;
+use guest_memory::GuestMemory;
+use irq::{MsiMessage, MsiTarget};
+use kvm_bindings as kb;
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use parking_lot::{Mutex, RwLock};
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Four pages that processors without "unrestricted guest" need, in the hole below the local APICs.
+const IDENTITY_MAP: u64 = 0xfeff_c000;
+const TSS: usize = 0xfeff_d000;
+
+/// Makes an [`AccelError`] of an error of `kvm-ioctls`.
+pub(crate) fn refused(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> AccelError {
+    move |error| AccelError::Host { what, source: io::Error::from_raw_os_error(error.errno()) }
+}
+
+/// What the vCPUs of a VM have in common.
+pub(crate) struct VmShared {
+    pub(crate) vm: Arc<VmFd>,
+    pub(crate) time: VmTime,
+    pub(crate) cpu: CpuTemplate,
+    /// The MSRs that this host's KVM saves.
+    pub(crate) msrs: Vec<u32>,
+    pub(crate) has_sregs2: bool,
+    pub(crate) routes: Arc<Routes>,
+    /// The level of the 8259 pair's output.
+    pub(crate) ext_int: AtomicBool,
+    /// Held by who acknowledges the 8259 pair's interrupt.
+    pub(crate) acknowledging: Mutex<()>,
+    pub(crate) eoi_listener: RwLock<Option<EoiListener>>,
+}
+
+/// One VM.
+pub(crate) struct KvmVm {
+    shared: Arc<VmShared>,
+    memory: GuestMemory,
+    slots: Mutex<Slots>,
+    vcpus: u32,
+    /// The bootstrap processor, until it is asked for: it is what the counter's rate is asked of.
+    first: Mutex<Option<VcpuFd>>,
+    kickers: Mutex<BTreeMap<u32, Arc<Kicker>>>,
+}
+
+impl KvmVm {
+    pub(crate) fn new(
+        kvm: &Kvm,
+        spec: &VmSpec,
+        cpu: CpuTemplate,
+        memory: &GuestMemory,
+        timers: &Arc<TimerService>,
+    ) -> Result<Self, AccelError> {
+        let vm = Arc::new(create(kvm)?);
+        vm.set_identity_map_address(IDENTITY_MAP).map_err(refused("KVM's identity map"))?;
+        vm.set_tss_address(TSS).map_err(refused("KVM's task state segment"))?;
+        enable(&vm, "a split interrupt controller", kb::KVM_CAP_SPLIT_IRQCHIP, LEVEL_PLACES.into())?;
+        let flags = kb::KVM_X2APIC_API_USE_32BIT_IDS | kb::KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
+        enable(&vm, "32-bit APIC ids", kb::KVM_CAP_X2APIC_API, flags.into())?;
+        let most = u32::try_from(kvm.get_nr_memslots()).unwrap_or(u32::MAX);
+        let mut slots = Slots::new(vm.clone(), memory.clone(), most);
+        slots.update()?;
+        let first = vm.create_vcpu(0).map_err(refused("a vCPU"))?;
+        let khz = ioctl::tsc_khz(&first)
+            .map_err(|source| AccelError::Host { what: "the rate of the time-stamp counter", source })?;
+        let list = kvm.get_msr_index_list().map_err(refused("KVM's list of MSRs"))?;
+        let shared = VmShared {
+            time: VmTime::new(timers.clock().clone(), u64::from(khz) * 1000),
+            cpu,
+            msrs: crate::state::saved_msrs(list.as_slice()),
+            has_sregs2: kvm.check_extension_raw(kb::KVM_CAP_SREGS2.into()) > 0,
+            routes: Arc::new(Routes::new(vm.clone())),
+            ext_int: AtomicBool::new(false),
+            acknowledging: Mutex::default(),
+            eoi_listener: RwLock::default(),
+            vm,
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+            memory: memory.clone(),
+            slots: Mutex::new(slots),
+            vcpus: spec.vcpus,
+            first: Mutex::new(Some(first)),
+            kickers: Mutex::default(),
+        })
+    }
+
+    fn kick_all(&self) {
+        for kicker in self.kickers.lock().values() {
+            kicker.kick();
+        }
+    }
+}
+
+/// A VM of the kernel's. A signal can interrupt its making.
+fn create(kvm: &Kvm) -> Result<VmFd, AccelError> {
+    loop {
+        match kvm.create_vm() {
+            Err(error) if error.errno() == libc::EINTR => {}
+            other => return other.map_err(refused("a VM")),
+        }
+    }
+}
+
+fn enable(vm: &VmFd, what: &'static str, cap: u32, argument: u64) -> Result<(), AccelError> {
+    let mut request = kb::kvm_enable_cap { cap, ..kb::kvm_enable_cap::default() };
+    request.args[0] = argument;
+    vm.enable_cap(&request).map_err(refused(what))
+}
+
+impl VmShared {
+    /// A level-triggered interrupt is in the local APIC of vCPU `id`, from a restored state: its end is to be
+    /// reported.
+    pub(crate) fn expect_eoi(&self, id: u32, vector: u8) -> io::Result<()> {
+        let address = 0xfee0_0000 | u64::from(id & 0xff) << 12;
+        self.routes.watch(MsiMessage { address, data: 1 << 15 | u32::from(vector) })
+    }
+
+    /// A level-triggered interrupt was ended.
+    pub(crate) fn end_of_interrupt(&self, vector: u8) {
+        let listener = self.eoi_listener.read().clone();
+        if let Some(listener) = listener {
+            listener(vector);
+        }
+    }
+}
+
+impl AccelVm for KvmVm {
+    fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>, AccelError> {
+        if id >= self.vcpus {
+            return Err(AccelError::VcpuId { id, reason: "the VM was made for fewer" });
+        }
+        let mut kickers = self.kickers.lock();
+        if kickers.contains_key(&id) {
+            return Err(AccelError::VcpuId { id, reason: "it exists already" });
+        }
+        let first = if id == 0 { self.first.lock().take() } else { None };
+        let fd = match first {
+            Some(fd) => fd,
+            None => self.shared.vm.create_vcpu(id.into()).map_err(refused("a vCPU"))?,
+        };
+        let kicker = Arc::new(Kicker::default());
+        let vcpu = KvmVcpu::new(id, fd, self.shared.clone(), kicker.clone())?;
+        kickers.insert(id, kicker);
+        Ok(Box::new(vcpu))
+    }
+
+    fn msi_target(&self) -> Arc<dyn MsiTarget> {
+        self.shared.routes.clone()
+    }
+
+    fn set_ext_int(&self, level: bool) {
+        let before = self.shared.ext_int.swap(level, Ordering::SeqCst);
+        if level && !before {
+            self.kick_all();
+        }
+    }
+
+    fn set_eoi_listener(&self, listener: EoiListener) {
+        *self.shared.eoi_listener.write() = Some(listener);
+    }
+
+    fn memory_changed(&self, _range: Range<u64>) {
+        if let Err(error) = self.slots.lock().update() {
+            tracing::error!("the guest does not see its memory as it is now: {error}");
+        }
+    }
+
+    fn set_dirty_log(&self, on: bool) {
+        // First ours, then the kernel's: what is written in between is in one of them.
+        if on {
+            self.memory.set_dirty_log(true);
+        }
+        if let Err(error) = self.slots.lock().set_dirty_log(on) {
+            tracing::error!("KVM logs no written pages: {error}");
+        }
+        if !on {
+            self.memory.set_dirty_log(false);
+        }
+    }
+
+    fn take_dirty(&self, page: &mut dyn FnMut(u64)) {
+        if let Err(error) = self.slots.lock().collect_dirty() {
+            tracing::error!("{error}");
+        }
+        self.memory.take_dirty(page);
+    }
+
+    fn doorbells(&self) -> Option<Arc<dyn Doorbells>> {
+        Some(Arc::new(KvmDoorbells(self.shared.vm.clone())))
+    }
+
+    fn irqfd(&self) -> Option<Arc<dyn Irqfd>> {
+        Some(Arc::new(KvmIrqfd(self.shared.routes.clone())))
+    }
+
+    fn tsc_hertz(&self) -> u64 {
+        self.shared.time.hertz()
+    }
+}

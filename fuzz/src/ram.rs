@@ -20,7 +20,7 @@ impl LoadMemory for Ram<'_> {
 /// If parts of the kernel and what it is given lie over one another or outside memory.
 pub fn boot(kernel: &[u8], initrd: Option<&[u8]>, cmdline: &str, high: bool) {
     let map = MemoryMap::pc(64 << 20, if high { 1 << 30 } else { 0 }, &[]).expect("a memory map");
-    let spec = BootSpec { kernel, initrd, cmdline, memory: &map, rsdp: high.then_some(0xf_5000) };
+    let spec = BootSpec { kernel, initrd, cmdline, memory: &map, rsdp: high.then_some(0xf_5000), direct: None, rng_seed: &[] };
     match ::boot::load(&spec, &mut Ram(&map)) {
         Ok(loaded) => {
             for (index, placed) in loaded.placed.iter().enumerate() {

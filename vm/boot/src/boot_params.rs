@@ -62,6 +62,17 @@ impl BootParams {
         self.put32(CODE32_START, address);
     }
 
+    /// Says whether the kernel's virtual addresses are random, upon which it randomizes others.
+    pub(crate) fn set_randomized(&mut self, randomized: bool) {
+        const KASLR_FLAG: u8 = 1 << 1;
+        self.page[LOADFLAGS] = self.page[LOADFLAGS] & !KASLR_FLAG | if randomized { KASLR_FLAG } else { 0 };
+    }
+
+    /// Where the list of further data begins; 0 for none.
+    pub(crate) fn set_setup_data(&mut self, address: u64) {
+        self.put(SETUP_DATA, &address.to_le_bytes());
+    }
+
     /// Everything that the loader tells the kernel.
     pub(crate) fn set_loader(
         &mut self,
@@ -70,7 +81,6 @@ impl BootParams {
         initrd: Option<Range<u64>>,
     ) -> Result<(), BootError> {
         self.put(TYPE_OF_LOADER, &[LOADER_UNDEFINED]);
-        self.put(SETUP_DATA, &[0; 8]);
         self.put32(CMD_LINE_PTR, cmdline as u32);
         self.put32(EXT_CMD_LINE_PTR, (cmdline >> 32) as u32);
         let initrd = initrd.unwrap_or(0..0);

@@ -6,7 +6,8 @@ use crate::boot_params::BootParams;
 use crate::entry::EntryState;
 use crate::fields::Fields;
 use crate::layout::BOOT_PARAMS_START;
-use crate::{BootError, FileKind, Loader};
+use crate::memory_map::FOUR_GIB;
+use crate::{BootError, FileKind, Loader, vmlinux};
 
 /// `HdrS`.
 const HEADER_MAGIC: u32 = 0x5372_6448;
@@ -21,7 +22,6 @@ const XLF_CAN_BE_LOADED_ABOVE_4G: u16 = 2;
 const ENTRY_64_OFFSET: u64 = 0x200;
 const SECTOR: u64 = 512;
 const HIGH_LOAD_ADDRESS: u64 = 0x10_0000;
-const FOUR_GIB: u64 = 1 << 32;
 /// Start of the setup header, in the file and in `boot_params`.
 pub(crate) const HEADER_START: u64 = 0x1f1;
 /// Where `boot_params` ends the room for the setup header.
@@ -57,6 +57,8 @@ pub struct SetupHeader {
     pub pref_address: u64,
     /// Contiguous memory from the load address on that the kernel needs until it reads the memory map.
     pub init_size: u32,
+    /// Where in the file the compressed kernel is, with the size behind it; unchecked.
+    pub payload: Option<Range<u64>>,
     /// The kernel's version text, if the header points to one.
     pub kernel_version: Option<String>,
     /// The range of the header in the file.
@@ -114,6 +116,7 @@ impl SetupHeader {
             cmdline_size: file.u32("cmdline_size", 0x238)?,
             pref_address: if at_least(0x020a) { file.u64("pref_address", 0x258)? } else { HIGH_LOAD_ADDRESS },
             init_size: if at_least(0x020a) { file.u32("init_size", 0x260)? } else { 0 },
+            payload: if at_least(0x0208) { Self::payload(&file, kernel_offset)? } else { None },
             kernel_version: Self::version_text(&file, kernel_offset)?,
             header: HEADER_START..header_end.clamp(0x240, HEADER_ROOM_END),
         };
@@ -143,6 +146,13 @@ impl SetupHeader {
         Ok(size.min(available))
     }
 
+    fn payload(file: &Fields<'_>, kernel_offset: u64) -> Result<Option<Range<u64>>, BootError> {
+        let offset = file.u32("payload_offset", 0x248)?;
+        let length = file.u32("payload_length", 0x24c)?;
+        let start = kernel_offset + u64::from(offset);
+        Ok((offset != 0 && length != 0).then(|| start..start + u64::from(length)))
+    }
+
     fn version_text(file: &Fields<'_>, setup_end: u64) -> Result<Option<String>, BootError> {
         let pointer = u64::from(file.u16("kernel_version", 0x20e)?);
         if pointer == 0 || pointer + 0x200 >= setup_end {
@@ -160,7 +170,7 @@ impl SetupHeader {
     }
 
     /// Memory that must be free from the load address on.
-    fn run_size(&self) -> u64 {
+    pub(crate) fn run_size(&self) -> u64 {
         u64::from(self.init_size).max(self.kernel_size)
     }
 
@@ -177,26 +187,28 @@ impl SetupHeader {
     }
 }
 
+/// Takes memory for a kernel where it prefers it or, if it can be moved, at the lowest address possible.
+pub(crate) fn place_relocatable(loader: &mut Loader<'_>, header: &SetupHeader) -> Result<u64, BootError> {
+    let size = header.run_size();
+    let align = u64::from(header.kernel_alignment);
+    let bounds = HIGH_LOAD_ADDRESS..FOUR_GIB;
+    let preferred = header.pref_address..header.pref_address.saturating_add(size);
+    let suits = bounds.start <= preferred.start
+        && preferred.end <= bounds.end
+        && (!header.relocatable_kernel || preferred.start.is_multiple_of(align));
+    if suits && loader.free.take(&preferred) {
+        return Ok(preferred.start);
+    }
+    let found = loader.free.take_lowest(size, align, &bounds).filter(|_| header.relocatable_kernel);
+    let (min, max) = (bounds.start, bounds.end);
+    found.map(|range| range.start).ok_or(BootError::KernelTooBig { size, align, min, max })
+}
+
 /// Finds the load address and takes its memory.
 fn place_kernel(loader: &mut Loader<'_>, header: &SetupHeader) -> Result<u64, BootError> {
     let size = header.run_size();
-    let bounds = HIGH_LOAD_ADDRESS..FOUR_GIB;
     if header.relocatable_kernel {
-        let align = u64::from(header.kernel_alignment);
-        let preferred = header.pref_address..header.pref_address.saturating_add(size);
-        let suits = bounds.start <= preferred.start
-            && preferred.end <= bounds.end
-            && preferred.start.is_multiple_of(align);
-        if suits && loader.free.take(&preferred) {
-            return Ok(preferred.start);
-        }
-        let found = loader.free.take_lowest(size, align, &bounds);
-        return found.map(|range| range.start).ok_or(BootError::KernelTooBig {
-            size,
-            align,
-            min: bounds.start,
-            max: bounds.end,
-        });
+        return place_relocatable(loader, header);
     }
     // It moves itself to `pref_address` and unpacks there: both places must be free. They may overlap.
     let load = HIGH_LOAD_ADDRESS..HIGH_LOAD_ADDRESS + header.kernel_size;
@@ -219,29 +231,42 @@ pub(crate) fn load(loader: &mut Loader<'_>) -> Result<EntryState, BootError> {
     let kernel = loader.spec.kernel;
     let header = SetupHeader::parse(kernel)?;
     let file = Fields::new(FileKind::BzImage, kernel);
-    let start = place_kernel(loader, &header)?;
-    let code = file.bytes("protected-mode kernel", header.kernel_offset, header.kernel_size)?;
-    loader.write(start, code)?;
-    loader.note("kernel", start..start + header.run_size());
-
-    let cmdline = loader.write_cmdline(header.cmdline_size.into())?;
-    let initrd = loader.write_initrd(&header.initrd_limits())?;
-
     let mut params = BootParams::new();
     let header_bytes =
         file.bytes("setup header", header.header.start, header.header.end - header.header.start)?;
     params.set_header(header_bytes);
-    params.set_code32_start(start as u32);
-    params.set_loader(loader.spec, cmdline, initrd)?;
-    loader.write(BOOT_PARAMS_START, params.bytes())?;
-
-    let mut entry = if header.has_64_bit_entry() {
-        EntryState::long64(loader.memory, start + ENTRY_64_OFFSET)?
-    } else {
-        EntryState::protected32(loader.memory, start as u32)?
+    let mut entry = match loader.spec.direct {
+        Some(direct) => {
+            params.set_randomized(direct.vmlinux.slide_distance() != 0);
+            vmlinux::load(loader, direct, &header)?
+        }
+        None => load_packed(loader, &file, &header, &mut params)?,
     };
+
+    let cmdline = loader.write_cmdline(header.cmdline_size.into())?;
+    let initrd = loader.write_initrd(&header.initrd_limits())?;
+    loader.write_boot_params(params, cmdline, initrd)?;
     entry.rsi = BOOT_PARAMS_START;
     Ok(entry)
+}
+
+/// Loads the protected-mode kernel as it is in the file; it unpacks itself.
+fn load_packed(
+    loader: &mut Loader<'_>,
+    file: &Fields<'_>,
+    header: &SetupHeader,
+    params: &mut BootParams,
+) -> Result<EntryState, BootError> {
+    let start = place_kernel(loader, header)?;
+    let code = file.bytes("protected-mode kernel", header.kernel_offset, header.kernel_size)?;
+    loader.write(start, code)?;
+    loader.note("kernel", start..start + header.run_size());
+    params.set_code32_start(start as u32);
+    if header.has_64_bit_entry() {
+        EntryState::long64(loader.memory, start + ENTRY_64_OFFSET)
+    } else {
+        EntryState::protected32(loader.memory, start as u32)
+    }
 }
 
 #[cfg(test)]
@@ -273,6 +298,19 @@ pub(crate) mod tests {
         put(0x258, &0x100_0000u64.to_le_bytes());
         put(0x260, &0x300_0000u32.to_le_bytes());
         file.extend_from_slice(CODE);
+        file
+    }
+
+    /// The same with a payload.
+    pub(crate) fn image_with(payload: &[u8]) -> Vec<u8> {
+        let mut file = image();
+        let at = file.len();
+        file.extend_from_slice(payload);
+        file.resize(file.len().next_multiple_of(16), 0);
+        let size = (file.len() - 3 * 512) as u32 / 16;
+        set(&mut file, 0x1f4, &size.to_le_bytes());
+        set(&mut file, 0x248, &((at - 3 * 512) as u32).to_le_bytes());
+        set(&mut file, 0x24c, &(payload.len() as u32).to_le_bytes());
         file
     }
 

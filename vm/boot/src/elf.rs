@@ -24,6 +24,18 @@ pub(crate) struct Segment {
     align: u64,
 }
 
+impl Segment {
+    /// Where it begins in the file.
+    pub(crate) fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// How much of it is in the file.
+    pub(crate) fn file_size(&self) -> u64 {
+        self.file_size
+    }
+}
+
 /// A parsed ELF file.
 #[derive(Debug)]
 pub(crate) struct ElfFile<'a> {
@@ -109,6 +121,63 @@ impl<'a> ElfFile<'a> {
         Ok(segment)
     }
 
+    /// Where in the file the part ends that the headers describe: segments, sections and the headers
+    /// themselves.
+    pub(crate) fn end(&self) -> Result<u64, BootError> {
+        /// A section without bytes in the file.
+        const SHT_NOBITS: u32 = 8;
+        let mut end = 0u64;
+        for segment in &self.segments {
+            end = end.max(segment.offset.saturating_add(segment.file_size));
+        }
+        if !self.is_64 {
+            return Ok(end);
+        }
+        let table = self.file.u64("e_shoff", 40)?;
+        let size = u64::from(self.file.u16("e_shentsize", 58)?);
+        let count = u64::from(self.file.u16("e_shnum", 60)?);
+        if count == 0 {
+            return Ok(end);
+        }
+        if size != 64 {
+            return Err(self.file.bad("e_shentsize", 58, size, "expected 64"));
+        }
+        self.file.bytes("section headers", table, count * size)?;
+        for at in (0..count).map(|index| table + index * size) {
+            if self.file.u32("sh_type", at + 4)? != SHT_NOBITS {
+                let (offset, len) =
+                    (self.file.u64("sh_offset", at + 24)?, self.file.u64("sh_size", at + 32)?);
+                end = end.max(offset.saturating_add(len));
+            }
+        }
+        Ok(end.max(table + count * size))
+    }
+
+    /// What of `segment` is in the file.
+    pub(crate) fn data(&self, segment: &Segment) -> Result<&'a [u8], BootError> {
+        self.file.bytes("segment", segment.offset, segment.file_size)
+    }
+
+    /// `e_entry` as a physical address in a loaded segment below 4 GiB. Linux gives the physical one; a
+    /// file that gives the virtual one is understood through its segments.
+    pub(crate) fn physical_entry(&self) -> Result<u64, BootError> {
+        let inside = |start: u64, size: u64| self.entry.checked_sub(start).filter(|offset| *offset < size);
+        let physical = self.loadable().find_map(|segment| {
+            inside(segment.physical_address, segment.memory_size)
+                .and_then(|offset| segment.physical_address.checked_add(offset))
+        });
+        let by_virtual = || {
+            self.loadable().find_map(|segment| {
+                inside(segment.virtual_address, segment.memory_size)
+                    .and_then(|offset| segment.physical_address.checked_add(offset))
+            })
+        };
+        physical.or_else(by_virtual).filter(|entry| *entry < 1 << 32).ok_or(BootError::Unsupported {
+            file: FileKind::Elf,
+            what: "the entry point isn't in a segment loaded below 4 GiB",
+        })
+    }
+
     /// The segments with memory.
     pub(crate) fn loadable(&self) -> impl Iterator<Item = &Segment> {
         self.segments.iter().filter(|segment| segment.kind == PT_LOAD && segment.memory_size > 0)
@@ -132,7 +201,7 @@ impl<'a> ElfFile<'a> {
             return Err(BootError::Unsupported { file: FileKind::Elf, what: "no segment to load" });
         }
         for segment in self.loadable() {
-            let data = self.file.bytes("segment", segment.offset, segment.file_size)?;
+            let data = self.data(segment)?;
             let start = segment.physical_address;
             let range = start..start.saturating_add(segment.memory_size);
             load_part(loader, FileKind::Elf, data, range)?;

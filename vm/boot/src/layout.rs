@@ -12,6 +12,8 @@ pub const BOOT_PARAMS_START: u64 = 0x7000;
 pub const STACK_TOP: u64 = 0x8ff0;
 /// Page tables for long mode: six pages.
 pub const PAGE_TABLES_START: u64 = 0x9000;
+/// What `boot_params` points to beside the command line: one page.
+pub const SETUP_DATA: Range<u64> = 0xf000..0x1_0000;
 /// Multiboot's information structure, modules and memory map.
 pub const MULTIBOOT_INFO: Range<u64> = 0x1_0000..0x1_8000;
 /// The command line.

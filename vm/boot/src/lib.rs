@@ -1,4 +1,4 @@
-//! Loading kernels: bzImage, PVH and multiboot ELF.
+//! Loading kernels: bzImage, unpacked or not, PVH and multiboot ELF.
 //!
 //! [`load`] takes the bytes of a kernel, perhaps an initrd and a command line, puts them into guest memory
 //! as the kernel's boot protocol wants it and returns the [`EntryState`] in which the boot processor must
@@ -16,12 +16,15 @@ pub mod layout;
 mod linux_elf;
 mod memory_map;
 mod multiboot;
+pub mod payload;
 mod pvh;
 #[cfg(test)]
 mod testing;
+mod vmlinux;
 
 use std::ops::Range;
 
+use boot_params::BootParams;
 pub use bzimage::SetupHeader;
 pub use entry::{
     CODE_SELECTOR, CR0_ET, CR0_NE, CR0_PE, CR0_PG, CR4_PAE, CpuMode, DATA_SELECTOR, EFER_LMA, EFER_LME,
@@ -31,6 +34,9 @@ pub use error::{BootError, FileKind, OutOfMemoryRange};
 pub use identify::{Protocol, identify};
 use memory_map::Placement;
 pub use memory_map::{EBDA_START, FIRMWARE_START, MemoryMap, MemoryMapError, MemoryRegion, RegionKind};
+
+pub use payload::{Compression, UnpackError};
+pub use vmlinux::{DirectEntry, MAX_UNPACKED, SlideError, Vmlinux};
 
 /// Guest memory as far as loading needs it.
 pub trait LoadMemory {
@@ -54,7 +60,14 @@ pub struct BootSpec<'a> {
     pub memory: &'a MemoryMap,
     /// The address of ACPI's root pointer, if there are ACPI tables.
     pub rsdp: Option<u64>,
+    /// If the kernel is a bzImage: its payload, to be entered in place of the code that would unpack it.
+    pub direct: Option<DirectEntry<'a>>,
+    /// Random bytes for a Linux kernel's random number generator; at most [`MAX_RNG_SEED`].
+    pub rng_seed: &'a [u8],
 }
+
+/// The most random bytes that [`BootSpec::rng_seed`] may have.
+pub const MAX_RNG_SEED: usize = 1024;
 
 /// Where something was put.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -151,6 +164,31 @@ impl<'a> Loader<'a> {
         self.write(area.start, &bytes)?;
         self.note("command line", area.start..area.start + bytes.len() as u64);
         Ok(area.start)
+    }
+
+    /// Fills in the rest of Linux's `boot_params` and writes them, with what they point to.
+    fn write_boot_params(
+        &mut self,
+        mut params: BootParams,
+        cmdline: u64,
+        initrd: Option<Range<u64>>,
+    ) -> Result<(), BootError> {
+        /// `struct setup_data` with `SETUP_RNG_SEED` (Linux's Documentation/arch/x86/boot.rst, `setup_data`):
+        /// next, type, length.
+        const RNG_SEED: u32 = 9;
+        let seed = &self.spec.rng_seed[..self.spec.rng_seed.len().min(MAX_RNG_SEED)];
+        if seed.is_empty() {
+            params.set_setup_data(0);
+        } else {
+            let mut node = vec![0; 8];
+            node.extend(RNG_SEED.to_le_bytes());
+            node.extend((seed.len() as u32).to_le_bytes());
+            node.extend_from_slice(seed);
+            self.write(layout::SETUP_DATA.start, &node)?;
+            params.set_setup_data(layout::SETUP_DATA.start);
+        }
+        params.set_loader(self.spec, cmdline, initrd)?;
+        self.write(layout::BOOT_PARAMS_START, params.bytes())
     }
 
     /// Puts the initrd as high as possible below `limit`. Neither an absent nor an empty one is placed.

@@ -5,7 +5,7 @@ use crate::boot_params::BootParams;
 use crate::elf::ElfFile;
 use crate::entry::EntryState;
 use crate::layout::BOOT_PARAMS_START;
-use crate::{BootError, FileKind, Loader};
+use crate::{BootError, Loader};
 
 /// Linux's COMMAND_LINE_SIZE less the zero; the ELF file doesn't state its own limit.
 const CMDLINE_MAX: u64 = 2047;
@@ -13,37 +13,16 @@ const CMDLINE_MAX: u64 = 2047;
 /// Loads the file.
 pub(crate) fn load(loader: &mut Loader<'_>) -> Result<EntryState, BootError> {
     let elf = ElfFile::parse(loader.spec.kernel)?;
-    let rip = physical_entry(&elf)?;
+    let rip = elf.physical_entry()?;
     elf.load(loader)?;
     let cmdline = loader.write_cmdline(CMDLINE_MAX)?;
     let initrd = loader.write_initrd(&[1 << 32, u64::MAX])?;
     let mut params = BootParams::new();
     params.set_made_up_header();
-    params.set_loader(loader.spec, cmdline, initrd)?;
-    loader.write(BOOT_PARAMS_START, params.bytes())?;
+    loader.write_boot_params(params, cmdline, initrd)?;
     let mut state = EntryState::long64(loader.memory, rip)?;
     state.rsi = BOOT_PARAMS_START;
     Ok(state)
-}
-
-/// `e_entry` as a physical address in a loaded segment below 4 GiB. Linux gives the physical one; a file
-/// that gives the virtual one is understood through its segments.
-fn physical_entry(elf: &ElfFile<'_>) -> Result<u64, BootError> {
-    let inside = |start: u64, size: u64| elf.entry.checked_sub(start).filter(|offset| *offset < size);
-    let physical = elf.loadable().find_map(|segment| {
-        inside(segment.physical_address, segment.memory_size)
-            .and_then(|offset| segment.physical_address.checked_add(offset))
-    });
-    let by_virtual = || {
-        elf.loadable().find_map(|segment| {
-            inside(segment.virtual_address, segment.memory_size)
-                .and_then(|offset| segment.physical_address.checked_add(offset))
-        })
-    };
-    physical.or_else(by_virtual).filter(|entry| *entry < 1 << 32).ok_or(BootError::Unsupported {
-        file: FileKind::Elf,
-        what: "the entry point isn't in a segment loaded below 4 GiB",
-    })
 }
 
 #[cfg(test)]

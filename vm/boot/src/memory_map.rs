@@ -51,7 +51,7 @@ pub const EBDA_START: u64 = 0x9_fc00;
 /// Start of the firmware area of a map made by [`MemoryMap::pc`], where ACPI tables and SMBIOS go.
 pub const FIRMWARE_START: u64 = 0xe_0000;
 const MIB: u64 = 1 << 20;
-const FOUR_GIB: u64 = 1 << 32;
+pub(crate) const FOUR_GIB: u64 = 1 << 32;
 
 /// The guest's physical memory: sorted regions without overlap.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -186,6 +186,36 @@ impl Placement {
         })?;
         self.cut(&found);
         Some(found)
+    }
+
+    /// Takes `size` bytes at one of the multiples of `align` (a power of two) within `bounds`, the one that
+    /// `random` picks.
+    pub(crate) fn take_any(
+        &mut self,
+        size: u64,
+        align: u64,
+        bounds: &Range<u64>,
+        random: u64,
+    ) -> Option<Range<u64>> {
+        // The first place in each free stretch, and how many there are.
+        let places = |free: &Range<u64>| {
+            let start = free.start.max(bounds.start).checked_next_multiple_of(align)?;
+            let room = free.end.min(bounds.end).checked_sub(start)?.checked_sub(size)?;
+            Some((start, room / align + 1))
+        };
+        let all: Vec<(u64, u64)> = self.free.iter().filter_map(places).collect();
+        let count = all.iter().map(|(_, count)| count).sum::<u64>();
+        let mut index = random.checked_rem(count)?;
+        for (start, count) in all {
+            if index < count {
+                let start = start + index * align;
+                let found = start..start + size;
+                self.cut(&found);
+                return Some(found);
+            }
+            index -= count;
+        }
+        None
     }
 
     /// The length of the longest free stretch within `bounds`.

@@ -58,7 +58,15 @@ impl LoadMemory for Ram<'_> {
 }
 
 pub(crate) fn spec<'a>(kernel: &'a [u8], memory: &'a MemoryMap) -> BootSpec<'a> {
-    BootSpec { kernel, initrd: None, cmdline: "console=ttyS0", memory, rsdp: None }
+    BootSpec {
+        kernel,
+        initrd: None,
+        cmdline: "console=ttyS0",
+        memory,
+        rsdp: None,
+        direct: None,
+        rng_seed: &[],
+    }
 }
 
 /// One segment of a hand-made ELF file.

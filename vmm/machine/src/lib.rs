@@ -4,6 +4,7 @@
 //! to its end.
 
 mod error;
+mod kernel;
 mod pc;
 mod requests;
 mod spec;

@@ -51,6 +51,8 @@ pub struct KernelSpec {
     pub initrd: Option<PathBuf>,
     /// The command line.
     pub append: String,
+    /// Whether a bzImage is unpacked on the host and entered behind the code that would unpack it.
+    pub unpack: bool,
 }
 
 /// A disk.

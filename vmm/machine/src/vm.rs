@@ -60,7 +60,7 @@ impl Vm {
         let pc = Pc::build(spec, accelerator, &requests)?;
         let vcpus = (0..spec.vcpus).map(|id| pc.accel.create_vcpu(id)).collect::<Result<Vec<_>, _>>()?;
         let mut vm = Self { pc, vcpus, requests, no_reboot: spec.no_reboot };
-        vm.load_kernel()?;
+        vm.load_kernel(true)?;
         Ok(vm)
     }
 
@@ -69,8 +69,8 @@ impl Vm {
         VmHandle { requests: self.requests.clone() }
     }
 
-    fn load_kernel(&mut self) -> Result<(), MachineError> {
-        let entry = self.pc.load_kernel()?;
+    fn load_kernel(&mut self, fresh: bool) -> Result<(), MachineError> {
+        let entry = self.pc.load_kernel(fresh)?;
         if let Some(first) = self.vcpus.first_mut() {
             let mut state = first.save()?;
             entry.apply(&mut state);
@@ -111,7 +111,7 @@ impl Vm {
         for vcpu in &mut self.vcpus {
             vcpu.reset();
         }
-        self.load_kernel()
+        self.load_kernel(false)
     }
 
     /// Lets everything run until somebody asks for something, and stops it again.

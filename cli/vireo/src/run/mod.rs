@@ -55,9 +55,10 @@ fn spec(options: &Options) -> Result<MachineSpec> {
 }
 
 fn kernel(options: &Options) -> Result<KernelSpec> {
+    let unpack = !options.no_unpack;
     if let Some(kernel) = &options.kernel {
         let append = options.append.clone().unwrap_or_default();
-        return Ok(KernelSpec { kernel: kernel.clone(), initrd: options.initrd.clone(), append });
+        return Ok(KernelSpec { kernel: kernel.clone(), initrd: options.initrd.clone(), append, unpack });
     }
     let name = options.image.as_deref().unwrap_or_default();
     let image = progress::fetch(name, options.mirror.as_deref())
@@ -67,7 +68,7 @@ fn kernel(options: &Options) -> Result<KernelSpec> {
         None => image.cmdline,
     };
     let initrd = options.initrd.clone().unwrap_or(image.initrd);
-    Ok(KernelSpec { kernel: image.kernel, initrd: Some(initrd), append })
+    Ok(KernelSpec { kernel: image.kernel, initrd: Some(initrd), append, unpack })
 }
 
 /// Has SIGTERM, SIGHUP and SIGINT end the VM; the number of the one that came is in what this returns.

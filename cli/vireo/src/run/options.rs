@@ -35,6 +35,9 @@ pub(crate) struct Options {
     /// The kernel's command line; with an image, added to the image's own.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(super) append: Option<String>,
+    /// Have a bzImage unpack itself in the guest, instead of unpacking it here.
+    #[arg(long)]
+    pub(super) no_unpack: bool,
     /// Memory: MiB, or a number with K, M, G or T.
     #[arg(long, short, value_name = "SIZE", default_value = "1G", value_parser = size::parse_memory)]
     pub(super) memory: u64,

@@ -3,13 +3,11 @@
 mod assembly;
 mod chipset;
 mod firmware;
-mod kernel;
 mod layout;
 mod pci_devices;
 mod serials;
 
-pub(crate) use kernel::KernelEntry;
-
+use crate::kernel::{KernelEntry, KernelImage};
 use crate::requests::Requests;
 use crate::{MAX_VCPUS, MachineError, MachineSpec};
 use accel::{AccelVm, Accelerator, VmSpec};
@@ -20,7 +18,6 @@ use clock::{TimerService, VmClock};
 use device::Device;
 use firmware::Firmware;
 use guest_memory::GuestMemory;
-use kernel::KernelImage;
 use layout::Layout;
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,7 +49,7 @@ impl Pc {
             return Err(MachineError::VcpuCount { vcpus: spec.vcpus, most: MAX_VCPUS });
         }
         let layout = Layout::new(spec.memory)?;
-        let kernel = KernelImage::read(&spec.kernel, spec.memory)?;
+        let kernel = KernelImage::open(&spec.kernel, spec.memory)?;
         let acpi = firmware::acpi_config(spec);
         let map = layout.map(acpi.ecam())?;
         let firmware = Firmware::new(&acpi, spec.vcpus, layout.regions())?;
@@ -83,10 +80,10 @@ impl Pc {
         Ok(Self { accel, bus: Arc::new(bus), memory, map, timers, devices, connections, firmware, kernel })
     }
 
-    /// Writes the firmware's tables and the kernel into memory.
-    pub(crate) fn load_kernel(&self) -> Result<KernelEntry, MachineError> {
+    /// Writes the firmware's tables and the kernel into memory; `fresh` says that nothing ever ran there.
+    pub(crate) fn load_kernel(&self, fresh: bool) -> Result<KernelEntry, MachineError> {
         let rsdp = self.firmware.write(&self.memory)?;
-        self.kernel.load(&self.memory, &self.map, rsdp)
+        self.kernel.load(&self.memory, &self.map, rsdp, fresh)
     }
 
     /// All devices and the clock begin to run.

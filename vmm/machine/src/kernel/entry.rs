@@ -1,0 +1,42 @@
+//! The state that the boot processor starts in.
+
+use accel::X86State;
+use boot::EntryState;
+
+/// How the boot processor starts.
+#[derive(Debug)]
+pub(crate) struct KernelEntry(EntryState);
+
+impl KernelEntry {
+    pub(super) fn new(state: EntryState) -> Self {
+        Self(state)
+    }
+
+    /// Changes `state`, that of a processor after reset, to the one that the boot protocol prescribes.
+    pub(crate) fn apply(&self, state: &mut X86State) {
+        let entry = &self.0;
+        let segment = |from: &boot::Segment| accel::Segment {
+            selector: from.selector,
+            base: from.base,
+            limit: from.limit,
+            rights: from.rights,
+            unusable: from.rights == 0,
+        };
+        state.regs = [0; 16];
+        state.regs[X86State::RAX] = entry.rax;
+        state.regs[X86State::RBX] = entry.rbx;
+        state.regs[X86State::RSP] = entry.rsp;
+        state.regs[X86State::RSI] = entry.rsi;
+        state.rip = entry.rip;
+        state.rflags = entry.rflags;
+        state.cr0 = entry.cr0;
+        state.cr3 = entry.cr3;
+        state.cr4 = entry.cr4;
+        state.efer = entry.efer;
+        state.segments = [segment(&entry.data); 6];
+        state.segments[X86State::CS] = segment(&entry.cs);
+        state.tr = segment(&entry.tr);
+        state.gdtr = accel::TableRegister { base: entry.gdtr.base, limit: entry.gdtr.limit };
+        state.idtr = accel::TableRegister { base: entry.idtr.base, limit: entry.idtr.limit };
+    }
+}

@@ -1,7 +1,7 @@
-//! Virtio 1.2: queues, the device trait and the PCI transport.
+//! Virtio 1.2: queues, the device trait, and the transports over PCI and in memory-mapped registers.
 //!
 //! A device implements [`VirtioDevice`] and serves its queues on [`QueueThreads`]; [`VirtioPciDevice`] makes
-//! a PCI function of it. Section numbers in this crate and in the devices' are those of the OASIS Virtual
+//! a PCI function of it, [`VirtioMmioDevice`] gives it registers in memory. Section numbers in this crate and in the devices' are those of the OASIS Virtual
 //! I/O Device (VIRTIO) specification, version 1.2.
 //!
 //! Whatever a guest does that the specification forbids ends, at worst, in the error state of that one
@@ -11,6 +11,7 @@ mod chain;
 mod device;
 #[cfg(feature = "fuzzing")]
 mod inline_threads;
+mod mmio_device;
 mod pci_device;
 mod pci_layout;
 mod queue;
@@ -26,6 +27,7 @@ pub use chain::{Chain, GuestSlice, MAX_CHAIN_DESCRIPTORS};
 pub use device::{ActivateError, Activation, DeviceType, Interrupt, QueueHandle, VirtioDevice};
 #[cfg(feature = "fuzzing")]
 pub use inline_threads::QueueThreads;
+pub use mmio_device::{MMIO_DEVICE_LEN, MmioDoorbell, TooManyQueues, VirtioMmioConfig, VirtioMmioDevice};
 pub use pci_device::{Doorbell, VirtioPciConfig, VirtioPciDevice};
 pub use pci_layout::MAX_QUEUES;
 pub use queue::{MAX_QUEUE_SIZE, Queue, QueueError, QueueState, RingFeatures};

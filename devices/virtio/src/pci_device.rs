@@ -4,7 +4,7 @@ use crate::pci_layout::{
     self, BAR, BAR_SIZE, MAX_QUEUES, MAX_VECTORS, MSIX_PBA, MSIX_TABLE, NOTIFY, NOTIFY_MULTIPLIER,
     WINDOW_BAR, WINDOW_DATA, WINDOW_LENGTH, WINDOW_OFFSET,
 };
-use crate::signals::Signals;
+use crate::signals::{Pin, Signals};
 use crate::transport::{Transport, TransportState};
 use crate::{DeviceType, VirtioDevice, status};
 use device::{Device, MmioDevice, SavedState, StateError, decode, encode};
@@ -90,8 +90,9 @@ impl VirtioPciDevice {
         let vectors = (queues + 1).min(MAX_VECTORS) as u16;
         let msix = builder.msix(vectors, BAR, MSIX_TABLE as u32, MSIX_PBA as u32, msi)?;
         let window = pci_layout::add_capabilities(&mut builder)?;
-        let signals = Arc::new(Signals::new(name(kind), queues, msix.clone(), builder.intx_pin()));
-        let transport = Arc::new(Transport::new(device.clone(), memory, msix, signals));
+        let pin = Pin::Pci { msix: msix.clone(), intx: builder.intx_pin() };
+        let signals = Arc::new(Signals::new(name(kind), queues, pin));
+        let transport = Arc::new(Transport::new(device.clone(), memory, Some(msix), signals));
         let handler = BarHandler::Memory(transport.clone());
         let kind = BarKind::Memory64 { prefetchable: false };
         let function = builder.bar(BAR.into(), kind, BAR_SIZE, handler)?.build();
@@ -143,7 +144,8 @@ impl VirtioPciDevice {
     }
 }
 
-fn name(kind: DeviceType) -> &'static str {
+/// What messages call a device of this type.
+pub(crate) fn name(kind: DeviceType) -> &'static str {
     match kind {
         DeviceType::Network => "virtio network card",
         DeviceType::Block => "virtio block device",

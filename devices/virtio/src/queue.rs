@@ -163,6 +163,15 @@ impl Queue {
         Ok(())
     }
 
+    /// Takes the queue out of use, and back to its initial state but for what `configure` set: nothing is
+    /// available any more, and what was taken is not given back.
+    pub fn disable(&mut self) {
+        let QueueState { size, enabled: _, descriptors, available, used, next_available: _, next_used: _ } =
+            self.state;
+        self.state = QueueState { size, descriptors, available, used, ..initial(self.max_size) };
+        self.signalled = None;
+    }
+
     /// Sets the features negotiated.
     pub fn set_features(&mut self, features: RingFeatures) {
         self.features = features;

@@ -1,6 +1,7 @@
-//! What a device tells its driver through the PCI transport: interrupts and the status register.
+//! What a device tells its driver through its transport: interrupts and the status register.
 
 use crate::{Interrupt, QueueError, status};
+use irq::IrqLine;
 use parking_lot::Mutex;
 use pci::{Intx, Msix};
 use std::sync::Arc;
@@ -14,11 +15,32 @@ const ISR_QUEUE: u8 = 1;
 /// ISR bit: the configuration changed.
 const ISR_CONFIG: u8 = 2;
 
+/// The ways to the guest's interrupt controllers.
+pub(crate) enum Pin {
+    /// A PCI function's.
+    Pci {
+        /// Messages, if the guest uses them.
+        msix: Arc<Msix>,
+        /// The pin, if it doesn't.
+        intx: Arc<Intx>,
+    },
+    /// A line of its own.
+    Line(IrqLine),
+}
+
+impl Pin {
+    fn set(&self, level: bool) {
+        match self {
+            Self::Pci { intx, .. } => intx.set(level),
+            Self::Line(line) => line.set(level),
+        }
+    }
+}
+
 /// The parts of the transport that I/O threads touch.
 pub(crate) struct Signals {
     name: &'static str,
-    msix: Arc<Msix>,
-    intx: Arc<Intx>,
+    pin: Pin,
     pub(crate) status: AtomicU8,
     pub(crate) generation: AtomicU8,
     pub(crate) config_vector: AtomicU16,
@@ -30,11 +52,10 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
-    pub(crate) fn new(name: &'static str, queues: usize, msix: Arc<Msix>, intx: Arc<Intx>) -> Self {
+    pub(crate) fn new(name: &'static str, queues: usize, pin: Pin) -> Self {
         Self {
             name,
-            msix,
-            intx,
+            pin,
             status: AtomicU8::new(0),
             generation: AtomicU8::new(0),
             config_vector: AtomicU16::new(NO_VECTOR),
@@ -56,15 +77,25 @@ impl Signals {
 
     /// What a driver may set a vector register to: others become "none".
     pub(crate) fn valid_vector(&self, vector: u16) -> u16 {
-        if vector < self.msix.vectors() { vector } else { NO_VECTOR }
+        match &self.pin {
+            Pin::Pci { msix, .. } if vector < msix.vectors() => vector,
+            _ => NO_VECTOR,
+        }
     }
 
     /// Reads the ISR status, which clears it and lets the pin fall.
     pub(crate) fn take_isr(&self) -> u8 {
         let mut isr = self.isr.lock();
         let value = std::mem::take(&mut *isr);
-        self.intx.set(false);
+        self.pin.set(false);
         value
+    }
+
+    /// Clears `causes` of the ISR status; without any, the pin falls.
+    pub(crate) fn acknowledge(&self, causes: u8) {
+        let mut isr = self.isr.lock();
+        *isr &= !causes;
+        self.pin.set(*isr != 0);
     }
 
     pub(crate) fn isr(&self) -> u8 {
@@ -74,19 +105,21 @@ impl Signals {
     pub(crate) fn set_isr(&self, value: u8) {
         let mut isr = self.isr.lock();
         *isr = value & (ISR_QUEUE | ISR_CONFIG);
-        self.intx.set(*isr != 0);
+        self.pin.set(*isr != 0);
     }
 
     fn signal(&self, vector: u16, cause: u8) {
-        if self.msix.enabled() {
+        if let Pin::Pci { msix, .. } = &self.pin
+            && msix.enabled()
+        {
             if vector != NO_VECTOR {
-                self.msix.signal(vector);
+                msix.signal(vector);
             }
             return;
         }
         let mut isr = self.isr.lock();
         *isr |= cause;
-        self.intx.set(true);
+        self.pin.set(true);
     }
 }
 

@@ -1,4 +1,5 @@
-//! The registers of the PCI transport: common configuration, doorbells, ISR and device configuration.
+//! What the transports have in common, and the registers of PCI's: common configuration, doorbells, ISR and
+//! device configuration. The MMIO transport reaches the common configuration through registers of its own.
 
 use crate::device::Activation;
 use crate::pci_layout::{
@@ -16,23 +17,23 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// Offsets in the common configuration structure (4.1.4.3).
-mod common {
-    pub(super) const DEVICE_FEATURE_SELECT: u64 = 0x00;
-    pub(super) const DEVICE_FEATURE: u64 = 0x04;
-    pub(super) const DRIVER_FEATURE_SELECT: u64 = 0x08;
-    pub(super) const DRIVER_FEATURE: u64 = 0x0c;
-    pub(super) const CONFIG_VECTOR: u64 = 0x10;
-    pub(super) const NUM_QUEUES: u64 = 0x12;
-    pub(super) const STATUS: u64 = 0x14;
-    pub(super) const GENERATION: u64 = 0x15;
-    pub(super) const QUEUE_SELECT: u64 = 0x16;
-    pub(super) const QUEUE_SIZE: u64 = 0x18;
-    pub(super) const QUEUE_VECTOR: u64 = 0x1a;
-    pub(super) const QUEUE_ENABLE: u64 = 0x1c;
-    pub(super) const QUEUE_NOTIFY_OFFSET: u64 = 0x1e;
-    pub(super) const QUEUE_DESCRIPTORS: u64 = 0x20;
-    pub(super) const QUEUE_AVAILABLE: u64 = 0x28;
-    pub(super) const QUEUE_USED: u64 = 0x30;
+pub(crate) mod common {
+    pub(crate) const DEVICE_FEATURE_SELECT: u64 = 0x00;
+    pub(crate) const DEVICE_FEATURE: u64 = 0x04;
+    pub(crate) const DRIVER_FEATURE_SELECT: u64 = 0x08;
+    pub(crate) const DRIVER_FEATURE: u64 = 0x0c;
+    pub(crate) const CONFIG_VECTOR: u64 = 0x10;
+    pub(crate) const NUM_QUEUES: u64 = 0x12;
+    pub(crate) const STATUS: u64 = 0x14;
+    pub(crate) const GENERATION: u64 = 0x15;
+    pub(crate) const QUEUE_SELECT: u64 = 0x16;
+    pub(crate) const QUEUE_SIZE: u64 = 0x18;
+    pub(crate) const QUEUE_VECTOR: u64 = 0x1a;
+    pub(crate) const QUEUE_ENABLE: u64 = 0x1c;
+    pub(crate) const QUEUE_NOTIFY_OFFSET: u64 = 0x1e;
+    pub(crate) const QUEUE_DESCRIPTORS: u64 = 0x20;
+    pub(crate) const QUEUE_AVAILABLE: u64 = 0x28;
+    pub(crate) const QUEUE_USED: u64 = 0x30;
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,7 +60,8 @@ pub(crate) struct TransportState {
 pub(crate) struct Transport {
     device: Arc<dyn VirtioDevice>,
     memory: GuestMemory,
-    msix: Arc<Msix>,
+    /// None where there is no PCI function.
+    msix: Option<Arc<Msix>>,
     signals: Arc<Signals>,
     queues: Vec<Arc<Mutex<Queue>>>,
     registers: Mutex<Registers>,
@@ -71,7 +73,7 @@ impl Transport {
     pub(crate) fn new(
         device: Arc<dyn VirtioDevice>,
         memory: GuestMemory,
-        msix: Arc<Msix>,
+        msix: Option<Arc<Msix>>,
         signals: Arc<Signals>,
     ) -> Self {
         let queues =
@@ -116,7 +118,7 @@ impl Transport {
     }
 
     /// The driver writes the status register (2.1, 3.1).
-    fn set_status(&self, value: u8) {
+    pub(crate) fn set_status(&self, value: u8) {
         let _control = self.control.lock();
         if value == 0 {
             self.reset_locked();
@@ -172,7 +174,7 @@ impl Transport {
         self.queues.get(index).map(|queue| (index, queue))
     }
 
-    fn common_image(&self) -> [u8; COMMON_LEN] {
+    pub(crate) fn common_image(&self) -> [u8; COMMON_LEN] {
         let mut image = [0; COMMON_LEN];
         let mut set = |offset: u64, bytes: &[u8]| {
             let at = offset as usize;
@@ -226,7 +228,7 @@ impl Transport {
         }
     }
 
-    fn common_write_u16(&self, offset: u64, value: u16) {
+    pub(crate) fn common_write_u16(&self, offset: u64, value: u16) {
         let driver_ok = self.status() & status::DRIVER_OK != 0;
         match offset {
             common::CONFIG_VECTOR => {
@@ -257,7 +259,7 @@ impl Transport {
         }
     }
 
-    fn common_write_u32(&self, offset: u64, value: u32) {
+    pub(crate) fn common_write_u32(&self, offset: u64, value: u32) {
         let set_half = |field: &mut u64, high: bool| {
             let shift = if high { 32 } else { 0 };
             *field = *field & !(0xffff_ffff << shift) | u64::from(value) << shift;
@@ -291,10 +293,26 @@ impl Transport {
         }
     }
 
-    fn ring(&self, offset: u64) {
-        let index = offset / NOTIFY_MULTIPLIER;
+    pub(crate) fn signals(&self) -> &Signals {
+        &self.signals
+    }
+
+    /// The most entries of the queue selected; 0 if there is none.
+    pub(crate) fn selected_max_size(&self) -> u16 {
+        self.selected().map_or(0, |(_, queue)| queue.lock().max_size())
+    }
+
+    /// The driver takes the selected queue out of use. What it had in flight is not completed.
+    pub(crate) fn disable_selected(&self) {
+        if let Some((_, queue)) = self.selected() {
+            queue.lock().disable();
+        }
+    }
+
+    /// The driver rings the doorbell of queue `index`.
+    pub(crate) fn ring(&self, index: u64) {
         let active = self.status() & (status::DRIVER_OK | status::NEEDS_RESET) == status::DRIVER_OK;
-        if offset.is_multiple_of(NOTIFY_MULTIPLIER) && index < self.queues.len() as u64 && active {
+        if index < self.queues.len() as u64 && active {
             self.device.notify(index as u16);
         }
     }
@@ -388,8 +406,11 @@ impl MmioDevice for Transport {
                 }
             }
             DEVICE => self.device.config_read(within, data),
-            MSIX_TABLE => self.msix.table_read(within, data),
-            MSIX_PBA => self.msix.pba_read(within, data),
+            MSIX_TABLE | MSIX_PBA => match &self.msix {
+                Some(msix) if offset - within == MSIX_TABLE => msix.table_read(within, data),
+                Some(msix) => msix.pba_read(within, data),
+                None => data.fill(0),
+            },
             _ => data.fill(0),
         }
     }
@@ -398,9 +419,13 @@ impl MmioDevice for Transport {
         let within = offset % PART_SIZE;
         match offset - within {
             COMMON => self.common_write(within, data),
-            NOTIFY => self.ring(within),
+            NOTIFY if within.is_multiple_of(NOTIFY_MULTIPLIER) => self.ring(within / NOTIFY_MULTIPLIER),
             DEVICE => self.device.config_write(within, data),
-            MSIX_TABLE => self.msix.table_write(within, data),
+            MSIX_TABLE => {
+                if let Some(msix) = &self.msix {
+                    msix.table_write(within, data);
+                }
+            }
             _ => {}
         }
     }

@@ -33,7 +33,7 @@ pub use xsave::{XSAVE_COMPONENTS, XsaveComponent, xsave_area_size};
 
 use iced_x86::{Code, Instruction};
 use std::sync::LazyLock;
-use x86_core::{Core, Flow, Trap};
+use x86_core::{CodeSize, Core, Flow, Trap};
 
 /// What executes an instruction.
 pub type Handler = fn(&mut Core, &Instruction) -> Result<Flow, Trap>;
@@ -74,6 +74,23 @@ pub fn handler(code: Code) -> Option<Handler> {
             .collect()
     });
     HANDLERS[code as usize]
+}
+
+/// Whether x87 instructions of `code` are the ones that FOP, FIP and FDP tell of: all but those that deal with
+/// the unit's control and environment (Intel SDM volume 1, 8.1.8).
+pub fn is_recorded(code: Code) -> bool {
+    !control::handles(code) && stub::is_x87(code) && stub::handles(code)
+}
+
+/// What FOP is after an x87 instruction of 64-bit code with that escape opcode (D8 to DF) and ModRM byte, of
+/// which only the reg field counts if it has a memory operand.
+pub fn last_opcode(insn: &Instruction, opcode: u8, modrm: u8) -> u16 {
+    let fop = u16::from(opcode & 7) << 8 | u16::from(modrm);
+    if (0..insn.op_count()).any(|operand| insn.op_kind(operand) == iced_x86::OpKind::Memory) {
+        fop & 0x738 | x87::addressing(CodeSize::Bits64, insn)
+    } else {
+        fop
+    }
 }
 
 /// Makes this thread ready to execute: maps the memory for stubs, which [`execute`] otherwise does when it

@@ -140,7 +140,7 @@ fn has_mmx(code: Code) -> bool {
     (0..op_code.op_count()).any(|operand| matches!(op_code.op_kind(operand), mm_reg | mm_rm | mm_or_mem))
 }
 
-fn is_x87(code: Code) -> bool {
+pub(crate) fn is_x87(code: Code) -> bool {
     use iced_x86::CpuidFeature::{FPU, FPU287, FPU387};
     code.cpuid_features().iter().any(|feature| matches!(feature, FPU | FPU287 | FPU387))
 }

@@ -199,7 +199,7 @@ fn record_instruction(core: &mut Core, insn: &Instruction, fop: u16, address: Op
         if linear { cpu.segments[seg as usize].base.wrapping_add(offset) & 0xffff_ffff } else { offset }
     };
     let fop = match address {
-        Some(_) => fop & 0x738 | addressing(core, insn),
+        Some(_) => fop & 0x738 | addressing(core.code_size(), insn),
         None => fop,
     };
     let cpu = &mut *core.cpu;
@@ -213,7 +213,7 @@ fn record_instruction(core: &mut Core, insn: &Instruction, fop: u16, address: Op
 }
 
 /// The mod and rm fields that encode the memory operand.
-fn addressing(core: &Core, insn: &Instruction) -> u16 {
+pub(crate) fn addressing(size: CodeSize, insn: &Instruction) -> u16 {
     let (base, index) = (insn.memory_base(), insn.memory_index());
     let displacement = insn.memory_displ_size();
     let wide = |register: Register| register.is_gpr32() || register.is_gpr64();
@@ -239,7 +239,7 @@ fn addressing(core: &Core, insn: &Instruction) -> u16 {
         4
     } else if base == Register::None {
         // Without base, 64-bit code needs a SIB byte.
-        if core.code_size() == CodeSize::Bits64 { 4 } else { 5 }
+        if size == CodeSize::Bits64 { 4 } else { 5 }
     } else {
         (base.number() & 7) as u16
     };

@@ -201,7 +201,7 @@ impl Translator {
     /// [`CacheError`] if the host has no memory for code.
     pub fn new(memory: GuestMemory, options: &Options) -> Result<Arc<Self>, CacheError> {
         let cache = CodeCache::new(options.cache_bytes.max(4 << 20))?;
-        let stub_bytes = 4096;
+        let stub_bytes = 8192;
         let Some(mut emitter) = cache.allocate(stub_bytes) else {
             let source = std::io::ErrorKind::OutOfMemory.into();
             return Err(CacheError { bytes: options.cache_bytes, source });

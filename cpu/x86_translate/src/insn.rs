@@ -1,6 +1,7 @@
 //! Guest instructions as the translator sees them: what iced-x86 knows about each, and the raw encoding that
 //! is written out again with other registers.
 
+use crate::fpu::{self, Unit};
 use dbt_code::{Map, Width};
 use iced_x86::{
     Code, CpuidFeature, EncodingKind, Instruction, InstructionInfoFactory, Mnemonic, OpAccess,
@@ -47,6 +48,8 @@ pub(crate) enum Class {
     Clac,
     /// BT and its like of memory, with the number in a register.
     BitString,
+    Fldcw,
+    Fninit,
     /// The interpreter executes it.
     Interpret,
 }
@@ -83,6 +86,8 @@ pub(crate) struct CodeInfo {
     pub(crate) operands: [Option<Operand>; 4],
     /// Whether vector registers are involved.
     pub(crate) vector: bool,
+    /// What it needs of the x87 unit.
+    pub(crate) unit: Unit,
     /// Whether a memory operand is read, and whether written.
     pub(crate) mem_read: bool,
     pub(crate) mem_write: bool,
@@ -125,6 +130,14 @@ fn is_vector(kind: K) -> bool {
     matches!(kind, K::xmm_reg | K::xmm_rm | K::xmm_or_mem)
 }
 
+/// Whether an operand is in memory, or could be.
+fn is_memory(kind: K) -> bool {
+    matches!(
+        kind,
+        K::mem | K::r8_or_mem | K::r16_or_mem | K::r32_or_mem | K::r64_or_mem | K::xmm_or_mem | K::mm_or_mem
+    )
+}
+
 fn is_plain(kind: K) -> bool {
     matches!(
         kind,
@@ -143,6 +156,8 @@ fn is_plain(kind: K) -> bool {
             | K::imm32
             | K::imm32sex64
             | K::imm64
+            | K::st0
+            | K::sti_opcode
     )
 }
 
@@ -156,6 +171,7 @@ fn describe(insn: &Instruction) -> CodeInfo {
         vex: op_code.encoding() == EncodingKind::VEX,
         operands: [None; 4],
         vector: kinds.iter().any(|kind| is_vector(*kind)),
+        unit: fpu::unit_of(code),
         mem_read: false,
         mem_write: false,
         aligned: false,
@@ -174,6 +190,7 @@ fn describe(insn: &Instruction) -> CodeInfo {
             | Class::Swapgs
             | Class::Stac
             | Class::Clac
+            | Class::Fninit
     ) {
         return info;
     }
@@ -202,11 +219,8 @@ fn describe(insn: &Instruction) -> CodeInfo {
             info.has_modrm |= field != Field::Opcode;
             info.operands[index] = Some(Operand { field, width, reads, writes });
         }
-        let memory = matches!(
-            kind,
-            K::mem | K::r8_or_mem | K::r16_or_mem | K::r32_or_mem | K::r64_or_mem | K::xmm_or_mem
-        );
-        if memory || is_vector(*kind) {
+        let memory = is_memory(*kind);
+        if memory || is_vector(*kind) || fpu::is_mmx(*kind) {
             info.has_modrm = true;
         }
         if memory {
@@ -301,6 +315,9 @@ fn classify(insn: &Instruction) -> Class {
         }
         _ => {}
     }
+    if let Some(class) = fpu::classify(insn) {
+        return if supported(code.cpuid_features()) { class } else { Class::Interpret };
+    }
     if insn.is_jcc_short_or_near() {
         let wide = matches!(insn.op0_kind(), OpKind::NearBranch64);
         return if wide { Class::Jcc } else { Class::Interpret };
@@ -334,7 +351,8 @@ fn classify(insn: &Instruction) -> Class {
         M::Lea => return Class::Lea,
         M::Cld => return Class::Cld,
         M::Std => return Class::Std,
-        M::Clc
+        M::Emms
+        | M::Clc
         | M::Stc
         | M::Cmc
         | M::Cbw
@@ -353,14 +371,15 @@ fn classify(insn: &Instruction) -> Class {
     if !supported(code.cpuid_features()) {
         return Class::Interpret;
     }
-    let operands_fit =
-        kinds.iter().all(|kind| width_of(*kind).is_some() || is_vector(*kind) || is_plain(*kind));
+    let operands_fit = kinds
+        .iter()
+        .all(|kind| width_of(*kind).is_some() || is_vector(*kind) || fpu::is_mmx(*kind) || is_plain(*kind));
     if !operands_fit || insn.is_string_instruction() || code.is_privileged() || code.is_stack_instruction() {
         return Class::Interpret;
     }
-    let vector = kinds.iter().any(|kind| is_vector(*kind));
+    let vector = kinds.iter().any(|kind| is_vector(*kind) || fpu::is_mmx(*kind));
     let fits = match op_code.encoding() {
-        EncodingKind::Legacy if vector => !matches!(code.mnemonic(), M::Maskmovdqu),
+        EncodingKind::Legacy if vector => !matches!(code.mnemonic(), M::Maskmovdqu | M::Maskmovq),
         EncodingKind::Legacy => is_integer(code.mnemonic()),
         EncodingKind::VEX => !vector && is_integer(code.mnemonic()),
         _ => false,
@@ -499,6 +518,10 @@ fn supported(features: &[CpuidFeature]) -> bool {
         | F::X64
         | F::CMOV
         | F::CX8
+        | F::FPU
+        | F::FPU287
+        | F::FPU387
+        | F::MMX
         | F::SSE
         | F::SSE2
         | F::MULTIBYTENOP => true,

@@ -1,6 +1,7 @@
 //! What generated code addresses through GS: one block for each vCPU, and where in it everything is.
 
 use crate::counters::Counters;
+use crate::fpu::FxImage;
 use dbt_code::{Gpr, Mem};
 use std::mem::offset_of;
 use std::ptr::NonNull;
@@ -57,11 +58,19 @@ pub(crate) struct JitVcpu {
     pub(crate) jump_target: u64,
     pub(crate) scratch: [u64; 4],
     pub(crate) groups: [u64; GROUP_SLOTS],
+    /// Where FXSAVE stores to.
+    pub(crate) fx: FxImage,
     /// The virtual address of the page that runs, for code that is translated independently of it.
     pub(crate) page_va: u64,
     pub(crate) exit_argument: u64,
     pub(crate) exit_reason: u32,
     pub(crate) host_mxcsr: u32,
+    /// The x87 control word of Rust code.
+    pub(crate) host_control: u16,
+    /// The guest's x87 state is in the host's unit.
+    pub(crate) fpu_loaded: bool,
+    /// It was when generated code called, and is to be again when that goes on.
+    pub(crate) fpu_resume: bool,
     /// The arithmetic flags in memory: LAHF's byte in the high half, OF in the low.
     pub(crate) fl: u16,
     /// Leave when interrupts become enabled.

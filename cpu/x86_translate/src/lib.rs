@@ -10,7 +10,7 @@
 //!
 //! - `insn`: what is known of each instruction; `flags`: which flags are live where
 //! - `plan`, `address`: memory accesses and which share a check
-//! - `rewrite`, `branch`, `translate`: the code of a block
+//! - `rewrite`, `branch`, `fpu`, `system`, `string`, `translate`: the code of a block
 //! - `stubs`, `runtime`: code that all blocks share, and what it calls
 //! - `blocks`: all blocks of a VM, their links, and what happens when code is written to
 //! - `vcpu`: the run loop
@@ -23,6 +23,7 @@ mod blocks;
 mod branch;
 mod counters;
 mod flags;
+mod fpu;
 mod insn;
 mod layout;
 mod plan;

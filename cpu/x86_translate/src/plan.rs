@@ -169,7 +169,7 @@ fn sites(guest: &Guest, values: &Values, fixed_page: bool) -> [Option<Site>; 2] 
                 None,
             ]
         }
-        Class::JmpIndirect | Class::Div | Class::Idiv if has_memory => [memory(false), None],
+        Class::JmpIndirect | Class::Div | Class::Idiv | Class::Fldcw if has_memory => [memory(false), None],
         Class::Generic if has_memory => [memory(guest.info.mem_write), None],
         _ => [None, None],
     }
@@ -217,6 +217,7 @@ fn advance(guest: &Guest, values: &mut Values) {
         }
         Class::Ret | Class::Jmp | Class::JmpIndirect | Class::Jcc | Class::Nop | Class::Iret => return,
         Class::Cli | Class::Sti | Class::Swapgs | Class::Stac | Class::Clac | Class::BitString => return,
+        Class::Fldcw | Class::Fninit => return,
         Class::Interpret => {
             for register in 0..16 {
                 values.forget(register);

@@ -1,6 +1,7 @@
 //! Instructions that are written out again with the host's registers and addresses.
 
 use crate::address::Access;
+use crate::fpu::{self, Unit};
 use crate::insn::{Class, CodeInfo, Field, Operand, Raw};
 use crate::layout::{S0, S1, at, gs, host_register, slot};
 use crate::translate::{Cold, ColdKind, FlagsAt, Mode, Translation};
@@ -32,6 +33,11 @@ impl Translation<'_> {
     /// Whether the instruction is translated at all, as far as that hangs on its operands.
     pub(crate) fn can_translate(&self, insn: &Instruction, info: &CodeInfo, raw: &Raw) -> bool {
         let memory = Self::has_memory(insn);
+        if info.unit != Unit::None && self.mode.has(Mode::NO_X87)
+            || info.unit == Unit::Mmx && !fpu::mmx_fits(insn)
+        {
+            return false;
+        }
         match info.class {
             Class::Interpret => return false,
             Class::Nop
@@ -40,6 +46,7 @@ impl Translation<'_> {
             | Class::Jcc
             | Class::Cld
             | Class::Std
+            | Class::Fninit
             | Class::Leave => {
                 return true;
             }
@@ -151,6 +158,7 @@ impl Translation<'_> {
             fields.rm = Some(Rm::Mem(mem));
         }
         self.write_again(&raw, info, &fields, &insn, usize::from(guest.offset));
+        self.record_data(index);
         if let Some(register) = swap {
             self.exchange_bytes(register);
         }
@@ -173,8 +181,8 @@ impl Translation<'_> {
         memory: Option<Mem>,
         swap: Option<u8>,
     ) -> Fields {
-        let vector_reg =
-            !info.operands.iter().flatten().any(|operand| operand.field == Field::Reg) && info.vector;
+        let vector_reg = !info.operands.iter().flatten().any(|operand| operand.field == Field::Reg)
+            && (info.vector || info.unit == Unit::Mmx);
         let mut fields = Fields {
             // An opcode extension, or a vector register.
             reg: if vector_reg && uses_reg(insn) { raw.reg } else { raw.reg & 7 },
@@ -403,7 +411,9 @@ impl Translation<'_> {
 
 /// Whether ModRM.reg is an operand, not an extension of the opcode, in an instruction with vector registers.
 fn uses_reg(insn: &Instruction) -> bool {
-    insn.code().op_code().op_kinds().contains(&iced_x86::OpCodeOperandKind::xmm_reg)
+    let kinds = insn.code().op_code().op_kinds();
+    kinds.contains(&iced_x86::OpCodeOperandKind::xmm_reg)
+        || kinds.contains(&iced_x86::OpCodeOperandKind::mm_reg)
 }
 
 /// Whether a register in ModRM.rm can be taken from its slot in memory.

@@ -122,6 +122,7 @@ impl JitVcpu {
         let stay = resume != 0
             && self.cpu.interrupt_shadow & !x86_core::shadow::NMI == 0
             && self.cpu.exit_request.load(Ordering::Relaxed) == 0
+            && self.cpu.dr[7] & 0xff == 0
             && before == self.surroundings();
         if !stay {
             return self.leave(ExitReason::Dispatch);
@@ -131,6 +132,7 @@ impl JitVcpu {
 
     /// Goes on at RIP, where a jump led, without leaving generated code if the block there is known.
     fn chain(&mut self, mode: u8, generation: u64) -> u64 {
+        self.fpu_resume = false;
         let cpu = &mut self.cpu;
         let interruptible = self.interrupt_window && cpu.rflags & x86_core::flags::IF != 0;
         let now = crate::vcpu::mode_of(cpu).0;

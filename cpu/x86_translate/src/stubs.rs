@@ -1,5 +1,6 @@
 //! Code that all blocks share: entering, leaving, and calling into Rust.
 
+use crate::fpu;
 use crate::layout::{BANK, ExitReason, S0, at, gs, host_register, slot, vector_slot};
 use crate::runtime::{helper_interpret, helper_miss};
 use dbt_code::{Alu, Cond, Emitter, Gpr, Mem, Rm, Width};
@@ -23,6 +24,8 @@ pub(crate) struct Stubs {
     pub(crate) miss: u64,
     /// Called: has an instruction interpreted; an [`crate::runtime::InterpretInfo`] follows the call.
     pub(crate) interpret: u64,
+    /// Called: loads the guest's x87 state.
+    pub(crate) load_fpu: u64,
 }
 
 const SAVED: [Gpr; 6] = [Gpr::RBX, Gpr::RBP, Gpr::R12, Gpr::R13, Gpr::R14, Gpr::R15];
@@ -58,7 +61,9 @@ impl Stubs {
         call_rust(e, helper_miss as *const () as u64, resume, leave);
         let interpret = e.address();
         call_rust(e, helper_interpret as *const () as u64, resume, leave);
-        Self { enter, link_hot, link_mem, poll, indirect, step, miss, interpret }
+        let load_fpu = e.address();
+        fpu::load_stub(e);
+        Self { enter, link_hot, link_mem, poll, indirect, step, miss, interpret, load_fpu }
     }
 }
 
@@ -96,10 +101,12 @@ fn store_guest(e: &mut Emitter) {
     }
     e.stmxcsr(gs(at!(cpu.mxcsr)));
     e.ldmxcsr(gs(at!(host_mxcsr)));
+    fpu::unload(e);
 }
 
 /// Loads everything and jumps to the target in the block.
 fn resume_guest(e: &mut Emitter) {
+    fpu::reload(e);
     e.ldmxcsr(gs(at!(cpu.mxcsr)));
     for register in 0..16 {
         e.load_xmm(register, gs(vector_slot(register)));

@@ -2,6 +2,7 @@
 
 use crate::address::{Access, Ea};
 use crate::flags::{ALL, Effect, Flags, effect};
+use crate::fpu;
 use crate::insn::{Class, CodeInfo, Raw, code_info};
 use crate::layout::{S0, S1, at, fetch_entries, gs};
 use crate::plan::{Plan, plan};
@@ -32,6 +33,8 @@ impl Mode {
     pub(crate) const UNGROUPED: u8 = 4;
     /// CR4.SMAP is set.
     pub(crate) const SMAP: u8 = 8;
+    /// x87 and MMX instructions are left to the interpreter, for the same reasons.
+    pub(crate) const NO_X87: u8 = 16;
 
     pub(crate) fn has(self, bit: u8) -> bool {
         self.0 & bit != 0
@@ -62,6 +65,8 @@ pub(crate) struct Guest {
     pub(crate) live: Flags,
     pub(crate) live_after: Flags,
     pub(crate) plans: [Plan; 2],
+    /// The x87 instruction before it that FOP and FIP are still to be stored of.
+    pub(crate) fpu_last: Option<u16>,
 }
 
 /// Where the guest's arithmetic flags are.
@@ -94,6 +99,8 @@ pub(crate) enum ColdKind {
     Interpret,
     /// The block, which has one instruction, is left to the interpreter.
     Step,
+    /// The guest's x87 state is loaded; then the code goes on there.
+    LoadFpu(u64),
 }
 
 impl ColdKind {
@@ -160,6 +167,8 @@ pub(crate) struct Translation<'a> {
     pub(crate) flags: FlagsAt,
     /// The group slot whose addend is in S1.
     pub(crate) held: Option<u8>,
+    /// The guest's x87 state is in the host's unit.
+    pub(crate) fpu_ready: bool,
     pub(crate) cold: Vec<Cold>,
     pub(crate) links: Vec<NewLink>,
     pub(crate) depends: Vec<(u16, u16)>,
@@ -206,6 +215,7 @@ pub(crate) fn translate(
         current: 0,
         flags: FlagsAt::Host,
         held: None,
+        fpu_ready: false,
         cold: vec![],
         links: vec![],
         depends: vec![],
@@ -216,6 +226,7 @@ pub(crate) fn translate(
     };
     let end = translation.decode(input)?;
     translation.liveness(end);
+    fpu::plan(&mut translation.guest);
     if !input.mode.has(Mode::UNGROUPED) {
         plan(&mut translation.guest, !input.mode.has(Mode::USER));
     }
@@ -276,6 +287,7 @@ impl Translation<'_> {
                 live: ALL,
                 live_after: ALL,
                 plans: [Plan::Single; 2],
+                fpu_last: None,
             });
             at += len;
             match insn.flow_control() {
@@ -300,7 +312,7 @@ impl Translation<'_> {
         (!self.guest.is_empty()).then_some(at as u16)
     }
 
-    fn ends_block(guest: &Guest) -> bool {
+    pub(crate) fn ends_block(guest: &Guest) -> bool {
         guest.insn.flow_control() != FlowControl::Next || guest.insn.mnemonic() == Mnemonic::Hlt
     }
 
@@ -381,6 +393,7 @@ impl Translation<'_> {
             self.current = index;
             self.next_access = 0;
             let last = index + 1 == self.guest.len();
+            self.prepare_fpu(index);
             let cold = self.cold.len();
             self.instruction(index, last);
             if self.cold[cold..].iter().any(|cold| cold.kind.may_resume()) {
@@ -396,6 +409,7 @@ impl Translation<'_> {
         }
         let last = self.guest.len() - 1;
         if !Self::ends_block(&self.guest[last]) {
+            self.finish_fpu();
             self.edge(i64::from(end), false);
         }
         self.emit_cold();
@@ -456,6 +470,8 @@ impl Translation<'_> {
             Class::Stac => self.access_flag(true),
             Class::Clac => self.access_flag(false),
             Class::BitString => self.bit_string(index),
+            Class::Fldcw => self.fldcw(index),
+            Class::Fninit => self.fninit(),
             Class::Interpret => self.interpret(index, last),
         }
     }
@@ -507,6 +523,7 @@ impl Translation<'_> {
             let end = self.ends.get(cold.instruction).copied().unwrap_or(0);
             match cold.kind {
                 ColdKind::Miss(miss) => {
+                    self.record_cold(cold.instruction);
                     miss.ea.compute(self.cold_code, miss.from);
                     if miss.group {
                         queue.push_back(self.ungrouped(cold.instruction, miss.access.size));
@@ -568,7 +585,12 @@ impl Translation<'_> {
                     self.cold_code.store(Width::B64, gs(at!(cpu.rip)), S0);
                     self.cold_code.jmp_to(self.stubs.step);
                 }
+                ColdKind::LoadFpu(resume) => {
+                    self.cold_code.call_to(self.stubs.load_fpu);
+                    self.cold_code.jmp_to(resume);
+                }
                 ColdKind::Interpret => {
+                    self.record_cold(cold.instruction);
                     self.cold_code.call_to(self.stubs.interpret);
                     let at = self.cold_code.address();
                     let insn = self.guest[cold.instruction].insn;

@@ -89,6 +89,9 @@ pub(crate) fn mode_of(cpu: &Cpu) -> Mode {
     if off || cpu.mxcsr & 0x1f80 != 0x1f80 {
         mode |= Mode::NO_VECTOR;
     }
+    if cpu.cr0 & (cr0::EM | cr0::TS) != 0 || crate::fpu::unmasked(&cpu.x87) {
+        mode |= Mode::NO_X87;
+    }
     if cpu.cr4 & cr4::SMAP != 0 {
         mode |= Mode::SMAP;
     }
@@ -116,6 +119,7 @@ impl TranslatorVcpu {
         };
         jit.cpu.lock_needed = translator.settings.lock_needed;
         jit.verified.fill(1);
+        jit.host_control = crate::fpu::HOST_CONTROL;
         for table in &jit.ibtc {
             table[0].clear(0);
         }
@@ -392,6 +396,7 @@ impl TranslatorVcpu {
         jit.counters.entries += 1;
         jit.flags_from_rflags();
         jit.page_va = jit.cpu.rip & !0xfff;
+        jit.fpu_resume = false;
         // SAFETY: the stub follows the C calling convention. It changes this vCPU through GS, which nothing
         // refers to meanwhile, and guest memory.
         unsafe {

@@ -5,7 +5,7 @@ use super::{State, Translated, interpret, options};
 use crate::Options;
 use iced_x86::{Decoder, Formatter, Instruction, IntelFormatter};
 use x86_core::testing::{CODE, DATA, MMIO, Machine, STACK};
-use x86_core::{flags, reg};
+use x86_core::{Cpu, flags, reg};
 
 fn listing(bytes: &[u8], ip: u64) -> String {
     let mut decoder = Decoder::with_ip(64, bytes, ip, x86_interp::DECODER_OPTIONS);
@@ -27,6 +27,8 @@ struct Kind {
     strict: bool,
     /// Data at page boundaries, in MMIO and in unmapped pages now and then.
     unusual: bool,
+    /// Many x87 and MMX instructions.
+    x87: bool,
 }
 
 fn prepare(kind: Kind, seed: u64) -> (Machine, Program) {
@@ -34,7 +36,7 @@ fn prepare(kind: Kind, seed: u64) -> (Machine, Program) {
     let mut machine = if kind.user { Machine::user() } else { Machine::long() };
     let roles = Roles::new(&mut random);
     let count = 1 + random.below(14) as usize;
-    let mut program = program(&mut random, &roles, count, CODE);
+    let mut program = program(&mut random, &roles, count, CODE, kind.x87);
     if kind.user {
         // UD2: HLT is for the kernel.
         program.bytes.pop();
@@ -72,11 +74,35 @@ fn prepare(kind: Kind, seed: u64) -> (Machine, Program) {
     }
     cpu.rflags = flags::FIXED | random.next() & flags::ARITHMETIC;
     cpu.mxcsr = 0x1f80;
+    set_x87(cpu, &mut random);
     cpu.segments[4].base = 0x40;
     cpu.segments[5].base = 0x100;
     let data: Vec<u8> = (0..0x8000).map(|_| random.next() as u8).collect();
     machine.memory.write(DATA, &data).expect("RAM");
     (machine, program)
+}
+
+/// x87 state as it may be: all exceptions masked, with few exceptions.
+fn set_x87(cpu: &mut Cpu, random: &mut Random) {
+    let image = &mut cpu.x87.0;
+    let control = 0x7f | (random.next() as u16 & 0xf00);
+    let unmasked = if random.chance(10) { random.next() as u16 & 0x3f } else { 0 };
+    let raised = random.next() as u16 & if unmasked == 0 { 0x7f } else { 0 };
+    image[0..2].copy_from_slice(&(control & !unmasked).to_le_bytes());
+    image[2..4].copy_from_slice(&(random.next() as u16 & 0x7f00 | raised).to_le_bytes());
+    image[4] = random.next() as u8;
+    for register in 0..8 {
+        let mantissa = if random.chance(80) { random.next() | 1 << 63 } else { random.next() };
+        let exponent = match random.below(10) {
+            0 => random.next() as u16,
+            1 => 0x7fff,
+            2 => 0,
+            _ => (0x3ff8 + random.below(16) as u16) | (random.next() as u16 & 0x8000),
+        };
+        let mantissa = if random.chance(10) { mantissa & 1 << 63 } else { mantissa };
+        image[32 + 16 * register..][..8].copy_from_slice(&mantissa.to_le_bytes());
+        image[40 + 16 * register..][..2].copy_from_slice(&exponent.to_le_bytes());
+    }
 }
 
 fn compare(kind: Kind, seed: u64, options: &Options) {
@@ -162,4 +188,16 @@ fn programs_with_exact_flags() {
 #[test]
 fn programs_that_meet_devices_boundaries_and_faults() {
     run(Kind { unusual: true, ..Kind::default() }, 300_000..300_000 + CASES);
+}
+
+#[test]
+fn x87_programs() {
+    run(Kind { x87: true, ..Kind::default() }, 400_000..400_000 + CASES);
+    run(Kind { x87: true, user: true, ..Kind::default() }, 500_000..500_000 + CASES);
+}
+
+#[test]
+fn x87_programs_that_meet_devices_boundaries_and_faults() {
+    run(Kind { x87: true, unusual: true, strict: true, ..Kind::default() }, 600_000..600_000 + CASES);
+    run(Kind { x87: true, unusual: true, user: true, ..Kind::default() }, 700_000..700_000 + CASES);
 }

@@ -61,7 +61,7 @@ pub(crate) struct Program {
 }
 
 /// Generates about `count` instructions to run at `ip`; HLT ends them.
-pub(crate) fn program(random: &mut Random, roles: &Roles, count: usize, ip: u64) -> Program {
+pub(crate) fn program(random: &mut Random, roles: &Roles, count: usize, ip: u64, x87: bool) -> Program {
     let mut bytes = vec![];
     let (mut undefined, mut ever) = (0, 0);
     let mut pending: Option<usize> = None;
@@ -73,7 +73,8 @@ pub(crate) fn program(random: &mut Random, roles: &Roles, count: usize, ip: u64)
             pending = Some(bytes.len());
             continue;
         }
-        let (insn, encoding) = instruction(random, roles, ip + bytes.len() as u64, undefined, &mut factory);
+        let (insn, encoding) =
+            instruction(random, roles, ip + bytes.len() as u64, undefined, x87, &mut factory);
         let written = insn.rflags_written() | insn.rflags_cleared() | insn.rflags_set();
         undefined = undefined & !written | insn.rflags_undefined();
         ever |= undefined;
@@ -99,10 +100,11 @@ fn instruction(
     roles: &Roles,
     ip: u64,
     undefined: u32,
+    x87: bool,
     factory: &mut InstructionInfoFactory,
 ) -> (Instruction, Vec<u8>) {
     loop {
-        let bytes = candidate(random, roles);
+        let bytes = candidate(random, roles, x87);
         let mut decoder = Decoder::with_ip(64, &bytes, ip, DECODER_OPTIONS);
         let insn = decoder.decode();
         if insn.is_invalid() || !acceptable(&insn, roles, undefined, factory) {
@@ -113,7 +115,7 @@ fn instruction(
     }
 }
 
-fn candidate(random: &mut Random, roles: &Roles) -> Vec<u8> {
+fn candidate(random: &mut Random, roles: &Roles, x87: bool) -> Vec<u8> {
     let mut bytes = vec![];
     if random.chance(10) {
         bytes.push(random.pick(&[0x66, 0xf2, 0xf3, 0x66, 0xf3, 0x64, 0x65, 0xf0]));
@@ -126,7 +128,8 @@ fn candidate(random: &mut Random, roles: &Roles) -> Vec<u8> {
         rex = 0x40 | random.below(16) as u8;
     }
     let map = random.below(100);
-    let opcode = random.below(256) as u8;
+    let opcode = if x87 && map < 45 && random.chance(85) { 0xd8 } else { 0 } | random.below(256) as u8;
+    let opcode = if opcode & 0xd8 == 0xd8 && x87 { opcode & 0xdf } else { opcode };
     let memory = random.chance(50);
     let (mut modrm, mut tail) = (random.below(256) as u8 | 0xc0, vec![]);
     if memory {
@@ -196,6 +199,9 @@ fn acceptable(
             | M::Enter
             | M::Pop
             | M::Push
+            | M::Fnstenv
+            | M::Fnsave
+            | M::Fldenv
     );
     if class == Class::Interpret && !plain || insn.has_rep_prefix() || insn.has_repne_prefix() {
         return false;

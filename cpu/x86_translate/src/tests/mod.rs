@@ -52,7 +52,7 @@ pub(crate) fn interpret(machine: &mut Machine, limit: usize) -> usize {
     panic!("no HLT after {limit} instructions, at {:#x}", machine.cpu.rip);
 }
 
-/// A copy of the general state: registers, RIP, RFLAGS, vectors, MXCSR.
+/// A copy of the general state: registers, RIP, RFLAGS, vectors, MXCSR, x87.
 #[derive(PartialEq, Clone)]
 pub(crate) struct State {
     pub(crate) regs: [u64; 16],
@@ -60,6 +60,7 @@ pub(crate) struct State {
     pub(crate) rflags: u64,
     pub(crate) vectors: [u128; 16],
     pub(crate) mxcsr: u32,
+    pub(crate) x87: Vec<u8>,
 }
 
 impl State {
@@ -72,6 +73,7 @@ impl State {
             rflags: cpu.rflags,
             vectors: std::array::from_fn(low),
             mxcsr: cpu.mxcsr,
+            x87: cpu.x87.0.to_vec(),
         }
     }
 
@@ -91,6 +93,11 @@ impl State {
         }
         if (self.rflags ^ other.rflags) & !ignored_flags != 0 {
             list.push(format!("rflags: {:#x} is {:#x}", self.rflags, other.rflags));
+        }
+        for (index, (a, b)) in self.x87.chunks(8).zip(other.x87.chunks(8)).enumerate() {
+            if a != b {
+                list.push(format!("x87 image at {}: {a:x?} is {b:x?}", index * 8));
+            }
         }
         if self.mxcsr != other.mxcsr {
             list.push(format!("mxcsr: {:#x} is {:#x}", self.mxcsr, other.mxcsr));

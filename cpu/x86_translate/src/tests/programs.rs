@@ -337,3 +337,83 @@ fn checks_that_are_shared_survive_the_interpreter() {
         assert_eq!(words[0], words[1], "{program:x?}");
     }
 }
+
+#[test]
+fn x87_and_mmx_run_on_the_host() {
+    // fld1; fldpi; l: fadd st, st1; fsqrt; fst qword [rdi]; fldcw [rdi+16]; dec ecx; jnz l;
+    // fistp dword [rdi+8]; fnstsw ax; emms; movd mm3, ecx; paddd mm3, mm0; emms; hlt
+    let code = b"\xd9\xe8\xd9\xeb\xd8\xc1\xd9\xfa\xdd\x17\xd9\x6f\x10\xff\xc9\x75\xf3\
+        \xdb\x5f\x08\xdf\xe0\x0f\x77\x0f\x6e\xd9\x0f\xfe\xd8\x0f\x77\xf4";
+    let (expected, actual) = both(code, |machine| {
+        machine.cpu.regs[reg::RCX] = 10_000;
+        machine.cpu.regs[reg::RDI] = DATA;
+        machine.poke(DATA + 16, 0xc7f);
+    });
+    let (mut a, mut b) = ([0; 32], [0; 32]);
+    expected.memory.read(DATA, &mut a).expect("RAM");
+    actual.memory.read(DATA, &mut b).expect("RAM");
+    assert_eq!(a, b);
+    let counters = actual.vcpu.counters();
+    assert!(counters.interpreted.len() <= 1 && counters.slow_accesses == 0, "{counters:?}");
+}
+
+#[test]
+fn x87_exceptions_are_taken_at_the_next_instruction() {
+    // mov word [rdi], 0x37e; fldcw [rdi]; fldz; fldz; fdivp; (nop or inc eax); and then one that waits or not
+    for (last, taken) in [
+        (b"\x9b".as_slice(), true),
+        (b"\xd9\xe8", true),
+        (b"\x0f\x6e\xd9", true),
+        (b"\xdf\xe0\xdb\xe2\xd9\xe8", false),
+        (b"\xdb\xe3\x9b", false),
+    ] {
+        let mut code = b"\xd9\xe8\x66\xc7\x07\x7e\x03\xd9\x2f\xd9\xee\xd9\xee\xde\xf9\xff\xc0".to_vec();
+        code.extend(last);
+        code.push(0xf4);
+        let (expected, _) = both(&code, |machine| machine.cpu.regs[reg::RDI] = DATA);
+        assert_eq!(expected.cpu.rip < CODE, taken, "{last:x?}");
+    }
+}
+
+#[test]
+fn x87_instructions_fault_while_the_unit_is_off() {
+    for bit in [2, 4, 8, 10] {
+        // fld1; mov rax, cr0; or al, bit; mov cr0, rax; then one of several; hlt
+        for last in [b"\xd9\xe8".as_slice(), b"\x9b", b"\x0f\x6e\xd9", b"\x0f\x77", b"\xd9\x3f", b"\xdb\xe3"]
+        {
+            let mut code = b"\xd9\xe8\x0f\x20\xc0\x0c".to_vec();
+            code.push(bit);
+            code.extend(b"\x0f\x22\xc0");
+            code.extend(last);
+            code.push(0xf4);
+            both(&code, |machine| machine.cpu.regs[reg::RDI] = DATA);
+        }
+    }
+}
+
+#[test]
+fn x87_state_is_saved_and_restored() {
+    // fldpi; fld qword [rdi]; fxsave [rdi+64]; fninit; fld1; fnstenv [rdi+1024]; fxrstor [rdi+64]; fadd st, st1;
+    // fnsave [rdi+2048]; frstor [rdi+2048]; fst qword [rdi+8]; hlt
+    let code = b"\xd9\xeb\xdd\x07\x0f\xae\x47\x40\xdb\xe3\xd9\xe8\xd9\xb7\x00\x04\x00\x00\x0f\xae\x4f\x40\
+        \xd8\xc1\xdd\xb7\x00\x08\x00\x00\xdd\xa7\x00\x08\x00\x00\xdd\x57\x08\xf4";
+    let (expected, actual) = both(code, |machine| {
+        machine.cpu.regs[reg::RDI] = DATA;
+        machine.poke(DATA, 1.5f64.to_bits());
+    });
+    let (mut a, mut b) = (vec![0; 4096], vec![0; 4096]);
+    expected.memory.read(DATA, &mut a).expect("RAM");
+    actual.memory.read(DATA, &mut b).expect("RAM");
+    assert_eq!(a, b);
+}
+
+#[test]
+fn breakpoints_and_single_steps_are_noticed_at_once() {
+    // lea rax, [rip + 11]; mov dr0, rax; mov eax, 1; mov dr7, rax; inc ecx; hlt
+    let code = b"\x48\x8d\x05\x0b\x00\x00\x00\x0f\x23\xc0\xb8\x01\x00\x00\x00\x0f\x23\xf8\xff\xc1\xf4";
+    let (expected, _) = both(code, |_| {});
+    assert!(expected.cpu.rip < CODE && expected.cpu.regs[reg::RCX] == 0);
+    // pushfq; or qword [rsp], 0x100; popfq; inc ecx; inc eax; hlt
+    let (expected, _) = both(b"\x9c\x48\x81\x0c\x24\x00\x01\x00\x00\x9d\xff\xc1\xff\xc0\xf4", |_| {});
+    assert!(expected.cpu.rip < CODE && expected.cpu.regs[reg::RAX] == 0);
+}

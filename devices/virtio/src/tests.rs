@@ -100,6 +100,17 @@ fn echo(driver: &Driver, queue: &mut DriverQueue, text: &[u8]) -> Vec<u8> {
 }
 
 #[test]
+fn a_queue_that_is_not_enabled_is_not_looked_at() {
+    let memory = test_memory();
+    let mut queue = Queue::new(16);
+    queue.set_features(RingFeatures { indirect: true, event_idx: true });
+    queue
+        .configure(|state| (state.descriptors, state.available, state.used) = (u64::MAX, u64::MAX, u64::MAX));
+    assert!(!queue.has_available(&memory).unwrap());
+    assert!(!queue.needs_interrupt(&memory).unwrap());
+}
+
+#[test]
 fn buffers_go_round_and_messages_come() {
     for features in [0, feature::RING_EVENT_IDX, feature::TRANSPORT] {
         let driver = Driver::new(Arc::new(Echo::default()));

@@ -159,6 +159,18 @@ fn the_memory_holds_sizes_and_what_is_written() {
     assert_eq!(bench.read(SECONDS), 0x50);
 }
 
+#[test]
+fn what_nobody_has_looked_at_yet_is_saved() {
+    let first = bench();
+    first.time.pass(7_300_000_000);
+    let second = bench();
+    second.time.clock.set(first.time.clock.now());
+    let saved = first.rtc.save();
+    second.rtc.restore(&saved).unwrap();
+    assert_eq!(second.rtc.save(), saved);
+    assert_eq!(second.registers(), [0x20, 0x24, 0x02, 0x28, 0x23, 0x59, 0x57]);
+}
+
 type Step = (bool, u8, u8, u64);
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {

@@ -82,7 +82,8 @@ impl Engine {
     ) -> Result<(), Stop> {
         match self {
             Self::Lockstep(lockstep) => Ok(lockstep.act(platform, &mut act)?),
-            _ => Ok(act(&mut self.core(memory, platform))?),
+            Self::Translator(vcpu) => Ok(vcpu.act(platform, act)?),
+            Self::Interpreter(_) => Ok(act(&mut self.core(memory, platform))?),
         }
     }
 

@@ -10,7 +10,7 @@ use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 /// Stores to a page with code that hit no code, after which its code is dropped all the same: the page holds
 /// data that is in use.
@@ -155,8 +155,22 @@ struct Page {
     data_writes: u32,
 }
 
+/// A page from which code was translated while other vCPUs may have been in the middle of a store to it, which
+/// nobody would notice.
+struct Unsettled {
+    gpa: u64,
+    /// What the page held before the first translation.
+    content: Box<[u8; PAGE_SIZE as usize]>,
+    /// The vCPUs with their [`JitVcpu::spells`] then.
+    busy: Vec<(*const JitVcpu, u64)>,
+}
+
+// SAFETY: the pointers are compared, and followed only while the vCPU is registered.
+unsafe impl Send for Unsettled {}
+
 #[derive(Default)]
 struct State {
+    unsettled: Vec<Unsettled>,
     blocks: Vec<Option<Block>>,
     links: Vec<Link>,
     pages: Map<u64, Page>,
@@ -185,6 +199,8 @@ pub struct Translator {
     vcpus: Mutex<Vec<Registered>>,
     /// Slots of direct jumps between pages given out.
     pub(crate) slots: AtomicU32,
+    /// How many pages are unsettled.
+    unsettled: AtomicUsize,
     /// Incremented when blocks are dropped.
     pub(crate) invalidations: AtomicU64,
     /// Incremented when all code goes.
@@ -225,6 +241,7 @@ impl Translator {
             state: Mutex::default(),
             vcpus: Mutex::default(),
             slots: AtomicU32::new(0),
+            unsettled: AtomicUsize::new(0),
             invalidations: AtomicU64::new(0),
             epoch: AtomicU64::new(0),
             running: RwLock::new(()),
@@ -256,9 +273,9 @@ impl Translator {
         Some(*found)
     }
 
-    /// Begins a translation from the page at `gpa`: stores to it are noticed from now on. Gives what
-    /// [`Translator::install`] wants.
-    pub(crate) fn begin(&self, gpa: u64) -> u64 {
+    /// Begins a translation by the vCPU `by` from the page at `gpa`: stores to it are noticed from now on.
+    /// Gives what [`Translator::install`] wants.
+    pub(crate) fn begin(&self, gpa: u64, by: *const JitVcpu) -> u64 {
         let gpa = gpa & !(PAGE_SIZE - 1);
         let mut state = self.state.lock();
         if let Some(page) = state.pages.get(&gpa) {
@@ -274,8 +291,87 @@ impl Translator {
                 let tlb = unsafe { &(*vcpu.0).cpu.tlb };
                 tlb.invalidate_writes(host.ptr as u64);
             }
+            self.unsettle(&mut state, gpa, by);
         }
         sequence
+    }
+
+    /// Notes which other vCPUs may have looked up their right to store to the page at `gpa` before it was
+    /// taken from them, and not stored yet. When all of them have been between two instructions,
+    /// [`Translator::settle`] looks at the page once more.
+    fn unsettle(&self, state: &mut State, gpa: u64, by: *const JitVcpu) {
+        let vcpus = self.vcpus.lock();
+        if vcpus.len() < 2 {
+            return;
+        }
+        // Before the look at the others: who ends a spell after it sees this, and calls `settle`.
+        self.unsettled.fetch_add(1, Ordering::SeqCst);
+        let mut busy = Vec::new();
+        for vcpu in vcpus.iter().filter(|vcpu| vcpu.0 != by) {
+            // SAFETY: registered vCPUs are alive; these fields are atomics.
+            let (spells, exit_request) = unsafe { (&(*vcpu.0).spells, &(*vcpu.0).cpu.exit_request) };
+            let spell = spells.load(Ordering::SeqCst);
+            if spell & 1 != 0 {
+                busy.push((vcpu.0, spell));
+                exit_request.fetch_or(1, Ordering::SeqCst);
+            }
+        }
+        let mut content = Box::new([0; PAGE_SIZE as usize]);
+        if busy.is_empty() || self.memory.read(gpa, &mut content[..]).is_err() {
+            self.unsettled.fetch_sub(1, Ordering::SeqCst);
+        } else {
+            state.unsettled.push(Unsettled { gpa, content, busy });
+        }
+    }
+
+    /// A vCPU begins to execute instructions.
+    pub(crate) fn spell_begins(vcpu: &JitVcpu) {
+        vcpu.spells.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// A vCPU is between two instructions, and about to do something else.
+    pub(crate) fn spell_ends(&self, vcpu: &JitVcpu) {
+        vcpu.spells.fetch_add(1, Ordering::SeqCst);
+        if self.unsettled.load(Ordering::SeqCst) != 0 {
+            self.settle();
+        }
+    }
+
+    /// Drops what was translated from bytes that a store unnoticed changed, of the pages where that cannot
+    /// happen any more.
+    fn settle(&self) {
+        let mut settled = Vec::new();
+        {
+            let mut state = self.state.lock();
+            let vcpus = self.vcpus.lock();
+            let under_way = |(vcpu, spell): &(*const JitVcpu, u64)| {
+                let registered = vcpus.iter().find(|registered| registered.0 == *vcpu);
+                // SAFETY: registered vCPUs are alive; the field is an atomic.
+                registered.is_some_and(|vcpu| unsafe { &(*vcpu.0).spells }.load(Ordering::SeqCst) == *spell)
+            };
+            let mut index = 0;
+            while let Some(page) = state.unsettled.get_mut(index) {
+                page.busy.retain(under_way);
+                if page.busy.is_empty() {
+                    settled.push(state.unsettled.swap_remove(index));
+                } else {
+                    index += 1;
+                }
+            }
+            self.unsettled.fetch_sub(settled.len(), Ordering::SeqCst);
+        }
+        let mut now = [0; PAGE_SIZE as usize];
+        for Unsettled { gpa, content, .. } in settled {
+            if self.memory.read(gpa, &mut now).is_err() {
+                continue;
+            }
+            let changed = |pair: (&u8, &u8)| pair.0 != pair.1;
+            let first = content.iter().zip(&now).position(changed);
+            let last = content.iter().zip(&now).rposition(changed);
+            if let (Some(first), Some(last)) = (first, last) {
+                self.invalidate(gpa, first as u16, last as u16 + 1);
+            }
+        }
     }
 
     /// Makes a translated block known. `None` if the page was written meanwhile, or another processor was
@@ -472,6 +568,7 @@ impl Translator {
         for gpa in state.pages.keys() {
             self.memory.unmark_code(*gpa);
         }
+        self.unsettled.fetch_sub(state.unsettled.len(), Ordering::SeqCst);
         *state = State { sequence: state.sequence + 1, ..State::default() };
         self.slots.store(0, Ordering::Relaxed);
         self.cache.reset(self.stub_bytes);

@@ -89,6 +89,8 @@ pub(crate) struct JitVcpu {
     /// Filled entries of the tables, to clear them by.
     pub(crate) filled: [Vec<u16>; 2],
     pub(crate) filled_slots: Vec<u16>,
+    /// Odd while the vCPU may be in the middle of an instruction: between the check of a store and the store.
+    pub(crate) spells: AtomicU64,
     /// Supervisor, user.
     pub(crate) ibtc: [[IbtcEntry; IBTC_ENTRIES]; 2],
 }

@@ -159,6 +159,15 @@ impl TranslatorVcpu {
         Core { cpu: &mut self.jit.cpu, memory, platform }
     }
 
+    /// Does something between instructions that may store to memory: delivers an event, executes one
+    /// instruction.
+    pub fn act<R>(&mut self, platform: &dyn Platform, act: impl FnOnce(&mut Core<'_>) -> R) -> R {
+        Translator::spell_begins(&self.jit);
+        let result = act(&mut self.core(platform));
+        self.jit.translator.spell_ends(&self.jit);
+        result
+    }
+
     /// Whether to return as soon as interrupts can be taken.
     pub fn set_interrupt_window(&mut self, wanted: bool) {
         self.jit.interrupt_window = wanted;
@@ -208,6 +217,7 @@ impl TranslatorVcpu {
         self.jit.platform = Some(pointer);
         set_gs_base(&raw const *self.jit as u64);
         self.core(platform).mode_changed();
+        Translator::spell_begins(&self.jit);
         let mut running = translator.running.read();
         let result = loop {
             if self.epoch != translator.epoch.load(Ordering::Acquire) {
@@ -228,6 +238,7 @@ impl TranslatorVcpu {
             }
         };
         drop(running);
+        translator.spell_ends(&self.jit);
         self.jit.platform = None;
         result
     }
@@ -504,7 +515,8 @@ impl TranslatorVcpu {
         }
         let (Some(hot), Some(cold)) = (&mut self.hot, &mut self.cold) else { return Ok(Lookup::Full) };
         let (hot_start, cold_start) = (hot.address(), cold.address());
-        let sequence = translator.begin(key.gpa);
+        let this = self.jit.this.cast_const();
+        let sequence = translator.begin(key.gpa, this);
         // SAFETY: the page is guest memory, which other threads may write at any time; a torn copy is found
         // out when the block is installed, as every write to the page from `begin` on is noticed.
         unsafe { std::ptr::copy_nonoverlapping(host, self.page.as_mut_ptr(), 4096) };
@@ -535,7 +547,7 @@ impl TranslatorVcpu {
                 return Ok(Lookup::Step);
             }
             let gpa = next.physical & !0xfff;
-            source.next = Some((gpa, translator.begin(gpa), 15));
+            source.next = Some((gpa, translator.begin(gpa, this), 15));
             // SAFETY: as above.
             unsafe { std::ptr::copy_nonoverlapping(next.host, self.page[4096..].as_mut_ptr(), 15) };
             let has = |insn: &iced_x86::Instruction| x86_interp::has(&core, insn);

@@ -4,7 +4,7 @@ use crate::mapping::Mapping;
 use crate::{CodeWriteHook, DeviceWriteHook, PAGE_SIZE};
 use std::fmt;
 use std::ops::{BitOr, Range};
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering, fence};
 use std::sync::{Arc, OnceLock};
 use vm_memory::bitmap::{Bitmap, BitmapSlice, WithBitmapSlice};
 
@@ -109,6 +109,8 @@ impl PageTable {
         if len == 0 {
             return;
         }
+        // Either the mark of a page as code is seen here, or who set it reads what was written.
+        fence(Ordering::SeqCst);
         let log = self.dirty_log.load(Ordering::Relaxed);
         let end = gpa + len;
         let mut at = gpa;

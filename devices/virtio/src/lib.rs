@@ -1,14 +1,16 @@
 //! Virtio 1.2: queues, the device trait, and the transports over PCI and in memory-mapped registers.
 //!
 //! A device implements [`VirtioDevice`] and serves its queues on [`QueueThreads`]; [`VirtioPciDevice`] makes
-//! a PCI function of it, [`VirtioMmioDevice`] gives it registers in memory. Section numbers in this crate and in the devices' are those of the OASIS Virtual
-//! I/O Device (VIRTIO) specification, version 1.2.
+//! a PCI function of it, [`VirtioMmioDevice`] gives it registers in memory.
+//! Section numbers in this crate and in the devices' are those of the OASIS Virtual I/O Device (VIRTIO)
+//! specification, version 1.2.
 //!
 //! Whatever a guest does that the specification forbids ends, at worst, in the error state of that one
 //! device: status bit `DEVICE_NEEDS_RESET` (2.1), and no further processing until the guest resets it.
 
 mod chain;
 mod device;
+mod doorbells;
 #[cfg(feature = "fuzzing")]
 mod inline_threads;
 mod mmio_device;
@@ -25,10 +27,11 @@ pub mod test_driver;
 
 pub use chain::{Chain, GuestSlice, MAX_CHAIN_DESCRIPTORS};
 pub use device::{ActivateError, Activation, DeviceType, Interrupt, QueueHandle, VirtioDevice};
+pub use doorbells::{Doorbell, DoorbellSink};
 #[cfg(feature = "fuzzing")]
 pub use inline_threads::QueueThreads;
-pub use mmio_device::{MMIO_DEVICE_LEN, MmioDoorbell, TooManyQueues, VirtioMmioConfig, VirtioMmioDevice};
-pub use pci_device::{Doorbell, VirtioPciConfig, VirtioPciDevice};
+pub use mmio_device::{MMIO_DEVICE_LEN, TooManyQueues, VirtioMmioConfig, VirtioMmioDevice};
+pub use pci_device::{VirtioPciConfig, VirtioPciDevice};
 pub use pci_layout::MAX_QUEUES;
 pub use queue::{MAX_QUEUE_SIZE, Queue, QueueError, QueueState, RingFeatures};
 #[cfg(not(feature = "fuzzing"))]

@@ -1,15 +1,15 @@
 //! A virtio device in memory-mapped registers without a bus (4.2), without the legacy interface.
 
+use crate::VirtioDevice;
+use crate::doorbells::{DoorbellSink, Places};
 use crate::pci_device::name;
 use crate::pci_layout::MAX_QUEUES;
 use crate::signals::{Pin, Signals};
 use crate::transport::{Transport, TransportState, common};
-use crate::{VirtioDevice, status};
 use device::{Device, MmioDevice, SavedState, StateError, decode, encode};
 use guest_memory::GuestMemory;
 use irq::IrqLine;
 use std::fmt;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 /// Bytes of a device's registers: a page, so that an accelerator can treat it by itself.
@@ -72,15 +72,6 @@ pub struct TooManyQueues {
     pub most: usize,
 }
 
-/// The store that rings a queue's doorbell: `queue`, in 32 bits, to [`VirtioMmioDevice::DOORBELL`].
-#[derive(Debug, Clone)]
-pub struct MmioDoorbell {
-    /// The queue's number.
-    pub queue: u16,
-    /// Where a 1 is to be written.
-    pub event: Arc<OwnedFd>,
-}
-
 /// A virtio device with its registers.
 pub struct VirtioMmioDevice {
     device: Arc<dyn VirtioDevice>,
@@ -88,9 +79,6 @@ pub struct VirtioMmioDevice {
 }
 
 impl VirtioMmioDevice {
-    /// Offset of the register that all doorbells are.
-    pub const DOORBELL: u64 = register::QUEUE_NOTIFY;
-
     /// Registers for `device`.
     ///
     /// # Errors
@@ -101,7 +89,8 @@ impl VirtioMmioDevice {
             return Err(TooManyQueues { queues, most: MAX_QUEUES });
         }
         let signals = Signals::new(name(device.device_type()), queues, Pin::Line(config.line));
-        let transport = Transport::new(device.clone(), config.memory, None, Arc::new(signals));
+        let places = Places::Together(register::QUEUE_NOTIFY);
+        let transport = Transport::new(device.clone(), config.memory, None, Arc::new(signals), places);
         Ok(Self { device, transport })
     }
 
@@ -115,14 +104,11 @@ impl VirtioMmioDevice {
         self.transport.status()
     }
 
-    /// The doorbells in use now. They change when the driver comes or goes.
-    pub fn doorbells(&self) -> Vec<MmioDoorbell> {
-        if self.status() & status::DRIVER_OK == 0 {
-            return Vec::new();
-        }
-        (0..self.transport.queue_count() as u16)
-            .filter_map(|queue| Some(MmioDoorbell { queue, event: self.device.doorbell(queue)? }))
-            .collect()
+    /// Has `sink` told which doorbells there are, now and whenever the driver comes or goes, of registers at
+    /// the guest physical address `base`. To be called once, before the VM runs.
+    pub fn connect_doorbells(&self, base: u64, sink: Box<dyn DoorbellSink>) {
+        self.transport.doorbells().connect(sink);
+        self.transport.doorbells().set_base(Some(base));
     }
 
     fn common(&self, offset: u64, len: usize) -> u32 {

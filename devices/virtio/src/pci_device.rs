@@ -1,18 +1,18 @@
 //! A virtio device as a PCI function (4.1), without the legacy interface.
 
+use crate::doorbells::{DoorbellSink, Places};
 use crate::pci_layout::{
     self, BAR, BAR_SIZE, MAX_QUEUES, MAX_VECTORS, MSIX_PBA, MSIX_TABLE, NOTIFY, NOTIFY_MULTIPLIER,
     WINDOW_BAR, WINDOW_DATA, WINDOW_LENGTH, WINDOW_OFFSET,
 };
 use crate::signals::{Pin, Signals};
 use crate::transport::{Transport, TransportState};
-use crate::{DeviceType, VirtioDevice, status};
+use crate::{DeviceType, VirtioDevice};
 use device::{Device, MmioDevice, SavedState, StateError, decode, encode};
 use guest_memory::GuestMemory;
 use irq::{IrqLine, MsiTarget};
 use pci::{BarHandler, BarKind, FunctionState, Identity, PciDevice, PciError, PciFunction};
 use std::fmt;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 /// The vendor ID of virtio devices (4.1.2).
@@ -40,17 +40,6 @@ impl fmt::Debug for VirtioPciConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("VirtioPciConfig").field("intx", &self.intx).finish_non_exhaustive()
     }
-}
-
-/// A store that rings a queue's doorbell, for accelerators that can turn it into an event by themselves.
-#[derive(Debug, Clone)]
-pub struct Doorbell {
-    /// The guest physical address. Stores of any width count.
-    pub address: u64,
-    /// The queue's number.
-    pub queue: u16,
-    /// Where a 1 is to be written.
-    pub event: Arc<OwnedFd>,
 }
 
 /// A virtio device on a PCI bus.
@@ -92,7 +81,8 @@ impl VirtioPciDevice {
         let window = pci_layout::add_capabilities(&mut builder)?;
         let pin = Pin::Pci { msix: msix.clone(), intx: builder.intx_pin() };
         let signals = Arc::new(Signals::new(name(kind), queues, pin));
-        let transport = Arc::new(Transport::new(device.clone(), memory, Some(msix), signals));
+        let places = Places::Apart(NOTIFY, NOTIFY_MULTIPLIER);
+        let transport = Arc::new(Transport::new(device.clone(), memory, Some(msix), signals, places));
         let handler = BarHandler::Memory(transport.clone());
         let kind = BarKind::Memory64 { prefetchable: false };
         let function = builder.bar(BAR.into(), kind, BAR_SIZE, handler)?.build();
@@ -109,18 +99,15 @@ impl VirtioPciDevice {
         self.transport.status()
     }
 
-    /// The doorbells in use now. They change when the driver comes or goes and when the BAR moves.
-    pub fn doorbells(&self) -> Vec<Doorbell> {
-        let Some(bar) = self.function.bar_address(BAR.into()) else { return Vec::new() };
-        if self.status() & status::DRIVER_OK == 0 {
-            return Vec::new();
-        }
-        (0..self.transport.queue_count() as u16)
-            .filter_map(|queue| {
-                let event = self.device.doorbell(queue)?;
-                Some(Doorbell { address: bar + NOTIFY + NOTIFY_MULTIPLIER * u64::from(queue), queue, event })
-            })
-            .collect()
+    /// Has `sink` told which doorbells there are, now and whenever the driver comes or goes or the BAR moves.
+    /// To be called once, before the VM runs.
+    pub fn connect_doorbells(&self, sink: Box<dyn DoorbellSink>) {
+        self.transport.doorbells().connect(sink);
+        self.bar_moved();
+    }
+
+    fn bar_moved(&self) {
+        self.transport.doorbells().set_base(self.function.bar_address(BAR.into()));
     }
 
     /// The access that the window describes: offset in the BAR and width.
@@ -168,6 +155,7 @@ impl Device for VirtioPciDevice {
     fn reset(&self) {
         self.transport.reset();
         self.function.reset();
+        self.bar_moved();
     }
 
     fn start(&self) {
@@ -190,6 +178,7 @@ impl Device for VirtioPciDevice {
         if result.is_err() {
             self.reset();
         }
+        self.bar_moved();
         result
     }
 }
@@ -212,6 +201,7 @@ impl PciDevice for VirtioPciDevice {
 
     fn config_write(&self, offset: u16, data: &[u8]) {
         self.function.config_write(offset, data);
+        self.bar_moved();
         if self.touches_window(offset, data.len())
             && let Some((bar_offset, len)) = self.window_access()
         {

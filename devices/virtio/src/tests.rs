@@ -1,6 +1,7 @@
 use super::*;
 use crate::test_driver::{BUFFERS, Driver, DriverQueue, MEMORY_SIZE, copy_memory, test_memory};
-use ::device::{Device, SavedState, StateError, decode, encode};
+use ::device::{Device, MmioDevice, SavedState, StateError, decode, encode};
+use irq::IrqLine;
 use parking_lot::Mutex;
 use pci::{DevFn, PciDevice};
 use proptest::prelude::*;
@@ -307,19 +308,67 @@ fn the_configuration_access_window_reaches_the_registers() {
     assert_eq!(read(window + 16, 4), 0x0403_0201);
 }
 
+/// Keeps the doorbells that it was told of last.
+#[derive(Clone, Default)]
+struct Told(Arc<Mutex<Vec<Doorbell>>>);
+
+impl DoorbellSink for Told {
+    fn replace(&self, doorbells: Vec<Doorbell>) {
+        *self.0.lock() = doorbells;
+    }
+}
+
 #[test]
 fn doorbells_can_be_events() {
     let driver = Driver::new(Arc::new(Echo::default()));
-    assert!(driver.device.doorbells().is_empty());
+    let told = Told::default();
+    driver.device.connect_doorbells(Box::new(told.clone()));
+    assert!(told.0.lock().is_empty());
     let mut queues = driver.set_up(0, &[16, 16]);
-    let doorbells = driver.device.doorbells();
+    let doorbells = told.0.lock().clone();
     assert_eq!(doorbells.len(), 2);
     let bar = driver.device.function().bar_address(0).unwrap();
-    assert_eq!(doorbells[1].address, bar + 0x3004);
+    assert_eq!((doorbells[1].address, doorbells[1].data), (bar + 0x3004, None));
     driver.memory.write(BUFFERS, &[1]).unwrap();
     queues[1].add(&[(BUFFERS, 1, false), (BUFFERS, 1, true)]);
     rustix::io::write(&*doorbells[1].event, &1u64.to_ne_bytes()).unwrap();
     driver.wait_for("a used buffer", || queues[1].take_used().is_some());
+
+    // They move with the BAR, and are gone while it does not answer and when the driver goes.
+    let place = DevFn::new(1, 0).unwrap();
+    let config_write = |offset, value: u32| driver.pci.config_write(place, offset, &value.to_le_bytes());
+    let mut command = [0; 4];
+    driver.pci.config_read(place, 4, &mut command);
+    let command = u32::from_le_bytes(command);
+    config_write(4, command & !2);
+    assert!(told.0.lock().is_empty());
+    config_write(0x10, (bar + 0x10_0000) as u32 | 4);
+    config_write(4, command);
+    assert_eq!(told.0.lock()[0].address, bar + 0x10_3000);
+    driver.device.reset();
+    assert!(told.0.lock().is_empty());
+}
+
+#[test]
+fn doorbells_in_one_register_are_told_apart_by_value() {
+    let device = Arc::new(Echo::default());
+    let config = VirtioMmioConfig { memory: test_memory(), line: IrqLine::unconnected() };
+    let mmio = VirtioMmioDevice::new(device, config).unwrap();
+    let told = Told::default();
+    mmio.connect_doorbells(0xd000_0000, Box::new(told.clone()));
+    for status in [1u32, 3] {
+        mmio.mmio_write(0x70, &status.to_le_bytes());
+    }
+    mmio.mmio_write(0x24, &1u32.to_le_bytes());
+    mmio.mmio_write(0x20, &1u32.to_le_bytes());
+    for status in [11u32, 15] {
+        mmio.mmio_write(0x70, &status.to_le_bytes());
+    }
+    let doorbells = told.0.lock().clone();
+    let places: Vec<_> = doorbells.iter().map(|doorbell| (doorbell.address, doorbell.data)).collect();
+    assert_eq!(places, [(0xd000_0050, Some(0)), (0xd000_0050, Some(1))]);
+    mmio.mmio_write(0x70, &0u32.to_le_bytes());
+    assert!(told.0.lock().is_empty());
 }
 
 #[test]

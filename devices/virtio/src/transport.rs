@@ -2,6 +2,7 @@
 //! device configuration. The MMIO transport reaches the common configuration through registers of its own.
 
 use crate::device::Activation;
+use crate::doorbells::{Doorbells, Places};
 use crate::pci_layout::{
     COMMON, COMMON_LEN, DEVICE, ISR, MSIX_PBA, MSIX_TABLE, NOTIFY, NOTIFY_MULTIPLIER, PART_SIZE,
 };
@@ -63,6 +64,7 @@ pub(crate) struct Transport {
     /// None where there is no PCI function.
     msix: Option<Arc<Msix>>,
     signals: Arc<Signals>,
+    doorbells: Doorbells,
     queues: Vec<Arc<Mutex<Queue>>>,
     registers: Mutex<Registers>,
     /// Held while the device is activated, reset or restored, so that these do not overlap.
@@ -75,7 +77,9 @@ impl Transport {
         memory: GuestMemory,
         msix: Option<Arc<Msix>>,
         signals: Arc<Signals>,
+        places: Places,
     ) -> Self {
+        let doorbells = Doorbells::new(device.clone(), places);
         let queues =
             device.queue_sizes().iter().map(|size| Arc::new(Mutex::new(Queue::new(*size)))).collect();
         Self {
@@ -83,6 +87,7 @@ impl Transport {
             memory,
             msix,
             signals,
+            doorbells,
             queues,
             registers: Mutex::new(Registers::default()),
             control: Mutex::new(()),
@@ -97,9 +102,9 @@ impl Transport {
         self.signals.status.load(Ordering::SeqCst)
     }
 
-    /// The device's number of queues.
-    pub(crate) fn queue_count(&self) -> usize {
-        self.queues.len()
+    /// The doorbells, for accelerators.
+    pub(crate) fn doorbells(&self) -> &Doorbells {
+        &self.doorbells
     }
 
     /// As after a device reset (2.4).
@@ -109,6 +114,7 @@ impl Transport {
     }
 
     fn reset_locked(&self) {
+        self.doorbells.set_active(false);
         self.device.reset();
         for queue in &self.queues {
             queue.lock().reset();
@@ -164,8 +170,9 @@ impl Transport {
         let queues = self.queues.iter().enumerate().map(handle).collect();
         let activation =
             Activation { features, queues, memory: self.memory.clone(), interrupt: interrupt.clone() };
-        if let Err(error) = self.device.activate(activation) {
-            interrupt.fail(&QueueError::Device(error.to_string()));
+        match self.device.activate(activation) {
+            Ok(()) => self.doorbells.set_active(true),
+            Err(error) => interrupt.fail(&QueueError::Device(error.to_string())),
         }
     }
 

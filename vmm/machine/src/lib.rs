@@ -3,6 +3,7 @@
 //! A [`MachineSpec`] is plain data; [`Vm::new`] builds the machine on an accelerator and [`Vm::run`] runs it
 //! to its end.
 
+mod doorbells;
 mod error;
 mod kernel;
 mod pc;

@@ -70,6 +70,9 @@ impl Slots<'_> {
         };
         let function = Arc::new(VirtioPciDevice::new(device, config).map_err(wiring)?);
         self.root.attach(place, function.clone()).map_err(wiring)?;
+        if let Some(sink) = crate::doorbells::sink(&**self.accel) {
+            function.connect_doorbells(sink);
+        }
         assembly.add(function);
         Ok(())
     }

@@ -386,6 +386,14 @@ impl Emitter {
         field
     }
 
+    /// `call` with 32 bits of displacement, to be filled in; gives the field's address.
+    pub fn call(&mut self) -> u64 {
+        self.byte(0xe8);
+        let field = self.address();
+        self.dword(0);
+        field
+    }
+
     /// `jcc target`.
     pub fn jcc_to(&mut self, cond: Cond, target: u64) {
         let field = self.jcc(cond);
@@ -400,9 +408,7 @@ impl Emitter {
 
     /// `call target`.
     pub fn call_to(&mut self, target: u64) {
-        self.byte(0xe8);
-        let field = self.address();
-        self.dword(0);
+        let field = self.call();
         self.link(field, target);
     }
 

@@ -502,9 +502,10 @@ impl Translator {
         for number in block.links {
             let link = &mut state.links[number as usize];
             link.dead = true;
-            if let Some(target) = link.to.take()
-                && let Some(Some(target)) = state.blocks.get_mut(target as usize)
-            {
+            let Some(target) = link.to.take() else { continue };
+            // Processors may yet return into this block, and nothing will say when the target goes.
+            self.cache.patch(link.field, link.stub.wrapping_sub(link.field + 4) as u32);
+            if let Some(Some(target)) = state.blocks.get_mut(target as usize) {
                 target.incoming.retain(|incoming| *incoming != number);
             }
         }

@@ -1,7 +1,8 @@
 //! The stack and control transfers.
 
 use crate::address::{Access, Ea};
-use crate::layout::{GUEST_RSP, IBTC_ENTRIES, LINK_SLOTS, PAGE_CHECKS, S0, S1, at, gs, host_register, slot};
+use crate::layout::{GUEST_RSP, LINK_SLOTS, PAGE_CHECKS, S0, S1, at, gs, host_register, slot};
+use crate::returns;
 use crate::translate::{Cold, ColdKind, FlagsAt, Mode, NewLink, Translation};
 use dbt_code::{Alu, Cond, Enc, Gpr, Mem, Rm, Width};
 use std::sync::atomic::Ordering;
@@ -9,7 +10,7 @@ use std::sync::atomic::Ordering;
 impl Translation<'_> {
     /// Puts the virtual address `target` bytes from the beginning of the page into [`S0`]. The only place
     /// where an address of the code itself comes to be.
-    fn guest_va(&mut self, target: i64) {
+    pub(crate) fn guest_va(&mut self, target: i64) {
         match self.fixed_page() {
             Some(page_va) => self.e.mov_imm(S0, page_va.wrapping_add(target as u64)),
             None => {
@@ -97,8 +98,7 @@ impl Translation<'_> {
     }
 
     fn push_return(&mut self, index: usize) {
-        let guest = &self.guest[index];
-        let next = i64::from(guest.offset) + guest.insn.len() as i64;
+        let next = self.next(index);
         let mem = self.access(&Ea::register(4, -8), Access::write(8));
         let constant = self.fixed_page().map(|page_va| page_va.wrapping_add(next as u64) as i64);
         match constant.map(i32::try_from) {
@@ -116,26 +116,43 @@ impl Translation<'_> {
         self.push_return(index);
         let target = self.target(index);
         let backward = target <= i64::from(self.guest[index].offset);
+        let next = self.next(index);
+        self.push_frame(next, Some(target).filter(|target| (0..4096).contains(target)));
+        self.calls = true;
         self.edge(target, backward);
+        self.calls = false;
+        self.after_call(next);
+    }
+
+    /// Where the next instruction is, from the beginning of the page.
+    fn next(&self, index: usize) -> i64 {
+        let guest = &self.guest[index];
+        i64::from(guest.offset) + guest.insn.len() as i64
     }
 
     /// CALL of a register or memory.
     pub(crate) fn call_indirect(&mut self, index: usize) {
         self.flags_to_memory();
         let insn = self.guest[index].insn;
+        let next = self.next(index);
         if Self::has_memory(&insn) {
             let value = self.load_operand(index);
             self.e.store(Width::B64, gs(at!(scratch)), value);
             self.push_return(index);
+            self.push_frame(next, None);
             self.e.load(S0, gs(at!(scratch)));
         } else {
             self.push_return(index);
+            self.push_frame(next, None);
             let value = self.load_operand(index);
             if value != S0 {
                 self.e.mov(S0, value);
             }
         }
+        self.calls = true;
         self.indirect();
+        self.calls = false;
+        self.after_call(next);
     }
 
     /// JMP to a register or memory.
@@ -156,30 +173,19 @@ impl Translation<'_> {
         let mem = self.access(&Ea::register(4, 0), Access::read(8));
         self.e.load(S0, mem);
         self.move_stack(8 + release);
-        self.indirect();
+        self.return_to();
     }
 
     /// Goes to the guest address in [`S0`], with the flags in memory.
     pub(crate) fn indirect(&mut self) {
         self.held = None;
         self.poll(ColdKind::Indirect);
-        let user = self.mode.has(Mode::USER);
-        if user {
-            self.e.mov(S1, S0);
-            self.e.alu_imm(Alu::And, Width::B64, Rm::Reg(S1.0), -4096);
-            self.e.store(Width::B64, gs(at!(page_va)), S1);
-        }
-        let table = at!(ibtc) + i32::from(user) * (IBTC_ENTRIES * 16) as i32;
-        self.e.op(Enc::m0f(0xb7), S1.0, Rm::Reg(S0.0)); // movzx r10d, r9w
-        self.e.alu(Alu::Add, Width::B32, S1, Rm::Reg(S1.0));
-        self.e.alu(Alu::Cmp, Width::B64, S0, Rm::Mem(Mem::gs_indexed(S1, 3, table)));
-        let field = self.e.jcc(Cond::NE);
+        let field = returns::lookup(self.e, self.mode.has(Mode::USER), self.calls);
         self.cold.push(Cold { field, instruction: self.current, kind: ColdKind::Indirect });
-        self.e.jmp_rm(Rm::Mem(Mem::gs_indexed(S1, 3, table + 8)));
     }
 
     /// Leaves if that was asked for. Clobbers the flags.
-    fn poll(&mut self, kind: ColdKind) {
+    pub(crate) fn poll(&mut self, kind: ColdKind) {
         self.e.alu_imm(Alu::Cmp, Width::B32, Rm::Mem(gs(at!(cpu.exit_request))), 0);
         let field = self.e.jcc(Cond::NE);
         self.cold.push(Cold { field, instruction: self.current, kind });
@@ -261,16 +267,20 @@ impl Translation<'_> {
         self.cold.push(Cold { field, instruction: self.current, kind: ColdKind::Link(link) });
         self.e.lea(S0, Mem::base(S0, by));
         self.e.store(Width::B64, gs(at!(page_va)), S0);
-        self.e.align_patch(1);
-        let field = self.e.jmp();
+        let field = self.patched_jump();
         self.links[link].field = field;
         self.cold.push(Cold { field, instruction: self.current, kind: ColdKind::LinkBack(link, by) });
     }
 
+    /// A jump or call that is patched; gives the field.
+    fn patched_jump(&mut self) -> u64 {
+        self.e.align_patch(1);
+        if self.calls { self.e.call() } else { self.e.jmp() }
+    }
+
     /// The jump that is patched.
     fn jump(&mut self, link: usize) {
-        self.e.align_patch(1);
-        let field = self.e.jmp();
+        let field = self.patched_jump();
         self.links[link].field = field;
         self.cold.push(Cold { field, instruction: self.current, kind: ColdKind::Link(link) });
     }

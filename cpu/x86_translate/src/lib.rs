@@ -10,6 +10,7 @@
 //!
 //! - `insn`: what is known of each instruction; `flags`: which flags are live where
 //! - `plan`, `address`: memory accesses and which share a check
+//! - `returns`: calls and returns by the host's own
 //! - `rewrite`, `branch`, `fpu`, `system`, `string`, `translate`: the code of a block
 //! - `stubs`, `runtime`: code that all blocks share, and what it calls
 //! - `blocks`: all blocks of a VM, their links, and what happens when code is written to
@@ -27,6 +28,7 @@ mod fpu;
 mod insn;
 mod layout;
 mod plan;
+mod returns;
 mod rewrite;
 mod runtime;
 mod string;

@@ -1,6 +1,7 @@
 //! What generated code calls.
 
 use crate::layout::{ExitReason, IBTC_ENTRIES, JitVcpu};
+use crate::returns::Switch;
 use crate::translate::Mode;
 use dbt_code::Emitter;
 use iced_x86::{Instruction, OpKind};
@@ -150,6 +151,11 @@ impl JitVcpu {
             return self.leave(ExitReason::Dispatch);
         }
         let host = entry.host.load(Ordering::Relaxed);
+        self.frames_switch = match (mode & Mode::USER != 0, now & Mode::USER != 0) {
+            (true, false) => Switch::ToKernel,
+            (false, true) => Switch::ToUser,
+            _ => Switch::Stay,
+        } as u8;
         self.cpu.rflags &= !x86_core::flags::RF;
         self.page_va = rip & !0xfff;
         host

@@ -2,6 +2,7 @@
 
 use crate::fpu;
 use crate::layout::{BANK, ExitReason, S0, at, gs, host_register, slot, vector_slot};
+use crate::returns;
 use crate::runtime::{helper_interpret, helper_miss};
 use dbt_code::{Alu, Cond, Emitter, Gpr, Mem, Rm, Width};
 
@@ -24,6 +25,11 @@ pub(crate) struct Stubs {
     pub(crate) miss: u64,
     /// Called: has an instruction interpreted; an [`crate::runtime::InterpretInfo`] follows the call.
     pub(crate) interpret: u64,
+    /// Leaves for the guest address in [`S0`], with the flags in memory.
+    pub(crate) frames_end: u64,
+    /// Goes to the guest address in [`S0`], with the flags in memory and no frames: of supervisor code, of user
+    /// code.
+    pub(crate) return_missed: [u64; 2],
     /// Called: loads the guest's x87 state.
     pub(crate) load_fpu: u64,
 }
@@ -33,10 +39,19 @@ const SAVED: [Gpr; 6] = [Gpr::RBX, Gpr::RBP, Gpr::R12, Gpr::R13, Gpr::R14, Gpr::
 impl Stubs {
     /// Writes the shared code.
     pub(crate) fn emit(e: &mut Emitter) -> Self {
-        let resume = e.address();
-        resume_guest(e);
+        let mut stubs = Self::default();
         let leave = e.address();
         leave_host(e);
+        stubs.frames_end = e.address();
+        e.store(Width::B64, gs(at!(cpu.rip)), S0);
+        stubs.indirect = e.address();
+        exit(e, ExitReason::Indirect, leave);
+        for (user, stub) in [false, true].into_iter().zip(0..) {
+            stubs.return_missed[stub] = e.address();
+            returns::missed(e, user, &stubs);
+        }
+        let resume = e.address();
+        resume_guest(e, &stubs);
         let enter = e.address();
         for register in SAVED {
             e.push(register);
@@ -46,6 +61,7 @@ impl Stubs {
         e.store(Width::B64, gs(at!(host_rsp)), Gpr::RSP);
         e.stmxcsr(gs(at!(host_mxcsr)));
         e.store(Width::B64, gs(at!(jump_target)), Gpr::RDI);
+        returns::begin(e, &stubs);
         e.jmp_to(resume);
         let link_hot = e.address();
         save_flags(e, Gpr::R10);
@@ -53,8 +69,6 @@ impl Stubs {
         exit(e, ExitReason::Link, leave);
         let poll = e.address();
         exit(e, ExitReason::Poll, leave);
-        let indirect = e.address();
-        exit(e, ExitReason::Indirect, leave);
         let step = e.address();
         exit(e, ExitReason::Step, leave);
         let miss = e.address();
@@ -63,7 +77,7 @@ impl Stubs {
         call_rust(e, helper_interpret as *const () as u64, resume, leave);
         let load_fpu = e.address();
         fpu::load_stub(e);
-        Self { enter, link_hot, link_mem, poll, indirect, step, miss, interpret, load_fpu }
+        Self { enter, link_hot, link_mem, poll, step, miss, interpret, load_fpu, ..stubs }
     }
 }
 
@@ -105,7 +119,8 @@ fn store_guest(e: &mut Emitter) {
 }
 
 /// Loads everything and jumps to the target in the block.
-fn resume_guest(e: &mut Emitter) {
+fn resume_guest(e: &mut Emitter, stubs: &Stubs) {
+    returns::switch(e, stubs);
     fpu::reload(e);
     e.ldmxcsr(gs(at!(cpu.mxcsr)));
     for register in 0..16 {

@@ -8,7 +8,7 @@ use crate::layout::{S0, S1, at, fetch_entries, gs};
 use crate::plan::{Plan, plan};
 use crate::runtime::{InterpretInfo, MissInfo};
 use crate::stubs::{Stubs, restore_flags, save_flags};
-use dbt_code::{Alu, Cond, Emitter, Mem, Rm, Shift, Width};
+use dbt_code::{Alu, Cond, Emitter, Gpr, Mem, Rm, Shift, Width};
 use iced_x86::{Decoder, FlowControl, Instruction, Mnemonic, OpKind};
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicU32;
@@ -101,6 +101,8 @@ pub(crate) enum ColdKind {
     Step,
     /// The guest's x87 state is loaded; then the code goes on there.
     LoadFpu(u64),
+    /// Frames of calls are forgotten, as there are too many; then the code goes on there.
+    DropFrames(u64),
 }
 
 impl ColdKind {
@@ -169,6 +171,8 @@ pub(crate) struct Translation<'a> {
     pub(crate) held: Option<u8>,
     /// The guest's x87 state is in the host's unit.
     pub(crate) fpu_ready: bool,
+    /// Jumps are to be calls of the host.
+    pub(crate) calls: bool,
     pub(crate) cold: Vec<Cold>,
     pub(crate) links: Vec<NewLink>,
     pub(crate) depends: Vec<(u16, u16)>,
@@ -216,6 +220,7 @@ pub(crate) fn translate(
         flags: FlagsAt::Host,
         held: None,
         fpu_ready: false,
+        calls: false,
         cold: vec![],
         links: vec![],
         depends: vec![],
@@ -584,6 +589,10 @@ impl Translation<'_> {
                     }
                     self.cold_code.store(Width::B64, gs(at!(cpu.rip)), S0);
                     self.cold_code.jmp_to(self.stubs.step);
+                }
+                ColdKind::DropFrames(resume) => {
+                    self.cold_code.load(Gpr::RSP, gs(at!(frames)));
+                    self.cold_code.jmp_to(resume);
                 }
                 ColdKind::LoadFpu(resume) => {
                     self.cold_code.call_to(self.stubs.load_fpu);

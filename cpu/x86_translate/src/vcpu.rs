@@ -3,6 +3,7 @@
 use crate::blocks::{Found, Key, Source, Translator, Verified};
 use crate::counters::Counters;
 use crate::layout::{ExitReason, IBTC_ENTRIES, IbtcEntry, JitVcpu, PAGE_CHECKS};
+use crate::returns::Switch;
 use crate::translate::{Input, Mode, translate};
 use dbt_code::Emitter;
 use std::ptr::NonNull;
@@ -408,6 +409,7 @@ impl TranslatorVcpu {
         jit.flags_from_rflags();
         jit.page_va = jit.cpu.rip & !0xfff;
         jit.fpu_resume = false;
+        jit.frames_switch = Switch::Stay as u8;
         // SAFETY: the stub follows the C calling convention. It changes this vCPU through GS, which nothing
         // refers to meanwhile, and guest memory.
         unsafe {

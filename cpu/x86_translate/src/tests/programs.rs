@@ -417,3 +417,45 @@ fn breakpoints_and_single_steps_are_noticed_at_once() {
     let (expected, _) = both(b"\x9c\x48\x81\x0c\x24\x00\x01\x00\x00\x9d\xff\xc1\xff\xc0\xf4", |_| {});
     assert!(expected.cpu.rip < CODE && expected.cpu.regs[reg::RAX] == 0);
 }
+
+#[test]
+fn returns_that_are_no_returns() {
+    // push rax; lea rbx, [rip + 9]; push rbx; ret; hlt; nop x6; there: pop rcx; hlt
+    let code = b"\x50\x48\x8d\x1d\x09\x00\x00\x00\x53\xc3\xf4\x90\x90\x90\x90\x90\x90\x59\xf4";
+    both(code, |machine| machine.cpu.regs[reg::RAX] = 77);
+    // A call whose return address is changed: l: call f; inc eax; hlt; f: dec ecx; jz out; pop rbx; jmp l;
+    // out: add qword [rsp], 2; ret
+    let code = b"\xe8\x03\x00\x00\x00\xff\xc0\xf4\xff\xc9\x74\x03\x5b\xeb\xf1\x48\x83\x04\x24\x02\xc3";
+    let (expected, _) = both(code, |machine| machine.cpu.regs[reg::RCX] = 100_000);
+    assert_eq!(expected.cpu.regs[reg::RAX], 0);
+    // The same without the change.
+    let code = b"\xe8\x03\x00\x00\x00\xff\xc0\xf4\xff\xc9\x74\x03\x5b\xeb\xf1\x90\x90\x90\x90\x90\xc3";
+    let (_, actual) = both(code, |machine| machine.cpu.regs[reg::RCX] = 100_000);
+    assert!(actual.vcpu.counters().entries < 40, "{:?}", actual.vcpu.counters());
+}
+
+#[test]
+fn recursion_deeper_than_the_frames() {
+    // call f; hlt; f: dec ecx; jz out; call f; inc eax; out: ret; and the same through a register
+    for code in [
+        b"\xe8\x01\x00\x00\x00\xf4\xff\xc9\x74\x07\xe8\xf7\xff\xff\xff\xff\xc0\xc3".as_slice(),
+        b"\x48\x8d\x1d\x03\x00\x00\x00\xff\xd3\xf4\xff\xc9\x74\x04\xff\xd3\xff\xc0\xc3",
+    ] {
+        let (_, actual) = both(code, |machine| {
+            machine.cpu.regs[reg::RCX] = 20_000;
+            machine.cpu.regs[reg::RSP] = DATA + 0x8_0000;
+        });
+        assert_eq!(actual.vcpu.cpu().regs[reg::RAX], 19_999);
+        assert!(actual.vcpu.counters().entries < 80, "{:?}", actual.vcpu.counters());
+    }
+}
+
+#[test]
+fn a_call_whose_caller_changes_returns_to_the_new_code() {
+    // mov ecx, 3; l: call f; inc eax; dec ecx; jnz l; hlt; f: cmp ecx, 2; jne skip;
+    // mov byte [rip + to the modrm of inc eax], 0xc8; skip: ret
+    let code = b"\xb9\x03\x00\x00\x00\xe8\x07\x00\x00\x00\xff\xc0\xff\xc9\x75\xf5\xf4\
+        \x83\xf9\x02\x75\x07\xc6\x05\xee\xff\xff\xff\xc8\xc3";
+    let (_, actual) = both(code, |_| {});
+    assert_eq!(actual.vcpu.cpu().regs[reg::RAX] as u32, u32::MAX);
+}

@@ -1,228 +1,171 @@
 //! The few instructions around the guest's in a stub.
 
 use crate::stub::Context;
+use dbt_code::{Emitter, Enc, Gpr, Map, Mem, Rm};
 use std::mem::offset_of;
 use x86_core::VecReg;
 
-/// General registers that stubs use, by encoding.
-pub(crate) mod gpr {
-    pub(crate) const RAX: u8 = 0;
-    pub(crate) const RCX: u8 = 1;
-    pub(crate) const RDX: u8 = 2;
-    /// The memory operand's place.
-    pub(crate) const RSI: u8 = 6;
-    /// The [`Context`](crate::stub::Context), by the calling convention.
-    pub(crate) const RDI: u8 = 7;
-    /// The guest's general register operand.
-    pub(crate) const R8: u8 = 8;
-    /// The guest's vector registers.
-    pub(crate) const R11: u8 = 11;
+/// The memory operand's place.
+pub(crate) const OPERAND: Gpr = Gpr::RSI;
+/// The [`Context`], by the calling convention.
+const CONTEXT: Gpr = Gpr::RDI;
+/// The guest's general register operand.
+pub(crate) const GENERAL: Gpr = Gpr::R8;
+/// The guest's vector registers, or its x87 state.
+pub(crate) const STATE: Gpr = Gpr::R11;
+
+/// A field of the context.
+pub(crate) fn context(displacement: usize) -> Mem {
+    Mem::base(CONTEXT, displacement as i32)
 }
 
-/// Bytes of machine code.
-#[derive(Debug, Default)]
-pub(crate) struct Emitter {
-    pub(crate) code: Vec<u8>,
+/// FXRSTOR64 of the guest's x87 state.
+pub(crate) fn load_x87(e: &mut Emitter) {
+    e.load(STATE, context(offset_of!(Context, x87)));
+    e.op(Enc::m0f(0xae).wide(), 1, Rm::Mem(Mem::base(STATE, 0)));
 }
 
-impl Emitter {
-    pub(crate) fn bytes(&mut self, bytes: &[u8]) {
-        self.code.extend_from_slice(bytes);
-    }
+/// FXSAVE64 to [`Context::fx`], the x87 unit as the host expects it, and the return: an empty stack, all
+/// exceptions masked. FNINIT would do, but is slow, and needed only if an exception is pending.
+pub(crate) fn store_x87_and_return(e: &mut Emitter) {
+    const PENDING: u8 = 0x80;
+    let image = offset_of!(Context, fx);
+    e.op(Enc::m0f(0xae).wide(), 0, Rm::Mem(context(image)));
+    e.op(Enc::one(0xf6), 0, Rm::Mem(context(image + 2))); // test
+    e.byte(PENDING);
+    let pending = e.jcc(dbt_code::Cond::NE);
+    leave_mmx(e);
+    e.op(Enc::one(0xd9), 5, Rm::Mem(context(offset_of!(Context, host_control)))); // fldcw
+    e.ret();
+    let here = e.address();
+    e.link(pending, here);
+    e.bytes(&[0xdb, 0xe3]); // fninit
+    e.ret();
+}
 
-    /// ModRM and displacement of `[base + displacement]`.
-    fn address(&mut self, register: u8, base: u8, displacement: usize) {
-        debug_assert!(base & 7 != 4);
-        self.code.push(0x80 | (register & 7) << 3 | base & 7);
-        self.code.extend_from_slice(&(displacement as u32).to_le_bytes());
-    }
+fn mmx(e: &mut Emitter, opcode: u8, register: u8) {
+    let place = offset_of!(Context, fx) + 32 + 16 * usize::from(register);
+    e.op(Enc::m0f(opcode), register, Rm::Mem(context(place)));
+}
 
-    /// `opcode register, [RDI + displacement]` with REX.W.
-    fn context64(&mut self, opcode: u8, register: u8, displacement: usize) {
-        self.bytes(&[0x48 | (register >> 3) << 2, opcode]);
-        self.address(register, gpr::RDI, displacement);
-    }
+/// MOVQ of an MMX register from the context.
+pub(crate) fn load_mmx(e: &mut Emitter, register: u8) {
+    mmx(e, 0x6f, register);
+}
 
-    /// `0f opcode /register [RDI + displacement]`.
-    fn context_0f(&mut self, opcode: u8, register: u8, displacement: usize) {
-        self.bytes(&[0x0f, opcode]);
-        self.address(register, gpr::RDI, displacement);
-    }
+/// The same to it.
+pub(crate) fn store_mmx(e: &mut Emitter, register: u8) {
+    mmx(e, 0x7f, register);
+}
 
-    pub(crate) fn load_gpr(&mut self, register: u8, displacement: usize) {
-        self.context64(0x8b, register, displacement);
-    }
+/// EMMS.
+pub(crate) fn leave_mmx(e: &mut Emitter) {
+    e.bytes(&[0x0f, 0x77]);
+}
 
-    pub(crate) fn store_gpr(&mut self, register: u8, displacement: usize) {
-        self.context64(0x89, register, displacement);
-    }
+/// RFLAGS from the context.
+pub(crate) fn load_flags(e: &mut Emitter) {
+    e.op(Enc::one(0xff), 6, Rm::Mem(context(offset_of!(Context, flags)))); // push
+    e.byte(0x9d); // popfq
+}
 
-    pub(crate) fn lea(&mut self, register: u8, displacement: usize) {
-        self.context64(0x8d, register, displacement);
-    }
+/// RFLAGS to the context.
+pub(crate) fn store_flags(e: &mut Emitter) {
+    e.byte(0x9c); // pushfq
+    e.op(Enc::one(0x8f), 0, Rm::Mem(context(offset_of!(Context, flags)))); // pop
+}
 
-    pub(crate) fn load_mxcsr(&mut self, displacement: usize) {
-        self.context_0f(0xae, 2, displacement);
+/// MOVUPS or VMOVUPS between vector `register` and the guest's of that number, which [`STATE`] points to.
+fn vector(e: &mut Emitter, opcode: u8, register: u8, wide: bool) {
+    let place = Rm::Mem(Mem::base(STATE, (usize::from(register) * size_of::<VecReg>()) as i32));
+    if wide {
+        e.vex(Map::M0f, 0, false, true, opcode, register, 0, place);
+    } else {
+        e.op(Enc::m0f(opcode), register, place);
     }
+}
 
-    pub(crate) fn store_mxcsr(&mut self, displacement: usize) {
-        self.context_0f(0xae, 3, displacement);
-    }
+/// Loads XMM `register`, or the whole YMM register if `wide`.
+pub(crate) fn load_vector(e: &mut Emitter, register: u8, wide: bool) {
+    vector(e, 0x10, register, wide);
+}
 
-    /// FXRSTOR64 of the guest's x87 state.
-    pub(crate) fn load_x87(&mut self) {
-        self.load_gpr(gpr::R11, offset_of!(Context, x87));
-        self.bytes(&[0x49, 0x0f, 0xae]);
-        self.address(1, gpr::R11, 0);
-    }
+/// Stores the same.
+pub(crate) fn store_vector(e: &mut Emitter, register: u8, wide: bool) {
+    vector(e, 0x11, register, wide);
+}
 
-    /// FXSAVE64 to [`Context::fx`], the x87 unit as the host expects it, and the return: an empty stack, all
-    /// exceptions masked. FNINIT would do, but is slow, and needed only if an exception is pending.
-    pub(crate) fn store_x87_and_return(&mut self) {
-        let image = offset_of!(Context, fx);
-        self.code.push(0x48);
-        self.context_0f(0xae, 0, image);
-        self.code.push(0xf6); // test byte [rdi + image + 2], 0x80
-        self.address(0, gpr::RDI, image + 2);
-        self.code.push(0x80);
-        self.bytes(&[0x75, 9]); // jnz over the next three
-        self.leave_mmx();
-        self.code.push(0xd9); // fldcw
-        self.address(5, gpr::RDI, offset_of!(Context, host_control));
-        self.ret();
-        self.bytes(&[0xdb, 0xe3]); // fninit
-        self.ret();
-    }
-
-    fn mmx_place(register: u8) -> usize {
-        offset_of!(Context, fx) + 32 + 16 * usize::from(register)
-    }
-
-    pub(crate) fn load_mmx(&mut self, register: u8) {
-        self.context_0f(0x6f, register, Self::mmx_place(register));
-    }
-
-    pub(crate) fn store_mmx(&mut self, register: u8) {
-        self.context_0f(0x7f, register, Self::mmx_place(register));
-    }
-
-    /// `emms`.
-    pub(crate) fn leave_mmx(&mut self) {
-        self.bytes(&[0x0f, 0x77]);
-    }
-
-    /// RFLAGS from the context.
-    pub(crate) fn load_flags(&mut self) {
-        self.code.push(0xff); // push [rdi + …]
-        self.address(6, gpr::RDI, offset_of!(Context, flags));
-        self.code.push(0x9d); // popfq
-    }
-
-    /// RFLAGS to the context.
-    pub(crate) fn store_flags(&mut self) {
-        self.bytes(&[0x9c, 0x8f]); // pushfq; pop [rdi + …]
-        self.address(0, gpr::RDI, offset_of!(Context, flags));
-    }
-
-    /// Moves between XMM `register` and the guest's of that number, which R11 points to.
-    fn xmm(&mut self, opcode: u8, register: u8) {
-        self.bytes(&[0x41 | (register >> 3) << 2, 0x0f, opcode]);
-        self.address(register, gpr::R11, usize::from(register) * size_of::<VecReg>());
-    }
-
-    pub(crate) fn load_xmm(&mut self, register: u8) {
-        self.xmm(0x10, register);
-    }
-
-    pub(crate) fn store_xmm(&mut self, register: u8) {
-        self.xmm(0x11, register);
-    }
-
-    /// VMOVUPS between YMM `register` and the guest's.
-    fn ymm(&mut self, opcode: u8, register: u8) {
-        // VEX.256.0F.WIG with the base extended (B) and, for registers from 8, R.
-        self.bytes(&[0xc4, 0x41 | u8::from(register < 8) << 7, 0x7c, opcode]);
-        self.address(register, gpr::R11, usize::from(register) * size_of::<VecReg>());
-    }
-
-    pub(crate) fn load_ymm(&mut self, register: u8) {
-        self.ymm(0x10, register);
-    }
-
-    pub(crate) fn store_ymm(&mut self, register: u8) {
-        self.ymm(0x11, register);
-    }
-
-    /// `vzeroupper`.
-    pub(crate) fn leave_avx(&mut self) {
-        self.bytes(&[0xc5, 0xf8, 0x77]);
-    }
-
-    pub(crate) fn ret(&mut self) {
-        self.code.push(0xc3);
-    }
+/// VZEROUPPER.
+pub(crate) fn leave_avx(e: &mut Emitter) {
+    e.bytes(&[0xc5, 0xf8, 0x77]);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use iced_x86::{Decoder, DecoderOptions, Mnemonic, OpKind, Register};
+    use dbt_code::CodeCache;
+    use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 
-    /// The emitter against the decoder, for each register.
+    /// What `emit` writes, decoded.
+    fn decoded(emit: impl Fn(&mut Emitter)) -> Vec<Instruction> {
+        let cache = CodeCache::new(4096).unwrap();
+        let mut emitter = cache.allocate(4096).unwrap();
+        let start = emitter.address();
+        emit(&mut emitter);
+        // SAFETY: the emitter wrote these bytes of the cache, which is readable.
+        let code =
+            unsafe { std::slice::from_raw_parts(start as *const u8, (emitter.address() - start) as usize) };
+        Decoder::new(64, code, DecoderOptions::NONE).into_iter().collect()
+    }
+
+    /// The vector moves against the decoder, for each register.
     #[test]
-    fn emits_what_it_says() {
-        type Emit = fn(&mut Emitter, u8);
-        let vectors: [(Emit, Mnemonic, Register, bool); 4] = [
-            (Emitter::load_xmm, Mnemonic::Movups, Register::XMM0, true),
-            (Emitter::store_xmm, Mnemonic::Movups, Register::XMM0, false),
-            (Emitter::load_ymm, Mnemonic::Vmovups, Register::YMM0, true),
-            (Emitter::store_ymm, Mnemonic::Vmovups, Register::YMM0, false),
-        ];
-        for (emit, mnemonic, first, load) in vectors {
+    fn moves_vectors() {
+        for (wide, mnemonic, first) in
+            [(false, Mnemonic::Movups, Register::XMM0), (true, Mnemonic::Vmovups, Register::YMM0)]
+        {
             for register in 0..16 {
-                let mut emitter = Emitter::default();
-                emit(&mut emitter, register);
-                let insn = Decoder::new(64, &emitter.code, DecoderOptions::NONE).decode();
-                assert_eq!(insn.len(), emitter.code.len());
-                assert_eq!(insn.mnemonic(), mnemonic);
-                assert_eq!(insn.op_register(u32::from(!load)), first + u32::from(register));
-                assert_eq!(insn.op_kind(u32::from(load)), OpKind::Memory);
-                assert_eq!(insn.memory_base(), Register::R11);
-                assert_eq!(insn.memory_displacement64(), u64::from(register) * 64);
+                let insns = decoded(|e| {
+                    load_vector(e, register, wide);
+                    store_vector(e, register, wide);
+                });
+                assert_eq!(insns.len(), 2);
+                for (insn, load) in insns.iter().zip([true, false]) {
+                    assert_eq!(insn.mnemonic(), mnemonic);
+                    assert_eq!(insn.op_register(u32::from(!load)), first + u32::from(register));
+                    assert_eq!(insn.op_kind(u32::from(load)), OpKind::Memory);
+                    assert_eq!(insn.memory_base(), Register::R11);
+                    assert_eq!(insn.memory_displacement64(), u64::from(register) * 64);
+                }
             }
         }
-        for register in [gpr::RAX, gpr::RCX, gpr::RDX, gpr::R8, gpr::R11] {
-            let mut emitter = Emitter::default();
-            emitter.load_gpr(register, 0x1234);
-            let insn = Decoder::new(64, &emitter.code, DecoderOptions::NONE).decode();
-            assert_eq!(insn.mnemonic(), Mov);
-            assert_eq!(insn.op0_register(), Register::RAX + u32::from(register));
-            assert_eq!((insn.memory_base(), insn.memory_displacement64()), (Register::RDI, 0x1234));
-        }
-        let mut emitter = Emitter::default();
-        emitter.load_x87();
-        emitter.store_x87_and_return();
-        emitter.load_flags();
-        emitter.store_flags();
-        emitter.load_mxcsr(8);
-        emitter.store_mxcsr(8);
-        emitter.load_mmx(5);
-        emitter.store_mmx(5);
-        emitter.leave_mmx();
-        emitter.leave_avx();
-        emitter.ret();
+    }
+
+    #[test]
+    fn emits_what_it_says() {
         use Mnemonic::{
-            Emms, Fldcw, Fninit, Fxrstor64, Fxsave64, Jne, Ldmxcsr, Mov, Movq, Pop, Popfq, Push, Pushfq, Ret,
-            Stmxcsr, Test, Vzeroupper,
+            Emms, Fldcw, Fninit, Fxrstor64, Fxsave64, Jne, Mov, Movq, Pop, Popfq, Push, Pushfq, Ret, Test,
+            Vzeroupper,
         };
-        let found: Vec<Mnemonic> =
-            Decoder::new(64, &emitter.code, DecoderOptions::NONE).into_iter().map(|i| i.mnemonic()).collect();
+        let insns = decoded(|e| {
+            load_x87(e);
+            store_x87_and_return(e);
+            load_flags(e);
+            store_flags(e);
+            load_mmx(e, 5);
+            store_mmx(e, 5);
+            leave_mmx(e);
+            leave_avx(e);
+        });
+        let found: Vec<Mnemonic> = insns.iter().map(|insn| insn.mnemonic()).collect();
         assert_eq!(
             found,
             [
                 Mov, Fxrstor64, Fxsave64, Test, Jne, Emms, Fldcw, Ret, Fninit, Ret, Push, Popfq, Pushfq, Pop,
-                Ldmxcsr, Stmxcsr, Movq, Movq, Emms, Vzeroupper, Ret
+                Movq, Movq, Emms, Vzeroupper
             ]
         );
+        // The jump leads to FNINIT.
+        assert_eq!(insns[4].near_branch_target(), insns[8].ip());
     }
 }

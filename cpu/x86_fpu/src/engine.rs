@@ -1,8 +1,8 @@
 //! Each thread's stubs.
 
-use crate::code_memory::CodeMemory;
 use crate::features::Features;
 use crate::stub::{self, Entry, Stub};
+use dbt_code::{CacheError, CodeCache, Emitter};
 use iced_x86::Instruction;
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -13,6 +13,8 @@ use x86_core::{Core, Trap};
 
 /// Code memory of a thread; pages that were never used take no memory.
 const CODE_BYTES: usize = 8 << 20;
+/// Bytes that a stub takes at most.
+const MOST_CODE: usize = 4096;
 /// Stubs of a thread, at most.
 const MAX_STUBS: usize = 1 << 16;
 /// Entries of the table in front of the map.
@@ -21,7 +23,11 @@ const FRONT: usize = 1024;
 /// A thread's stubs. There is no sharing, so there are no locks, and when the memory is full everything can
 /// be thrown away at once.
 struct Engine {
-    memory: CodeMemory,
+    code: Emitter,
+    /// Where the code begins.
+    start: u64,
+    /// What the emitter writes to.
+    _cache: CodeCache,
     /// Direct-mapped: the stubs used last.
     front: Box<[Option<(u64, Stub)>]>,
     stubs: HashMap<u64, Stub>,
@@ -34,9 +40,15 @@ thread_local! {
 }
 
 impl Engine {
-    fn new() -> io::Result<Self> {
+    fn new() -> Result<Self, CacheError> {
+        let cache = CodeCache::new(CODE_BYTES)?;
+        let source = io::ErrorKind::OutOfMemory;
+        let code =
+            cache.allocate(CODE_BYTES).ok_or(CacheError { bytes: CODE_BYTES, source: source.into() })?;
         Ok(Self {
-            memory: CodeMemory::new(CODE_BYTES)?,
+            start: code.address(),
+            code,
+            _cache: cache,
             front: vec![None; FRONT].into_boxed_slice(),
             stubs: HashMap::new(),
             model: None,
@@ -61,27 +73,23 @@ impl Engine {
 
     #[cold]
     fn build(&mut self, key: u64, insn: &Instruction) -> Option<Stub> {
-        let draft = stub::draft(insn)?;
-        if self.stubs.len() >= MAX_STUBS {
+        if self.stubs.len() >= MAX_STUBS || self.code.left() < MOST_CODE {
             self.flush();
         }
-        let address = match self.memory.append(&draft.code) {
-            Some(address) => address,
-            None => {
-                self.flush();
-                self.memory.append(&draft.code)?
-            }
-        };
-        let mut stub = draft.stub;
+        self.code.align(16);
+        let address = self.code.address();
+        let mut stub = stub::write(&mut self.code, insn)?;
+        assert!(!self.code.overflowed(), "a stub outgrew the space reserved for it");
+        serialize();
         // SAFETY: the memory holds code that follows the calling convention of `Entry`. It stays until the
         // engine is flushed or dropped; stubs are handed out for one instruction of this same thread only.
-        stub.entry = unsafe { std::mem::transmute::<*const u8, Entry>(address) };
+        stub.entry = unsafe { std::mem::transmute::<u64, Entry>(address) };
         self.stubs.insert(key, stub);
         Some(stub)
     }
 
     fn flush(&mut self) {
-        self.memory.clear();
+        self.code.rewind(self.start);
         self.stubs.clear();
         self.front.fill(None);
     }
@@ -103,6 +111,13 @@ impl Engine {
     }
 }
 
+/// Has the processor forget instructions that it fetched ahead: code that was written through another
+/// address needs it (Intel SDM volume 3, 9.1.3).
+fn serialize() {
+    #[cfg(target_arch = "x86_64")]
+    let _ = std::arch::x86_64::__cpuid(0);
+}
+
 fn with_engine<R>(f: impl FnOnce(&mut Engine) -> Option<R>) -> Option<R> {
     ENGINE.with_borrow_mut(|engine| match engine {
         Some(engine) => f(engine),
@@ -114,7 +129,7 @@ fn with_engine<R>(f: impl FnOnce(&mut Engine) -> Option<R>) -> Option<R> {
 pub(crate) fn prepare() -> io::Result<()> {
     ENGINE.with_borrow_mut(|engine| {
         if engine.is_none() {
-            *engine = Some(Engine::new()?);
+            *engine = Some(Engine::new().map_err(|error| error.source)?);
         }
         Ok(())
     })

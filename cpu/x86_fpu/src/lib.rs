@@ -11,7 +11,6 @@
 
 #![allow(unsafe_code)] // generated code is called, and the memory that holds it mapped
 
-mod code_memory;
 mod control;
 mod emit;
 mod engine;

@@ -1,7 +1,8 @@
 //! Building stubs: the guest's instruction with other operands, between loads and stores of registers.
 
-use crate::emit::{Emitter, gpr};
+use crate::emit::{self, context};
 use crate::features::Features;
+use dbt_code::{Emitter, Gpr, Width};
 use iced_x86::{
     Code, Encoder, EncodingKind, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpCodeOperandKind,
     OpKind, Register, RflagsBits, UsedRegister,
@@ -89,14 +90,6 @@ pub(crate) struct Stub {
     pub(crate) vectors_written: u32,
     /// Last opcode and ModRM as FOP holds them (x87); of a memory operand only the reg field counts.
     pub(crate) fop: u16,
-}
-
-/// A stub that is not in executable memory yet.
-#[derive(Debug)]
-pub(crate) struct Draft {
-    pub(crate) code: Vec<u8>,
-    /// All but the entry.
-    pub(crate) stub: Stub,
 }
 
 /// The instruction, as far as its stub depends on it: code, registers and immediates.
@@ -230,8 +223,8 @@ fn used_registers(registers: &[UsedRegister]) -> Option<(Used, Used, Used)> {
             mmx.add(register.number() as u32, used.access());
         } else if let Some(number) = general_register(register) {
             match number {
-                gpr::RAX | gpr::RCX | gpr::RDX => implicit.add(u32::from(number), used.access()),
-                gpr::RSI | gpr::R8 => {}
+                0..=2 => implicit.add(u32::from(number), used.access()),
+                _ if Gpr(number) == emit::OPERAND || Gpr(number) == emit::GENERAL => {}
                 _ => return None,
             }
         } else if !register.is_st() && !register.is_segment_register() {
@@ -241,8 +234,9 @@ fn used_registers(registers: &[UsedRegister]) -> Option<(Used, Used, Used)> {
     Some((vectors, mmx, implicit))
 }
 
-/// Builds the stub of an instruction; `None` if it is none of ours.
-pub(crate) fn draft(insn: &Instruction) -> Option<Draft> {
+/// Writes the stub of an instruction, and gives all but its entry, which is where `e` stood; `None` if it is
+/// none of ours.
+pub(crate) fn write(e: &mut Emitter, insn: &Instruction) -> Option<Stub> {
     let code = insn.code();
     if !handles(code) {
         return None;
@@ -297,76 +291,72 @@ pub(crate) fn draft(insn: &Instruction) -> Option<Draft> {
     if class == Class::X87 {
         stub.fop = fop(&encoded)?;
     }
-    Some(Draft { code: surround(&encoded, &stub, &vectors, &mmx, &implicit), stub })
+    surround(e, &encoded, &stub, &vectors, &mmx, &implicit);
+    Some(stub)
 }
 
 /// The stub around the encoded instruction.
-fn surround(encoded: &[u8], stub: &Stub, vectors: &Used, mmx: &Used, implicit: &Used) -> Vec<u8> {
-    const IMPLICIT: [(u8, usize); 3] = [
-        (gpr::RAX, offset_of!(Context, rax)),
-        (gpr::RCX, offset_of!(Context, rcx)),
-        (gpr::RDX, offset_of!(Context, rdx)),
+fn surround(e: &mut Emitter, encoded: &[u8], stub: &Stub, vectors: &Used, mmx: &Used, implicit: &Used) {
+    const IMPLICIT: [(Gpr, usize); 3] = [
+        (Gpr::RAX, offset_of!(Context, rax)),
+        (Gpr::RCX, offset_of!(Context, rcx)),
+        (Gpr::RDX, offset_of!(Context, rdx)),
     ];
-    let mut emit = Emitter::default();
+    let wide = stub.class == Class::Avx;
     if stub.flags {
-        emit.load_flags();
+        emit::load_flags(e);
     }
     if stub.class == Class::X87 {
-        emit.load_x87();
+        emit::load_x87(e);
     }
-    Used::numbers(mmx.used).for_each(|register| emit.load_mmx(register));
+    Used::numbers(mmx.used).for_each(|register| emit::load_mmx(e, register));
     if vectors.used != 0 {
-        emit.load_gpr(gpr::R11, offset_of!(Context, vectors));
+        e.load(emit::STATE, context(offset_of!(Context, vectors)));
     }
-    for register in Used::numbers(vectors.used) {
-        if stub.class == Class::Avx { emit.load_ymm(register) } else { emit.load_xmm(register) }
-    }
+    Used::numbers(vectors.used).for_each(|register| emit::load_vector(e, register, wide));
     if stub.memory.is_some() {
-        emit.lea(gpr::RSI, offset_of!(Context, memory));
+        e.lea(emit::OPERAND, context(offset_of!(Context, memory)));
     }
     if stub.operand.is_some() {
-        emit.load_gpr(gpr::R8, offset_of!(Context, operand));
+        e.load(emit::GENERAL, context(offset_of!(Context, operand)));
     }
     for (register, place) in IMPLICIT {
-        if implicit.used >> register & 1 != 0 {
-            emit.load_gpr(register, place);
+        if implicit.used >> register.0 & 1 != 0 {
+            e.load(register, context(place));
         }
     }
     if stub.mxcsr {
-        emit.load_mxcsr(offset_of!(Context, mxcsr));
+        e.ldmxcsr(context(offset_of!(Context, mxcsr)));
     }
-    emit.bytes(encoded);
+    e.bytes(encoded);
     if stub.mxcsr {
-        emit.store_mxcsr(offset_of!(Context, mxcsr));
-        emit.load_mxcsr(offset_of!(Context, host_mxcsr));
+        e.stmxcsr(context(offset_of!(Context, mxcsr)));
+        e.ldmxcsr(context(offset_of!(Context, host_mxcsr)));
     }
     if stub.flags {
-        emit.store_flags();
+        emit::store_flags(e);
     }
     for (register, place) in IMPLICIT {
-        if implicit.used >> register & 1 != 0 {
-            emit.store_gpr(register, place);
+        if implicit.used >> register.0 & 1 != 0 {
+            e.store(Width::B64, context(place), register);
         }
     }
     if stub.operand.is_some() {
-        emit.store_gpr(gpr::R8, offset_of!(Context, operand));
+        e.store(Width::B64, context(offset_of!(Context, operand)), emit::GENERAL);
     }
-    for register in Used::numbers(vectors.written) {
-        if stub.class == Class::Avx { emit.store_ymm(register) } else { emit.store_xmm(register) }
-    }
-    if stub.class == Class::Avx {
-        emit.leave_avx();
+    Used::numbers(vectors.written).for_each(|register| emit::store_vector(e, register, wide));
+    if wide {
+        emit::leave_avx(e);
     }
     if mmx.used != 0 {
-        Used::numbers(mmx.written).for_each(|register| emit.store_mmx(register));
-        emit.leave_mmx();
+        Used::numbers(mmx.written).for_each(|register| emit::store_mmx(e, register));
+        emit::leave_mmx(e);
     }
     if stub.class == Class::X87 {
-        emit.store_x87_and_return();
+        emit::store_x87_and_return(e);
     } else {
-        emit.ret();
+        e.ret();
     }
-    emit.code
 }
 
 /// Stands for the entry until there is one.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 /// A CPU model with changes to its features, as in `--cpu max,-avx,+rdrand`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -122,11 +123,14 @@ pub struct VmSpec {
     pub cpu: CpuSpec,
     /// How they execute, where there is a choice.
     pub tier: Tier,
+    /// How long a halted vCPU at most looks for a reason to go on before its thread sleeps: its processor is
+    /// busy meanwhile, and the guest wakes sooner. Zero is not at all; without it the accelerator decides.
+    pub halt_poll: Option<Duration>,
 }
 
 impl Default for VmSpec {
     fn default() -> Self {
-        Self { vcpus: 1, cpu: CpuSpec::default(), tier: Tier::default() }
+        Self { vcpus: 1, cpu: CpuSpec::default(), tier: Tier::default(), halt_poll: None }
     }
 }
 

@@ -1,6 +1,6 @@
 //! A machine around an accelerator: memory, a recording bus, threads for vCPUs.
 
-use accel::{AccelVm, Accelerator, CpuSpec, HaltReason, StopToken, Tier, Vcpu, VcpuBus, VmSpec, X86State};
+use accel::{AccelVm, Accelerator, HaltReason, StopToken, Tier, Vcpu, VcpuBus, VmSpec, X86State};
 use clock::{TimerService, VmClock};
 use guest_memory::GuestMemory;
 use parking_lot::{Condvar, Mutex};
@@ -163,7 +163,7 @@ impl Rig {
         let memory = GuestMemory::new(&[0..RAM, TOP]).expect("the host has some memory");
         let clock = VmClock::new();
         let timers = TimerService::new(clock.clone()).expect("the host has threads");
-        let spec = VmSpec { vcpus, cpu: CpuSpec::default(), tier: target.tier };
+        let spec = VmSpec { vcpus, tier: target.tier, ..VmSpec::default() };
         let vm = target.accelerator.create_vm(&spec, &memory, &timers).expect("a VM");
         let vcpus = (0..vcpus).map(|id| vm.create_vcpu(id).expect("a vCPU")).collect();
         Self { memory, clock, timers, vm, bus: Arc::default(), vcpus }

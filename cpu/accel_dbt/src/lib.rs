@@ -9,6 +9,7 @@
 mod accelerator;
 mod engine;
 mod events;
+mod halt_poll;
 mod platform;
 mod run;
 mod shared;

@@ -31,7 +31,7 @@ impl DbtVcpu {
         let engine = unsafe { shared.engine() };
         let memory = &self.vm.memory;
         let platform = VcpuPlatform { bus, lapic: &self.lapic, tsc: &self.vm.tsc, pauses: Cell::new(0) };
-        let events = &mut self.events;
+        let (events, halt_poll) = (&mut self.events, &mut self.halt_poll);
         loop {
             shared.pass();
             let requests = shared.take();
@@ -47,7 +47,7 @@ impl DbtVcpu {
                 Ok(Next::Execute) => engine.run(memory, &platform),
                 Ok(Next::Step) => processor.act(|core| x86_interp::step(core).map(|_| ())),
                 Ok(Next::Sleep) => {
-                    shared.wait();
+                    shared.wait(halt_poll);
                     Ok(())
                 }
                 Err(stop) => Err(stop),

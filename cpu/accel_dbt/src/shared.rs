@@ -1,6 +1,7 @@
 //! What other threads may touch of a vCPU.
 
 use crate::engine::Engine;
+use crate::halt_poll::HaltPoll;
 use accel::Kick;
 use lapic::{Event, VcpuSink};
 use parking_lot::{Condvar, Mutex};
@@ -10,10 +11,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 use x86_core::{Cpu, Tlb};
-
-/// How often a halted vCPU looks for requests before it goes to sleep: a few microseconds, within which
-/// answers to what it has just asked for often come, and waking from sleep takes longer than that.
-const SPINS: u32 = 60;
 
 /// Requests to a vCPU: a set of bits, and the vector of a SIPI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,14 +141,12 @@ impl VcpuShared {
         Requests(self.requests.load(Ordering::SeqCst))
     }
 
-    /// Sleeps until there are requests.
-    pub(crate) fn wait(&self) {
-        for _ in 0..SPINS {
-            if self.requests.load(Ordering::Relaxed) != 0 {
-                return;
-            }
-            std::hint::spin_loop();
-        }
+    /// Waits until there are requests.
+    pub(crate) fn wait(&self, halt_poll: &mut HaltPoll) {
+        halt_poll.wait(|| self.requests.load(Ordering::Relaxed) != 0, || self.sleep());
+    }
+
+    fn sleep(&self) {
         let mut lock = self.lock.lock();
         self.sleeping.store(true, Ordering::SeqCst);
         self.pass();

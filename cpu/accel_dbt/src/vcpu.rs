@@ -1,6 +1,7 @@
 //! One vCPU.
 
 use crate::events::Events;
+use crate::halt_poll::HaltPoll;
 use crate::platform::{NoBus, VcpuPlatform};
 use crate::shared::VcpuShared;
 use crate::state;
@@ -18,6 +19,7 @@ pub(crate) struct DbtVcpu {
     pub(crate) shared: Arc<VcpuShared>,
     pub(crate) lapic: Arc<Lapic>,
     pub(crate) events: Events,
+    pub(crate) halt_poll: HaltPoll,
 }
 
 impl DbtVcpu {

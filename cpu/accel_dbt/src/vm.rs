@@ -2,6 +2,7 @@
 
 use crate::engine::Engine;
 use crate::events::Events;
+use crate::halt_poll::HaltPoll;
 use crate::shared::{Requests, VcpuShared};
 use crate::tsc::TscSource;
 use crate::vcpu::DbtVcpu;
@@ -60,6 +61,7 @@ impl DbtVm {
             model: Arc::new(model),
             vcpus: spec.vcpus,
             tier: spec.tier,
+            halt_poll: spec.halt_poll,
             translator,
             made: Mutex::new(Vec::new()),
         };
@@ -92,7 +94,8 @@ impl AccelVm for DbtVm {
         let shared = VcpuShared::new(engine);
         let lapic = self.shared.apics.connect(id, shared.clone()).ok_or(refused("it exists already"))?;
         self.shared.made.lock().push(shared.clone());
-        Ok(Box::new(DbtVcpu { id, vm: self.shared.clone(), shared, lapic, events: Events::at_reset(id) }))
+        let (events, halt_poll) = (Events::at_reset(id), HaltPoll::new(self.shared.halt_poll));
+        Ok(Box::new(DbtVcpu { id, vm: self.shared.clone(), shared, lapic, events, halt_poll }))
     }
 
     fn msi_target(&self) -> Arc<dyn MsiTarget> {

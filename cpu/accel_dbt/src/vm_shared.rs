@@ -8,6 +8,7 @@ use guest_memory::GuestMemory;
 use lapic::ApicBus;
 use parking_lot::Mutex;
 use std::sync::Arc;
+use std::time::Duration;
 use x86_core::cpuid::CpuModel;
 use x86_translate::Translator;
 
@@ -20,6 +21,8 @@ pub(crate) struct VmShared {
     pub(crate) model: Arc<CpuModel>,
     pub(crate) vcpus: u32,
     pub(crate) tier: Tier,
+    /// See [`accel::VmSpec::halt_poll`].
+    pub(crate) halt_poll: Option<Duration>,
     /// What translates, unless the interpreter does all.
     pub(crate) translator: Option<Arc<Translator>>,
     /// The vCPUs that were made.

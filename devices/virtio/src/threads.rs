@@ -149,7 +149,11 @@ impl QueueThreads {
             changed: Condvar::new(),
         });
         let for_thread = shared.clone();
+        let first = ::device::start_hook();
         let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
+            if let Some(first) = first {
+                first();
+            }
             while for_thread.wait() {
                 if !interrupt.failed() {
                     let token = StopToken { stop: &for_thread.stop };

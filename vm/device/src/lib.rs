@@ -5,8 +5,10 @@
 //! calls an interrupt line, a timer or guest memory that could call back.
 
 mod saved_state;
+mod thread_start;
 
 pub use saved_state::{MAX_STATE_LEN, SavedState, StateError, decode, encode};
+pub use thread_start::{StartHook, set_start_hook, start_hook};
 
 /// Guest accesses in physical memory. `offset` counts from the start of the region that the device was
 /// mapped at; `data` is 1, 2, 4 or 8 bytes long, little-endian, and never reaches past the region's end.

@@ -72,6 +72,12 @@ pub enum MachineError {
         /// Why.
         reason: String,
     },
+    /// The NUMA nodes are not possible.
+    #[error(transparent)]
+    Numa(#[from] crate::NumaError),
+    /// Threads cannot be placed on the host as asked.
+    #[error(transparent)]
+    Placement(#[from] placement::PlacementError),
     /// Guest memory cannot be had.
     #[error(transparent)]
     Memory(#[from] guest_memory::MemoryError),

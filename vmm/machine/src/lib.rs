@@ -6,11 +6,16 @@
 mod doorbells;
 mod error;
 mod kernel;
+mod numa;
 mod pc;
+mod ram;
 mod requests;
 mod spec;
 mod vm;
 
 pub use error::MachineError;
-pub use spec::{DriveSpec, KernelSpec, MAX_MEMORY, MAX_SERIALS, MAX_VCPUS, MIN_MEMORY, MachineSpec};
-pub use vm::{Ending, Vm, VmHandle};
+pub use numa::{NodeDistance, NodeSpec, NumaError, NumaSpec};
+pub use spec::{
+    DriveSpec, HostSpec, KernelSpec, MAX_MEMORY, MAX_SERIALS, MAX_VCPUS, MIN_MEMORY, MachineSpec,
+};
+pub use vm::{CpuUse, Ending, Vm, VmHandle};

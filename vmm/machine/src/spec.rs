@@ -1,8 +1,12 @@
 //! What a VM is to be: plain data, made from command lines and, later, from libvirt's XML.
 
+use crate::NumaSpec;
 use accel::{CpuSpec, Tier};
 use chardev::ChardevSpec;
+use guest_memory::MemoryOptions;
+use placement::PlacementSpec;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// The least memory that a machine has, in bytes.
 pub const MIN_MEMORY: u64 = 4 << 20;
@@ -24,6 +28,10 @@ pub struct MachineSpec {
     pub cpu: CpuSpec,
     /// How they execute, where the accelerator has a choice.
     pub tier: Tier,
+    /// Which vCPUs and which memory are near each other; without nodes, all are.
+    pub numa: NumaSpec,
+    /// What it takes of the host.
+    pub host: HostSpec,
     /// What to boot.
     pub kernel: KernelSpec,
     /// Disks, in the order of their slots.
@@ -40,6 +48,17 @@ pub struct MachineSpec {
     pub debug_exit: Option<u16>,
     /// Whether a reset ends the program instead of rebooting the guest.
     pub no_reboot: bool,
+}
+
+/// How a machine uses the host that it runs on. The guest does not see it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HostSpec {
+    /// What guest memory is made of. Its bindings are those of the NUMA nodes.
+    pub memory: MemoryOptions,
+    /// Where threads run.
+    pub placement: PlacementSpec,
+    /// How long halted vCPUs look for work before they sleep: see [`accel::VmSpec::halt_poll`].
+    pub halt_poll: Option<Duration>,
 }
 
 /// A kernel to boot without firmware.

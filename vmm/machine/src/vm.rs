@@ -2,9 +2,11 @@
 
 use crate::pc::Pc;
 use crate::requests::{Request, Requests};
-use crate::{MachineError, MachineSpec};
+use crate::{MAX_VCPUS, MachineError, MachineSpec};
 use accel::{Accelerator, HaltReason, StopToken, Vcpu, VcpuBus};
 use chipset_x86::PowerEvent;
+use guest_memory::PreallocProgress;
+use placement::{CpuMeter, CpuTime, Placement, PlacementError};
 use std::sync::Arc;
 
 /// Why a VM ended.
@@ -33,12 +35,27 @@ pub enum Ending {
 #[derive(Debug, Clone)]
 pub struct VmHandle {
     requests: Arc<Requests>,
+    meter: Arc<CpuMeter>,
+}
+
+/// The processor time that a VM took.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CpuUse {
+    /// Of each vCPU.
+    pub vcpus: Vec<CpuTime>,
+    /// Of everything else in the process: devices, timers, control, and building the machine.
+    pub io: CpuTime,
 }
 
 impl VmHandle {
     /// Ends the VM at once, as pulling the plug does.
     pub fn quit(&self) {
         self.requests.push(Request::Quit);
+    }
+
+    /// The processor time that the VM took so far.
+    pub fn cpu_use(&self) -> CpuUse {
+        CpuUse { vcpus: self.meter.vcpus(), io: self.meter.io() }
     }
 }
 
@@ -47,6 +64,8 @@ pub struct Vm {
     pc: Pc,
     vcpus: Vec<Box<dyn Vcpu>>,
     requests: Arc<Requests>,
+    placement: Arc<Placement>,
+    meter: Arc<CpuMeter>,
     no_reboot: bool,
 }
 
@@ -56,17 +75,37 @@ impl Vm {
     /// # Errors
     /// [`MachineError`] naming what is not possible.
     pub fn new(spec: &MachineSpec, accelerator: &dyn Accelerator) -> Result<Self, MachineError> {
+        Self::with_progress(spec, accelerator, &|_, _| {})
+    }
+
+    /// As [`Vm::new`]; `progress` is told of memory that is allocated in advance. The calling thread becomes
+    /// one of the VM's I/O threads, and is placed as these are.
+    ///
+    /// # Errors
+    /// As [`Vm::new`].
+    pub fn with_progress(
+        spec: &MachineSpec,
+        accelerator: &dyn Accelerator,
+        progress: PreallocProgress<'_>,
+    ) -> Result<Self, MachineError> {
+        if !(1..=MAX_VCPUS).contains(&spec.vcpus) {
+            return Err(MachineError::VcpuCount { vcpus: spec.vcpus, most: MAX_VCPUS });
+        }
+        let placement = Arc::new(Placement::new(&spec.host.placement, spec.vcpus)?);
+        // Before there are other threads: they are placed with this one.
+        placement.place_io()?;
+        let meter = Arc::new(CpuMeter::new(spec.vcpus));
         let requests = Arc::new(Requests::default());
-        let pc = Pc::build(spec, accelerator, &requests)?;
+        let pc = Pc::build(spec, accelerator, &requests, progress)?;
         let vcpus = (0..spec.vcpus).map(|id| pc.accel.create_vcpu(id)).collect::<Result<Vec<_>, _>>()?;
-        let mut vm = Self { pc, vcpus, requests, no_reboot: spec.no_reboot };
+        let mut vm = Self { pc, vcpus, requests, placement, meter, no_reboot: spec.no_reboot };
         vm.load_kernel(true)?;
         Ok(vm)
     }
 
     /// What other threads hold on the VM by.
     pub fn handle(&self) -> VmHandle {
-        VmHandle { requests: self.requests.clone() }
+        VmHandle { requests: self.requests.clone(), meter: self.meter.clone() }
     }
 
     fn load_kernel(&mut self, fresh: bool) -> Result<(), MachineError> {
@@ -117,7 +156,7 @@ impl Vm {
     /// Lets everything run until somebody asks for something, and stops it again.
     fn run_until_request(&mut self) -> Result<Request, MachineError> {
         let stop = StopToken::new();
-        let (pc, requests) = (&self.pc, &self.requests);
+        let (pc, requests, placement, meter) = (&self.pc, &self.requests, &self.placement, &self.meter);
         let bus: &dyn VcpuBus = &*pc.bus;
         let request = std::thread::scope(|scope| {
             pc.start();
@@ -125,9 +164,13 @@ impl Vm {
             for vcpu in &mut self.vcpus {
                 let stop = &stop;
                 let name = format!("vcpu-{}", vcpu.id());
-                let spawned = std::thread::Builder::new()
-                    .name(name)
-                    .spawn_scoped(scope, move || report(requests, vcpu.id(), vcpu.run(bus, stop)));
+                let spawned = std::thread::Builder::new().name(name).spawn_scoped(scope, move || {
+                    let _measuring = meter.measure(vcpu.id());
+                    match place(placement, vcpu.id()) {
+                        Ok(()) => report(requests, vcpu.id(), vcpu.run(bus, stop)),
+                        Err(error) => requests.push(Request::InternalError(error.to_string())),
+                    }
+                });
                 if let Err(error) = spawned {
                     failed = Some(MachineError::Thread(error));
                     break;
@@ -140,6 +183,21 @@ impl Vm {
         self.pc.stop();
         Ok(request?.unwrap_or(Request::Quit))
     }
+}
+
+/// Places the calling thread as that of a vCPU, and as I/O threads those that devices start from it.
+fn place(placement: &Arc<Placement>, vcpu: u32) -> Result<(), PlacementError> {
+    if placement.is_empty() {
+        return Ok(());
+    }
+    placement.place_vcpu(vcpu)?;
+    let placement = placement.clone();
+    device::set_start_hook(Some(Arc::new(move || {
+        if let Err(error) = placement.place_io() {
+            tracing::warn!("{error}");
+        }
+    })));
+    Ok(())
 }
 
 /// Turns the end of a vCPU's run into a request.

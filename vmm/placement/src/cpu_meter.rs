@@ -71,7 +71,7 @@ impl CpuMeter {
     pub fn vcpus(&self) -> Vec<CpuTime> {
         let read = |meter: &VcpuMeter| {
             let mut time = meter.past;
-            time += meter.thread.map(|thread| of_thread(thread)).unwrap_or_default();
+            time += meter.thread.map(of_thread).unwrap_or_default();
             time
         };
         self.vcpus.lock().iter().map(read).collect()

@@ -1,5 +1,6 @@
 //! `--drive KEY=VALUE,…`
 
+use super::words::{split, switch};
 use machine::DriveSpec;
 
 /// What `--drive` takes.
@@ -20,11 +21,7 @@ pub(crate) fn parse(text: &str) -> Result<DriveSpec, String> {
             "format" => return wrong("format=raw"),
             "if" if value == "virtio" => {}
             "if" => return wrong("if=virtio"),
-            "readonly" | "read-only" => match value {
-                "on" | "yes" | "true" => drive.read_only = true,
-                "off" | "no" | "false" => drive.read_only = false,
-                _ => return wrong("on or off"),
-            },
+            "readonly" | "read-only" => drive.read_only = switch(key, value)?,
             "serial" if value.len() <= 20 && value.is_ascii() => drive.serial = Some(value.to_owned()),
             "serial" => return wrong("at most 20 ASCII characters"),
             "queues" => match value.parse() {
@@ -43,21 +40,6 @@ pub(crate) fn parse(text: &str) -> Result<DriveSpec, String> {
         }
         _ => Err(format!("a drive needs file=PATH; accepted are {ACCEPTED}")),
     }
-}
-
-/// Splits at single commas; two commas stand for one.
-fn split(text: &str) -> Vec<String> {
-    let mut words = vec![String::new()];
-    let mut rest = text.chars().peekable();
-    while let Some(c) = rest.next() {
-        let comma = c == ',' && rest.next_if_eq(&',').is_none();
-        match words.last_mut() {
-            Some(word) if !comma => word.push(c),
-            _ => words.push(String::new()),
-        }
-    }
-    words.retain(|word| !word.is_empty());
-    words
 }
 
 #[cfg(test)]

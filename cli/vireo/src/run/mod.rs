@@ -1,9 +1,13 @@
 //! `vireo run`: a VM in this terminal.
 
+mod cpu_use;
 mod drive;
+mod memory_backing;
+mod numa;
 mod options;
 mod progress;
 mod size;
+mod words;
 
 pub(crate) use options::Options;
 
@@ -11,21 +15,31 @@ use crate::exit;
 use accel_dbt::DbtAccelerator;
 use anyhow::{Context, Result};
 use chardev::{ChardevSpec, RawTerminal};
-use machine::{KernelSpec, MachineSpec, Vm};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use machine::{HostSpec, KernelSpec, MachineSpec, Vm, VmHandle};
+use placement::PlacementSpec;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
+/// Guest memory in bytes where nobody says how much.
+const DEFAULT_MEMORY: u64 = 1 << 30;
+
 /// Builds the VM and runs it to its end.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let spec = spec(options)?;
-    let mut vm = Vm::new(&spec, &DbtAccelerator)?;
-    let signal = end_on_signals(&vm)?;
+    let allocation = progress::Allocation::default();
+    let mut vm = Vm::with_progress(&spec, &DbtAccelerator, &|done, all| allocation.advance(done, all))?;
+    drop(allocation);
+    let handle = vm.handle();
+    let signal = hear_signals(&handle)?;
     let ending = vm.run();
     drop(vm);
     RawTerminal::restore();
+    if options.cpu_times {
+        eprint!("{}", cpu_use::table(&handle.cpu_use()));
+    }
     match signal.load(Ordering::SeqCst) {
         0 => Ok(exit::of(&ending?)),
         signal => Ok(ExitCode::from(128 + signal as u8)),
@@ -38,11 +52,18 @@ fn spec(options: &Options) -> Result<MachineSpec> {
     if serials.is_empty() && options.console != Some(ChardevSpec::Stdio) {
         serials.push(ChardevSpec::Stdio);
     }
+    let numa = numa::spec(&options.numa).map_err(anyhow::Error::msg)?;
     Ok(MachineSpec {
-        memory: options.memory,
+        memory: options.memory.or(numa::memory(&numa)).unwrap_or(DEFAULT_MEMORY),
         vcpus: options.smp,
         cpu: options.cpu.clone(),
         tier: options.tier,
+        numa,
+        host: HostSpec {
+            memory: options.memory_backing.clone().unwrap_or_default(),
+            placement: PlacementSpec { pins: options.pin.clone(), schedules: options.sched.clone() },
+            halt_poll: options.halt_poll,
+        },
         kernel: kernel(options)?,
         drives: options.drive.clone(),
         serials,
@@ -71,15 +92,20 @@ fn kernel(options: &Options) -> Result<KernelSpec> {
     Ok(KernelSpec { kernel: image.kernel, initrd: Some(initrd), append, unpack })
 }
 
-/// Has SIGTERM, SIGHUP and SIGINT end the VM; the number of the one that came is in what this returns.
-fn end_on_signals(vm: &Vm) -> Result<Arc<AtomicI32>> {
+/// Has SIGTERM, SIGHUP and SIGINT end the VM, and SIGUSR1 print its CPU time; the number of the one that
+/// ended it is in what this returns.
+fn hear_signals(handle: &VmHandle) -> Result<Arc<AtomicI32>> {
     let received = Arc::new(AtomicI32::new(0));
-    let mut signals = Signals::new([SIGTERM, SIGHUP, SIGINT]).context("cannot catch signals")?;
-    let (handle, for_thread) = (vm.handle(), received.clone());
+    let mut signals = Signals::new([SIGTERM, SIGHUP, SIGINT, SIGUSR1]).context("cannot catch signals")?;
+    let (handle, for_thread) = (handle.clone(), received.clone());
     std::thread::Builder::new()
         .name("signals".into())
         .spawn(move || {
             for signal in signals.forever() {
+                if signal == SIGUSR1 {
+                    eprint!("{}", cpu_use::table(&handle.cpu_use()));
+                    continue;
+                }
                 for_thread.store(signal, Ordering::SeqCst);
                 handle.quit();
             }

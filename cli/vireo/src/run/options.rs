@@ -1,12 +1,16 @@
 //! The words of `vireo run`.
 
-use super::{drive, size};
+use super::numa::NumaWord;
+use super::{drive, memory_backing, numa, size};
 use crate::exit;
 use accel::{CpuSpec, Tier};
 use chardev::ChardevSpec;
 use clap::Args;
+use guest_memory::MemoryOptions;
 use machine::DriveSpec;
+use placement::{Pin, Schedule};
 use std::path::PathBuf;
+use std::time::Duration;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -15,9 +19,13 @@ Examples:
   vireo run debian:12 -m 2G --smp 2 --drive file=disk.raw,format=raw
   vireo run --kernel bzImage --initrd initrd.img --append 'console=ttyS0 root=/dev/vda'
   vireo run --kernel vmlinux --serial file=boot.log --no-reboot
+  vireo run debian --smp 2 --memory-backing hugepages=2M --pin 0=2 --pin 1=3 --sched vcpus=fifo:1
 
 Keys in the terminal:
   Ctrl-A X ends the VM, Ctrl-A H lists the other keys";
+
+/// The heading of options on how the host is used.
+const HOST: &str = "Use of the host";
 
 /// Options of `vireo run`.
 #[derive(Args)]
@@ -38,9 +46,9 @@ pub(crate) struct Options {
     /// Have a bzImage unpack itself in the guest, instead of unpacking it here.
     #[arg(long)]
     pub(super) no_unpack: bool,
-    /// Memory: MiB, or a number with K, M, G or T.
-    #[arg(long, short, value_name = "SIZE", default_value = "1G", value_parser = size::parse_memory)]
-    pub(super) memory: u64,
+    /// Memory: MiB, or a number with K, M, G or T [default: what the NUMA nodes say, or 1G]
+    #[arg(long, short, value_name = "SIZE", value_parser = size::parse_memory)]
+    pub(super) memory: Option<u64>,
     /// Number of vCPUs.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(super) smp: u32,
@@ -78,9 +86,65 @@ pub(crate) struct Options {
     /// A debug-exit device at this I/O port: a guest's write of N ends the program with 2 * N + 1.
     #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "0x501", value_parser = parse_port)]
     pub(super) debug_exit: Option<u16>,
+    /// What guest memory is made of: file=PATH, hugepages=2M|1G, shared=on|off, prealloc=on|off,
+    /// prealloc-threads=N, lock=on|on-fault|off, thp=on|off, ksm=on|off, dump=on|off.
+    ///
+    /// A file is shared unless shared=off is said, and is made if it is missing. lock=on keeps memory in RAM.
+    /// thp and ksm are advice to the host: transparent huge pages, and merging of equal pages. Example:
+    /// --memory-backing hugepages=2M,prealloc=on
+    #[arg(long, value_name = "OPTIONS", value_parser = memory_backing::parse, help_heading = HOST)]
+    pub(super) memory_backing: Option<MemoryOptions>,
+    /// A NUMA node of the guest, node[,cpus=LIST][,memory=SIZE][,host-nodes=LIST][,policy=POLICY], or the
+    /// distance between two, dist,src=N,dst=N,val=DISTANCE.
+    ///
+    /// Memory comes from the host's nodes host-nodes, with the policy bind (from nowhere else; the default),
+    /// preferred or interleave. vCPUs and memory are shared out evenly if no node claims any. Example:
+    /// --numa node,cpus=0-1,memory=1G,host-nodes=0 --numa node,cpus=2-3,memory=1G,host-nodes=1
+    #[arg(long, value_name = "OPTIONS", value_parser = numa::parse, help_heading = HOST)]
+    pub(super) numa: Vec<NumaWord>,
+    /// The host's CPUs that threads may run on: TARGET=CPUS, where TARGET is a vCPU, a list of them, vcpus
+    /// (all), or io (all other threads).
+    ///
+    /// Example: --pin 0=2 --pin 1=3 --pin io=0-1
+    #[arg(long, value_name = "TARGET=CPUS", help_heading = HOST)]
+    pub(super) pin: Vec<Pin>,
+    /// The scheduling policy of threads: TARGET=POLICY with a TARGET as for --pin, and fifo:N or rr:N
+    /// (real-time with priority 1 to 99), other, batch or idle.
+    ///
+    /// Example: --sched vcpus=fifo:1
+    #[arg(long, value_name = "TARGET=POLICY", help_heading = HOST)]
+    pub(super) sched: Vec<Schedule>,
+    /// How long a halted vCPU looks for work before its thread sleeps: off, or a time such as 200us. Longer
+    /// costs the host's time and answers the guest's devices sooner [default: the accelerator's choice]
+    #[arg(long, value_name = "TIME", value_parser = parse_halt_poll, help_heading = HOST)]
+    pub(super) halt_poll: Option<Duration>,
+    /// Print the CPU time of vCPUs and other threads at the end. Signal USR1 prints it at any time.
+    #[arg(long, help_heading = HOST)]
+    pub(super) cpu_times: bool,
     /// Debian's mirror to fetch images from, instead of the one that the host is configured with.
     #[arg(long, value_name = "URL")]
     pub(super) mirror: Option<String>,
+}
+
+/// Reads a time: `off`, or a number with ns, us or ms.
+fn parse_halt_poll(text: &str) -> Result<Duration, String> {
+    /// More would be no halt at all.
+    const MOST: Duration = Duration::from_secs(1);
+    let wrong =
+        || format!("{text:?} is not possible; accepted are off, and times up to 1000ms in ns, us or ms");
+    if text == "off" {
+        return Ok(Duration::ZERO);
+    }
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let time = match unit {
+        "ns" => Duration::from_nanos(number),
+        "us" => Duration::from_micros(number),
+        "ms" => Duration::from_millis(number),
+        _ => return Err(wrong()),
+    };
+    if time > MOST { Err(wrong()) } else { Ok(time) }
 }
 
 fn parse_tier(text: &str) -> Result<Tier, String> {
@@ -97,4 +161,19 @@ fn parse_port(text: &str) -> Result<u16, String> {
         None => text.parse(),
     };
     parsed.map_err(|_| "accepted are ports from 0 to 0xffff".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_people_write() {
+        for (text, nanos) in [("off", 0), ("0ns", 0), ("200us", 200_000), ("1000ms", 1_000_000_000)] {
+            assert_eq!(parse_halt_poll(text), Ok(Duration::from_nanos(nanos)), "{text}");
+        }
+        for text in ["", "on", "5", "1s", "1001ms", "-1us", "99999999999999999999ns", "us"] {
+            assert!(parse_halt_poll(text).is_err(), "{text}");
+        }
+    }
 }

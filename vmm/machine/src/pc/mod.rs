@@ -8,8 +8,9 @@ mod pci_devices;
 mod serials;
 
 use crate::kernel::{KernelEntry, KernelImage};
+use crate::ram::RamPlan;
 use crate::requests::Requests;
-use crate::{MAX_VCPUS, MachineError, MachineSpec};
+use crate::{MachineError, MachineSpec};
 use accel::{AccelVm, Accelerator, VmSpec};
 use assembly::{Assembly, PcBus};
 use boot::MemoryMap;
@@ -17,7 +18,7 @@ use chardev::PortConnection;
 use clock::{TimerService, VmClock};
 use device::Device;
 use firmware::Firmware;
-use guest_memory::GuestMemory;
+use guest_memory::{GuestMemory, PreallocProgress};
 use layout::Layout;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,24 +40,30 @@ pub(crate) struct Pc {
 }
 
 impl Pc {
-    /// Builds the machine that `spec` describes. What its guest asks for goes to `requests`.
+    /// Builds the machine that `spec` describes. What its guest asks for goes to `requests`; `progress` is
+    /// told of memory that is allocated in advance.
     pub(crate) fn build(
         spec: &MachineSpec,
         accelerator: &dyn Accelerator,
         requests: &Arc<Requests>,
+        progress: PreallocProgress<'_>,
     ) -> Result<Self, MachineError> {
-        if !(1..=MAX_VCPUS).contains(&spec.vcpus) {
-            return Err(MachineError::VcpuCount { vcpus: spec.vcpus, most: MAX_VCPUS });
-        }
         let layout = Layout::new(spec.memory)?;
         let kernel = KernelImage::open(&spec.kernel, spec.memory)?;
-        let acpi = firmware::acpi_config(spec);
+        let mut acpi = firmware::acpi_config(spec);
+        let ram = RamPlan::new(spec, layout.regions())?;
+        acpi.numa = ram.numa();
         let map = layout.map(acpi.ecam())?;
         let firmware = Firmware::new(&acpi, spec.vcpus, layout.regions())?;
 
-        let memory = GuestMemory::new(&layout.regions())?;
+        let memory = ram.allocate(progress)?;
         let timers = TimerService::new(VmClock::new()).map_err(MachineError::Thread)?;
-        let vm_spec = VmSpec { vcpus: spec.vcpus, cpu: spec.cpu.clone(), tier: spec.tier };
+        let vm_spec = VmSpec {
+            vcpus: spec.vcpus,
+            cpu: spec.cpu.clone(),
+            tier: spec.tier,
+            halt_poll: spec.host.halt_poll,
+        };
         let accel = accelerator.create_vm(&vm_spec, &memory, &timers)?;
 
         let mut assembly = Assembly::new();

@@ -71,6 +71,10 @@ impl KvmVm {
         enable(&vm, "a split interrupt controller", kb::KVM_CAP_SPLIT_IRQCHIP, LEVEL_PLACES.into())?;
         let flags = kb::KVM_X2APIC_API_USE_32BIT_IDS | kb::KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
         enable(&vm, "32-bit APIC ids", kb::KVM_CAP_X2APIC_API, flags.into())?;
+        if let Some(halt_poll) = spec.halt_poll {
+            let nanos = u64::try_from(halt_poll.as_nanos()).unwrap_or(u64::MAX).min(u32::MAX.into());
+            enable(&vm, "a limit of halt polling (Linux 5.10)", kb::KVM_CAP_HALT_POLL, nanos)?;
+        }
         let most = u32::try_from(kvm.get_nr_memslots()).unwrap_or(u32::MAX);
         let mut slots = Slots::new(vm.clone(), memory.clone(), most);
         slots.update()?;

@@ -9,6 +9,8 @@ pub(crate) const ERROR: u8 = 1;
 pub(crate) const PANICKED: u8 = 4;
 /// A vCPU shut down by a triple fault, with `--no-reboot`.
 pub(crate) const TRIPLE_FAULT: u8 = 6;
+/// No accelerator of those asked for can be had.
+pub(crate) const NO_ACCELERATOR: u8 = 10;
 /// The accelerator failed.
 pub(crate) const INTERNAL_ERROR: u8 = 8;
 
@@ -21,6 +23,7 @@ Exit codes:
   4    the guest's kernel panicked (reported through pvpanic)
   6    triple fault, with --no-reboot
   8    the accelerator failed
+  10   none of the accelerators asked for can be had; standard error says why
   odd  the guest wrote N to the debug-exit port: 2 * N + 1
   128+S  signal S ended the program";
 

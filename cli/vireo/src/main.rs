@@ -1,6 +1,8 @@
 //! The `vireo` command: parses, calls, prints.
 
+mod accelerator;
 mod exit;
+mod info;
 mod run;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -18,6 +20,8 @@ struct Arguments {
 enum Command {
     /// Runs a VM in this terminal.
     Run(Box<run::Options>),
+    /// Shows what this host offers to VMs, and which accelerator a run would take.
+    Info(info::Options),
     /// Prints a completion script for a shell.
     ///
     /// For bash: vireo completion bash > ~/.local/share/bash-completion/completions/vireo
@@ -31,6 +35,7 @@ const EXAMPLES: &str = "\
 Examples:
   vireo run debian                      a stock Debian kernel to a shell, fetched and checked
   vireo run --kernel bzImage --initrd initrd.img --append console=ttyS0
+  vireo info                            what this host offers, and what to do about the rest
   vireo run --help                      everything about running";
 
 fn main() -> ExitCode {
@@ -44,6 +49,7 @@ fn main() -> ExitCode {
         .init();
     let result = match arguments.command {
         Command::Run(options) => run::run(&options),
+        Command::Info(options) => info::run(&options),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "vireo", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
@@ -52,7 +58,8 @@ fn main() -> ExitCode {
     result.unwrap_or_else(|error| {
         chardev::RawTerminal::restore();
         eprintln!("vireo: {error:#}");
-        ExitCode::from(exit::ERROR)
+        let no_accelerator = error.is::<accelerator::NoAccelerator>();
+        ExitCode::from(if no_accelerator { exit::NO_ACCELERATOR } else { exit::ERROR })
     })
 }
 

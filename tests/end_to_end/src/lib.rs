@@ -1,5 +1,7 @@
 //! Guests booted with the program as users run it: starting it, typing into it, waiting for what it says.
 
+pub mod in_lab;
+
 use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::path::PathBuf;

@@ -11,8 +11,8 @@ mod words;
 
 pub(crate) use options::Options;
 
-use crate::exit;
-use accel_dbt::DbtAccelerator;
+use crate::{accelerator, exit};
+use accel_kvm::HostReport;
 use anyhow::{Context, Result};
 use chardev::{ChardevSpec, RawTerminal};
 use machine::{HostSpec, KernelSpec, MachineSpec, Vm, VmHandle};
@@ -29,8 +29,13 @@ const DEFAULT_MEMORY: u64 = 1 << 30;
 /// Builds the VM and runs it to its end.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let spec = spec(options)?;
+    let choice = accelerator::choose(&options.accel, options.tier, HostReport::probe)?;
+    if let Some(note) = &choice.note {
+        eprintln!("vireo: {note}");
+    }
+    let accelerator = accelerator::open(choice.kind)?;
     let allocation = progress::Allocation::default();
-    let mut vm = Vm::with_progress(&spec, &DbtAccelerator, &|done, all| allocation.advance(done, all))?;
+    let mut vm = Vm::with_progress(&spec, &*accelerator, &|done, all| allocation.advance(done, all))?;
     drop(allocation);
     let handle = vm.handle();
     let signal = hear_signals(&handle)?;

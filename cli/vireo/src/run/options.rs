@@ -2,6 +2,7 @@
 
 use super::numa::NumaWord;
 use super::{drive, memory_backing, numa, size};
+use crate::accelerator::{self, Preference};
 use crate::exit;
 use accel::{CpuSpec, Tier};
 use chardev::ChardevSpec;
@@ -18,6 +19,8 @@ Examples:
       Debian 13's cloud kernel and a shell; the image is fetched once, and checked
   vireo run debian:12 -m 2G --smp 2 --drive file=disk.raw,format=raw
   vireo run --kernel bzImage --initrd initrd.img --append 'console=ttyS0 root=/dev/vda'
+  vireo run debian --accel kvm
+      on the host's KVM, or not at all; `vireo info` says what the host has
   vireo run --kernel vmlinux --serial file=boot.log --no-reboot
   vireo run debian --smp 2 --memory-backing hugepages=2M --pin 0=2 --pin 1=3 --sched vcpus=fifo:1
 
@@ -55,9 +58,10 @@ pub(crate) struct Options {
     /// CPU model, and features to add or take away: MODEL[,+FEATURE][,-FEATURE].
     #[arg(long, value_name = "MODEL", default_value = "max")]
     pub(super) cpu: CpuSpec,
-    /// Accelerator: dbt, the dynamic binary translator.
-    #[arg(long, value_name = "NAME", default_value = "dbt", value_parser = ["dbt"])]
-    pub(super) accel: String,
+    /// Accelerators to try in this order: kvm, the host's hardware virtualization; dbt, the dynamic binary
+    /// translator.
+    #[arg(long, value_name = "NAME[:NAME]", default_value = accelerator::DEFAULT)]
+    pub(super) accel: Preference,
     /// How the translator executes: auto, interpreter, translator or lockstep.
     #[arg(long, value_name = "TIER", default_value = "auto", value_parser = parse_tier)]
     pub(super) tier: Tier,

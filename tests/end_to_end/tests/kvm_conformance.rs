@@ -1,0 +1,72 @@
+//! The suite of bare guests on a KVM that is real: all cases run in one lab, and each is a test of its own here.
+
+use accel::Tier;
+use accel_conformance::{Target, for_each_case};
+use accel_kvm::KvmAccelerator;
+use end_to_end::in_lab::lab_of_tests;
+use std::path::PathBuf;
+use std::sync::Mutex;
+
+macro_rules! kvm {
+    ($($module:ident::$name:ident),* $(,)?) => {
+        $(#[test]
+        fn $name() {
+            run(stringify!($name));
+        })*
+    };
+}
+
+for_each_case!(kvm);
+
+/// In the lab, runs the case; outside, looks up what came of it there.
+fn run(name: &str) {
+    if kvm_lab::is_inside() {
+        let accelerator = KvmAccelerator::open().expect("the lab has KVM");
+        accel_conformance::run(name, &Target { accelerator: &accelerator, tier: Tier::Auto });
+        return;
+    }
+    let text = results();
+    let line = format!("test {name} ... ok");
+    if !text.lines().any(|known| known == line) {
+        panic!("{name} did not pass in the lab:\n{text}");
+    }
+}
+
+/// What the lab's run printed. The first test that asks has it run; where each test is a process of its own
+/// (nextest), they share it by a file named after their run.
+fn results() -> String {
+    static RESULTS: Mutex<Option<String>> = Mutex::new(None);
+    let mut results = RESULTS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if let Some(text) = &*results {
+        return text.clone();
+    }
+    let text = match std::env::var("NEXTEST_RUN_ID") {
+        Ok(id) => shared_by_file(&id),
+        Err(_) => run_in_lab(),
+    };
+    *results = Some(text.clone());
+    text
+}
+
+fn shared_by_file(id: &str) -> String {
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    let lock = std::fs::File::create(folder.join("kvm_conformance.lock")).unwrap();
+    lock.lock().unwrap();
+    let path = folder.join("kvm_conformance.log");
+    let head = format!("run {id}\n");
+    match std::fs::read_to_string(&path) {
+        Ok(text) if text.starts_with(&head) => text,
+        _ => {
+            let text = head + &run_in_lab();
+            std::fs::write(&path, &text).unwrap();
+            text
+        }
+    }
+}
+
+fn run_in_lab() -> String {
+    match lab_of_tests(&[]).memory(1024).cpus(2).output() {
+        Ok((_, text)) => text,
+        Err(error) => error.to_string(),
+    }
+}

@@ -6,7 +6,8 @@ use end_to_end::{Guest, run};
 const PROMPT: &str = "root@vireo:~# ";
 
 fn boot(arguments: &[&str]) -> Guest {
-    let mut guest = Guest::start(arguments);
+    // Where there is KVM too, this is the translator's test.
+    let mut guest = Guest::start(["--accel", "dbt"].iter().chain(arguments));
     guest.expect(PROMPT);
     guest
 }
@@ -64,8 +65,15 @@ fn ctrl_a_x_ends_the_program() {
 #[test]
 fn a_kernel_panic_is_told() {
     // The kernel has nothing to start, panics, and resets at once.
-    let output =
-        run(&["run", "debian:13", "--no-reboot", "--append", "panic=-1 rdinit=/nothing init=/nothing"]);
+    let output = run(&[
+        "run",
+        "debian:13",
+        "--accel",
+        "dbt",
+        "--no-reboot",
+        "--append",
+        "panic=-1 rdinit=/nothing init=/nothing",
+    ]);
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("Kernel panic"), "{text}");
     assert_eq!(output.status.code(), Some(0), "a reset after the panic, without pvpanic's driver");

@@ -21,6 +21,7 @@ mod pm;
 mod ports;
 mod power;
 mod rtc;
+mod sleep;
 #[cfg(test)]
 mod test_bench;
 
@@ -35,6 +36,7 @@ pub use pm::{Pm, PmConfig};
 pub use ports::PortRegion;
 pub use power::{A20Gate, FastReset, PowerEvent, PowerEvents, ResetControl};
 pub use rtc::{Rtc, RtcConfig};
+pub use sleep::SleepControl;
 
 pub mod addresses {
     //! Where a PC's guest expects the devices of this crate.
@@ -53,4 +55,5 @@ pub mod addresses {
     };
     pub use crate::power::{FAST_RESET_PORT, RESET_CONTROL_PORT, RESET_CONTROL_VALUE};
     pub use crate::rtc::{CMOS_CENTURY, RTC_PORTS};
+    pub use crate::sleep::{SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT};
 }

@@ -29,6 +29,22 @@ pub fn run(arguments: &[&str]) -> Output {
     Command::new(program()).args(arguments).stdin(Stdio::null()).output().expect("the program starts")
 }
 
+/// A prompt of the shell in an image's initramfs.
+pub const PROMPT: &str = "root@vireo:~# ";
+
+/// Boots one of the store's images to its shell, under the translator even where there is KVM.
+pub fn boot(arguments: &[&str]) -> Guest {
+    let mut guest = Guest::start(["--accel", "dbt"].iter().chain(arguments));
+    guest.expect(PROMPT);
+    guest
+}
+
+/// Has a guest's shell switch the machine off, and checks that the program ends well.
+pub fn power_off(mut guest: Guest) {
+    guest.send("poweroff\n");
+    assert_eq!(guest.wait().code(), Some(0));
+}
+
 #[derive(Default)]
 struct Console {
     text: Mutex<(String, bool)>,

@@ -1,21 +1,6 @@
 //! Stock Debian kernels, from the image store, to a shell and back.
 
-use end_to_end::{Guest, run};
-
-/// A prompt of the shell in the image's initramfs.
-const PROMPT: &str = "root@vireo:~# ";
-
-fn boot(arguments: &[&str]) -> Guest {
-    // Where there is KVM too, this is the translator's test.
-    let mut guest = Guest::start(["--accel", "dbt"].iter().chain(arguments));
-    guest.expect(PROMPT);
-    guest
-}
-
-fn power_off(mut guest: Guest) {
-    guest.send("poweroff\n");
-    assert_eq!(guest.wait().code(), Some(0));
-}
+use end_to_end::{PROMPT, boot, power_off, run};
 
 #[test]
 fn debian_13_cloud_on_one_vcpu() {

@@ -167,21 +167,38 @@ impl AcpiConfig {
         self.pci.ecam_base..self.pci.ecam_base.saturating_add(u64::from(self.pci.buses) << 20)
     }
 
-    pub(crate) fn validate(&self) -> Result<(), AcpiError> {
-        const FOUR_GIB: u64 = 1 << 32;
-        let count = self.apic_ids.len();
+    pub(crate) fn validate_processors(apic_ids: &[u32]) -> Result<(), AcpiError> {
+        let count = apic_ids.len();
         if count == 0 || count > Self::MAX_CPUS {
             return Err(AcpiError::CpuCount { count, max: Self::MAX_CPUS });
         }
         let mut seen = HashSet::new();
-        if let Some(id) = self.apic_ids.iter().find(|id| !seen.insert(**id)) {
-            return Err(AcpiError::DuplicateApicId { id: *id });
+        match apic_ids.iter().find(|id| !seen.insert(**id)) {
+            Some(id) => Err(AcpiError::DuplicateApicId { id: *id }),
+            None => Ok(()),
         }
+    }
+
+    pub(crate) fn validate_serials(serials: &[SerialPort]) -> Result<(), AcpiError> {
+        if serials.len() > Self::MAX_SERIALS {
+            return Err(AcpiError::SerialCount { count: serials.len(), max: Self::MAX_SERIALS });
+        }
+        for start in serials.iter().map(|serial| u64::from(serial.port)) {
+            if start == 0 || start + 8 > 1 << 16 {
+                return Err(AcpiError::Range { what: "serial port", start, end: start + 8 });
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn validate(&self) -> Result<(), AcpiError> {
+        const FOUR_GIB: u64 = 1 << 32;
+        Self::validate_processors(&self.apic_ids)?;
         if !(1..=256).contains(&self.pci.buses) {
             return Err(AcpiError::BusCount { buses: self.pci.buses });
         }
         if let Some(numa) = &self.numa {
-            numa.validate(self)?;
+            numa.validate(&self.apic_ids)?;
         }
         let check = |what, range: &Range<u64>, within: Range<u64>| {
             if range.is_empty() || range.start < within.start || range.end > within.end {
@@ -196,13 +213,7 @@ impl AcpiConfig {
         if let Some(window) = &self.pci.window64 {
             check("64-bit PCI window", window, FOUR_GIB..1 << 52)?;
         }
-        if self.serials.len() > Self::MAX_SERIALS {
-            return Err(AcpiError::SerialCount { count: self.serials.len(), max: Self::MAX_SERIALS });
-        }
-        for serial in &self.serials {
-            let start = u64::from(serial.port);
-            check("serial port", &(start..start + 8), 1..1 << 16)?;
-        }
+        Self::validate_serials(&self.serials)?;
         let gpe0 = u64::from(self.power.gpe0);
         check("GPE block 0", &(gpe0..gpe0 + u64::from(self.power.gpe0_len)), 1..1 << 16)
     }

@@ -19,7 +19,7 @@ const OSC_PCI_UUID: &str = "33db4d5b-1ff7-401c-9657-7441c03dd766";
 const LPC_ADDRESS: u32 = 0x001f_0000;
 
 /// AML that's already bytes.
-struct Raw(Vec<u8>);
+pub(crate) struct Raw(pub(crate) Vec<u8>);
 
 impl Aml for Raw {
     fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
@@ -67,7 +67,7 @@ fn soft_off(config: &AcpiConfig, aml: &mut Vec<u8>) {
     Name::new(Path::new("\\_S5_"), &package).to_aml_bytes(aml);
 }
 
-fn processor(uid: u32, aml: &mut Vec<u8>) {
+pub(crate) fn processor(uid: u32, aml: &mut Vec<u8>) {
     Device::new(
         Path::new(&format!("C{uid:03X}")),
         vec![&Name::new(Path::new("_HID"), &"ACPI0007"), &Name::new(Path::new("_UID"), &uid)],
@@ -177,7 +177,7 @@ fn operating_system_capabilities(aml: &mut Vec<u8>) {
 }
 
 /// A device with a plug-and-play id and fixed resources.
-fn isa_device(name: &str, hid: &dyn Aml, uid: u32, resources: Vec<&dyn Aml>) -> Raw {
+pub(crate) fn isa_device(name: &str, hid: &dyn Aml, uid: u32, resources: Vec<&dyn Aml>) -> Raw {
     bytes_of(&Device::new(
         Path::new(name),
         vec![
@@ -190,11 +190,11 @@ fn isa_device(name: &str, hid: &dyn Aml, uid: u32, resources: Vec<&dyn Aml>) -> 
 }
 
 /// An ISA interrupt: edge-triggered, active high.
-fn isa_irq(irq: u8) -> Interrupt {
+pub(crate) fn isa_irq(irq: u8) -> Interrupt {
     Interrupt::new(true, true, false, false, irq.into())
 }
 
-fn port(first: u16, len: u8) -> IO {
+pub(crate) fn port(first: u16, len: u8) -> IO {
     IO::new(first, first, 1, len)
 }
 

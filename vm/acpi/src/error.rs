@@ -27,6 +27,14 @@ pub enum AcpiError {
         /// The most.
         max: usize,
     },
+    /// More virtio devices than there are names for.
+    #[error("{count} virtio devices; at most {max} can be described")]
+    VirtioCount {
+        /// The number given.
+        count: usize,
+        /// The most.
+        max: usize,
+    },
     /// The PCI host bridge decodes between 1 and 256 buses.
     #[error("{buses} PCI buses; between 1 and 256 can be described")]
     BusCount {

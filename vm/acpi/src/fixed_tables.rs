@@ -44,7 +44,7 @@ pub(crate) fn facs() -> Vec<u8> {
 }
 
 /// A generic address structure (ACPI 6.5, 5.2.3.2) for `len` bytes of ports; all zero for none.
-fn port(address: u16, len: u8, access_size: u8) -> [u8; 12] {
+pub(crate) fn port_address(address: u16, len: u8, access_size: u8) -> [u8; 12] {
     let mut gas = [0; 12];
     if len != 0 {
         gas[0] = 1;
@@ -108,14 +108,14 @@ pub(crate) fn fadt(config: &AcpiConfig, facs: u32, dsdt: u32) -> Vec<u8> {
     let timer = if power.timer_32_bit { TMR_VAL_EXT } else { 0 };
     let flags = WBINVD | PROC_C1 | SLP_BUTTON | FIX_RTC | RESET_REG_SUP | timer;
     put(112, &flags.to_le_bytes());
-    put(116, &port(power.reset_port, 1, 1));
+    put(116, &port_address(power.reset_port, 1, 1));
     put(128, &[power.reset_value]);
     put(131, &[5]); // ACPI 6.5.
     put(140, &u64::from(dsdt).to_le_bytes());
-    put(148, &port(power.pm1a_event, 4, 2));
-    put(172, &port(power.pm1a_control, 2, 2));
-    put(208, &port(power.timer, 4, 3));
-    put(220, &port(power.gpe0, power.gpe0_len, 1));
+    put(148, &port_address(power.pm1a_event, 4, 2));
+    put(172, &port_address(power.pm1a_control, 2, 2));
+    put(208, &port_address(power.timer, 4, 3));
+    put(220, &port_address(power.gpe0, power.gpe0_len, 1));
     put(268, b"VIREO\0\0\0");
     with_body(b"FACP", 6, &body)
 }

@@ -8,6 +8,7 @@ mod dsdt;
 mod error;
 mod fixed_tables;
 mod madt;
+mod micro;
 mod numa;
 pub mod smbios;
 mod table;
@@ -18,6 +19,7 @@ pub use config::{
     AcpiConfig, INTX_GSI_BASE, INTX_GSI_COUNT, IoApic, PciHost, PicIrqs, PowerPorts, SerialPort, intx_gsi,
 };
 pub use error::AcpiError;
+pub use micro::{MicroConfig, VirtioNode, build_micro};
 pub use numa::{LOCAL_DISTANCE, Numa, NumaNode};
 
 /// The window that the PC's ACPI tables go to by default; the root pointer is where the BIOS's area for it
@@ -57,12 +59,7 @@ pub fn build(config: &AcpiConfig, window: Range<u64>) -> Result<Tables, AcpiErro
         listed.push(layout.append(&numa::srat(numa), 16));
         listed.push(layout.append(&numa::slit(numa), 16));
     }
-    let low = listed.iter().map(|address| layout.low(*address)).collect::<Result<Vec<u32>, _>>()?;
-    let rsdt = layout.append(&fixed_tables::rsdt(&low), 16);
-    let xsdt = layout.append(&fixed_tables::xsdt(&listed), 16);
-    let rsdp = fixed_tables::rsdp(layout.low(rsdt)?, xsdt);
-    layout.bytes[..rsdp.len()].copy_from_slice(&rsdp);
-    layout.finish(root)
+    layout.finish_with_roots(root, &listed)
 }
 
 /// Addresses handed out one after the other in a window.
@@ -92,6 +89,16 @@ impl Layout {
     /// An address for a 32-bit pointer.
     fn low(&self, address: u64) -> Result<u32, AcpiError> {
         u32::try_from(address).map_err(|_| AcpiError::WindowTooHigh { window: self.window.clone() })
+    }
+
+    /// Appends the tables that list `listed`, and fills in the pointer to them at the window's start.
+    fn finish_with_roots(mut self, root: u64, listed: &[u64]) -> Result<Tables, AcpiError> {
+        let low = listed.iter().map(|address| self.low(*address)).collect::<Result<Vec<u32>, _>>()?;
+        let rsdt = self.append(&fixed_tables::rsdt(&low), 16);
+        let xsdt = self.append(&fixed_tables::xsdt(listed), 16);
+        let rsdp = fixed_tables::rsdp(self.low(rsdt)?, xsdt);
+        self.bytes[..rsdp.len()].copy_from_slice(&rsdp);
+        self.finish(root)
     }
 
     fn finish(self, root: u64) -> Result<Tables, AcpiError> {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::table::with_body;
-use crate::{AcpiConfig, AcpiError};
+use crate::AcpiError;
 
 /// The distance from a node to itself (ACPI 6.5, 5.2.17).
 pub const LOCAL_DISTANCE: u8 = 10;
@@ -35,13 +35,13 @@ impl Numa {
     pub const MAX_NODES: usize = 128;
 
     /// Refuses what guests would not believe: Linux then ignores all of it.
-    pub(crate) fn validate(&self, config: &AcpiConfig) -> Result<(), AcpiError> {
+    pub(crate) fn validate(&self, machine: &[u32]) -> Result<(), AcpiError> {
         let count = self.nodes.len();
         if !(1..=Self::MAX_NODES).contains(&count) {
             return Err(AcpiError::NodeCount { count, max: Self::MAX_NODES });
         }
         let mut of_nodes: Vec<u32> = self.nodes.iter().flat_map(|node| node.apic_ids.clone()).collect();
-        let mut of_machine = config.apic_ids.clone();
+        let mut of_machine = machine.to_vec();
         of_nodes.sort_unstable();
         of_machine.sort_unstable();
         if of_nodes != of_machine {

@@ -253,3 +253,51 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_machine_without_chipset_is_described() {
+    let node = |index: u64| VirtioNode {
+        registers: 0xd000_0000 + index * 0x1000..0xd000_1000 + index * 0x1000,
+        gsi: 10 + index as u32,
+    };
+    let config = MicroConfig {
+        apic_ids: vec![0, 1],
+        local_apic_address: 0xfee0_0000,
+        io_apic: IoApic { id: 0, address: 0xfec0_0000 },
+        sleep_control: 0x600,
+        sleep_status: 0x601,
+        s5_sleep_type: 5,
+        reset_port: 0xcf9,
+        reset_value: 6,
+        serials: vec![SerialPort { port: 0x3f8, irq: 4 }],
+        rtc: true,
+        pvpanic: Some(0x505),
+        numa: None,
+        virtio: vec![node(0), node(1)],
+    };
+    let tables = build_micro(&config, ACPI_WINDOW).unwrap();
+    let rsdp = &tables.at(tables.root)[..36];
+    assert_eq!((sum(&rsdp[..20]), sum(rsdp)), (0, 0));
+    let xsdt = tables.table(u64_at(rsdp, 24));
+    let fadt = tables.table(u64_at(xsdt, 36));
+    let madt = tables.table(u64_at(xsdt, 44));
+    assert_eq!((&fadt[..4], &madt[..4], xsdt.len()), (&b"FACP"[..], &b"APIC"[..], 52));
+    // Hardware-reduced, with a reset register and both sleep registers.
+    assert_eq!(u32_at(fadt, 112) & (1 << 20 | 1 << 10), 1 << 20 | 1 << 10);
+    assert_eq!([u64_at(fadt, 120), u64_at(fadt, 248), u64_at(fadt, 260)], [0xcf9, 0x600, 0x601]);
+    // No 8259s.
+    assert_eq!(u32_at(madt, 40) & 1, 0);
+    let dsdt = tables.table(u64_at(fadt, 140));
+    let count = |name: &[u8]| dsdt.windows(name.len()).filter(|window| *window == name).count();
+    assert_eq!((count(b"LNRO0005"), count(b"ACPI0007"), count(b"_S5_")), (2, 2, 1));
+    assert_eq!(count(&0xd000_1000u32.to_le_bytes()), 1);
+    let with = |change: &dyn Fn(&mut MicroConfig)| {
+        let mut config = config.clone();
+        change(&mut config);
+        build_micro(&config, ACPI_WINDOW)
+    };
+    assert!(with(&|config| config.virtio = vec![node(0); 257]).is_err());
+    assert!(with(&|config| config.virtio[0].registers = 5..5).is_err());
+    assert!(with(&|config| config.virtio[0].registers.end = 1 << 33).is_err());
+    assert!(with(&|config| config.apic_ids.clear()).is_err());
+}

@@ -16,7 +16,7 @@ pub mod layout;
 mod linux_elf;
 mod memory_map;
 mod multiboot;
-pub mod payload;
+mod payload;
 mod pvh;
 #[cfg(test)]
 mod testing;
@@ -35,7 +35,7 @@ pub use identify::{Protocol, identify};
 use memory_map::Placement;
 pub use memory_map::{EBDA_START, FIRMWARE_START, MemoryMap, MemoryMapError, MemoryRegion, RegionKind};
 
-pub use payload::{Compression, UnpackError};
+pub use payload::{Compression, Payload, UnpackError};
 pub use vmlinux::{DirectEntry, MAX_UNPACKED, SlideError, Vmlinux};
 
 /// Guest memory as far as loading needs it.

@@ -3,19 +3,25 @@
 //! A [`MachineSpec`] is plain data; [`Vm::new`] builds the machine on an accelerator and [`Vm::run`] runs it
 //! to its end.
 
+mod assembly;
 mod doorbells;
 mod error;
+mod firmware;
 mod kernel;
+mod layout;
+mod microvm;
 mod numa;
 mod pc;
 mod ram;
 mod requests;
+mod serials;
 mod spec;
+mod virtio_devices;
 mod vm;
 
 pub use error::MachineError;
 pub use numa::{NodeDistance, NodeSpec, NumaError, NumaSpec};
 pub use spec::{
-    DriveSpec, HostSpec, KernelSpec, MAX_MEMORY, MAX_SERIALS, MAX_VCPUS, MIN_MEMORY, MachineSpec,
+    DriveSpec, HostSpec, KernelSpec, MAX_MEMORY, MAX_SERIALS, MAX_VCPUS, MIN_MEMORY, MachineKind, MachineSpec,
 };
 pub use vm::{CpuUse, Ending, Vm, VmHandle};

@@ -17,9 +17,26 @@ pub const MAX_VCPUS: u32 = 254;
 /// The most serial ports that a PC has.
 pub const MAX_SERIALS: usize = 4;
 
+/// Machine types.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum MachineKind {
+    /// A PC with a chipset like Q35's.
+    #[default]
+    Pc,
+    /// A machine without chipset and PCI, which starts faster.
+    Micro,
+}
+
+impl MachineKind {
+    /// The names that people give them, the usual ones first.
+    pub const NAMES: &[(&str, Self)] = &[("pc", Self::Pc), ("microvm", Self::Micro), ("q35", Self::Pc)];
+}
+
 /// A whole machine.
 #[derive(Debug, Clone)]
 pub struct MachineSpec {
+    /// The machine type.
+    pub kind: MachineKind,
     /// Guest memory in bytes.
     pub memory: u64,
     /// How many vCPUs.

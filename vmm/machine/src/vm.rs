@@ -2,7 +2,7 @@
 
 use crate::pc::Pc;
 use crate::requests::{Request, Requests};
-use crate::{MAX_VCPUS, MachineError, MachineSpec};
+use crate::{MAX_VCPUS, MachineError, MachineKind, MachineSpec, microvm};
 use accel::{Accelerator, HaltReason, StopToken, Vcpu, VcpuBus};
 use chipset_x86::PowerEvent;
 use guest_memory::PreallocProgress;
@@ -96,7 +96,10 @@ impl Vm {
         placement.place_io()?;
         let meter = Arc::new(CpuMeter::new(spec.vcpus));
         let requests = Arc::new(Requests::default());
-        let pc = Pc::build(spec, accelerator, &requests, progress)?;
+        let pc = match spec.kind {
+            MachineKind::Pc => Pc::build(spec, accelerator, &requests, progress)?,
+            MachineKind::Micro => microvm::build(spec, accelerator, &requests, progress)?,
+        };
         let vcpus = (0..spec.vcpus).map(|id| pc.accel.create_vcpu(id)).collect::<Result<Vec<_>, _>>()?;
         let mut vm = Self { pc, vcpus, requests, placement, meter, no_reboot: spec.no_reboot };
         vm.load_kernel(true)?;

@@ -59,6 +59,7 @@ fn spec(options: &Options) -> Result<MachineSpec> {
     }
     let numa = numa::spec(&options.numa).map_err(anyhow::Error::msg)?;
     Ok(MachineSpec {
+        kind: options.machine,
         memory: options.memory.or(numa::memory(&numa)).unwrap_or(DEFAULT_MEMORY),
         vcpus: options.smp,
         cpu: options.cpu.clone(),

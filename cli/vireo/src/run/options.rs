@@ -8,7 +8,7 @@ use accel::{CpuSpec, Tier};
 use chardev::ChardevSpec;
 use clap::Args;
 use guest_memory::MemoryOptions;
-use machine::DriveSpec;
+use machine::{DriveSpec, MachineKind};
 use placement::{Pin, Schedule};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -65,9 +65,9 @@ pub(crate) struct Options {
     /// How the translator executes: auto, interpreter, translator or lockstep.
     #[arg(long, value_name = "TIER", default_value = "auto", value_parser = parse_tier)]
     pub(super) tier: Tier,
-    /// Machine type: pc.
-    #[arg(long, short = 'M', value_name = "TYPE", default_value = "pc", value_parser = ["pc", "q35"])]
-    pub(super) machine: String,
+    /// Machine type: pc, or microvm, which has no chipset and no PCI and starts faster.
+    #[arg(long, short = 'M', value_name = "TYPE", default_value = "pc", value_parser = parse_machine)]
+    pub(super) machine: MachineKind,
     /// A disk: file=PATH[,format=raw][,readonly=on][,serial=TEXT][,queues=N].
     #[arg(long, value_name = "OPTIONS", value_parser = drive::parse)]
     pub(super) drive: Vec<DriveSpec>,
@@ -149,6 +149,14 @@ fn parse_halt_poll(text: &str) -> Result<Duration, String> {
         _ => return Err(wrong()),
     };
     if time > MOST { Err(wrong()) } else { Ok(time) }
+}
+
+fn parse_machine(text: &str) -> Result<MachineKind, String> {
+    let found = MachineKind::NAMES.iter().find(|(name, _)| *name == text);
+    found.map(|(_, kind)| *kind).ok_or_else(|| {
+        let names: Vec<_> = MachineKind::NAMES.iter().map(|(name, _)| *name).collect();
+        format!("accepted are {}", names.join(", "))
+    })
 }
 
 fn parse_tier(text: &str) -> Result<Tier, String> {

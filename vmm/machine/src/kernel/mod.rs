@@ -11,33 +11,84 @@ mod memory;
 pub(crate) use entry::KernelEntry;
 
 use crate::{KernelSpec, MachineError};
-use boot::{BootSpec, DirectEntry, MAX_UNPACKED, MemoryMap, Protocol, SetupHeader, Vmlinux};
+use boot::{
+    BootSpec, Compression, DirectEntry, MAX_UNPACKED, MemoryMap, Payload, Protocol, SetupHeader, UnpackError,
+    Vmlinux,
+};
 use cache::Cache;
 use guest_memory::GuestMemory;
 use input::Input;
 use memory::Writer;
+use parking_lot::Mutex;
 use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
 
 /// Bytes for the guest's random number generator.
 const RNG_SEED: usize = 64;
 
-/// A kernel and what belongs to it: files that are read at every reset.
+/// A kernel and what belongs to it, which a thread of its own gets ready while the machine is built.
 #[derive(Debug)]
 pub(crate) struct KernelImage {
+    files: Arc<Files>,
+    /// What the thread returns. At every later reset the files are read again.
+    first: Mutex<Option<JoinHandle<Result<Prepared, MachineError>>>>,
+    /// Words of the command line that the machine needs, with their names.
+    words: Vec<(&'static str, String)>,
+}
+
+/// Where a kernel comes from.
+#[derive(Debug)]
+struct Files {
     spec: KernelSpec,
     kernel: Input,
     initrd: Option<Input>,
     cache: Option<Cache>,
+    /// The most bytes that a kernel may unpack to.
+    limit: u64,
+}
+
+/// What is loaded.
+#[derive(Debug)]
+struct Prepared {
+    kernel: Vec<u8>,
+    protocol: Protocol,
+    /// The kernel in a bzImage, and what picks its physical address.
+    unpacked: Option<(Vmlinux, Option<u64>)>,
+    initrd: Option<Vec<u8>>,
 }
 
 impl KernelImage {
     /// Opens the files that `spec` names; none may be larger than the guest's `memory` in bytes.
     pub(crate) fn open(spec: &KernelSpec, memory: u64) -> Result<Self, MachineError> {
         let open = |what, path: &Path| Input::open(what, path, memory);
-        let kernel = open("kernel", &spec.kernel)?;
-        let initrd = spec.initrd.as_ref().map(|path| open("initrd", path)).transpose()?;
-        let cache = if spec.unpack { Cache::of_user() } else { None };
-        Ok(Self { spec: spec.clone(), kernel, initrd, cache })
+        let files = Arc::new(Files {
+            spec: spec.clone(),
+            kernel: open("kernel", &spec.kernel)?,
+            initrd: spec.initrd.as_ref().map(|path| open("initrd", path)).transpose()?,
+            cache: if spec.unpack { Cache::of_user() } else { None },
+            limit: memory.min(MAX_UNPACKED),
+        });
+        let for_thread = files.clone();
+        let thread = std::thread::Builder::new().name("kernel".into());
+        let first = thread.spawn(move || for_thread.prepare()).map_err(MachineError::Thread)?;
+        Ok(Self { files, first: Mutex::new(Some(first)), words: Vec::new() })
+    }
+
+    /// Has `word` stand at the front of Linux's command line, unless that has a word `name` or `name=…`.
+    pub(crate) fn add_word(&mut self, name: &'static str, word: &str) {
+        self.words.push((name, word.to_owned()));
+    }
+
+    /// The command line for a kernel of that protocol.
+    fn command_line(&self, protocol: Protocol) -> String {
+        let given = &self.files.spec.append;
+        let has =
+            |name: &str| given.split_ascii_whitespace().any(|word| word.split('=').next() == Some(name));
+        let added = self.words.iter().filter(|(name, _)| protocol != Protocol::Multiboot && !has(name));
+        let mut words: Vec<&str> = added.map(|(_, word)| word.as_str()).collect();
+        words.extend(Some(given.as_str()).filter(|given| !given.is_empty()));
+        words.join(" ")
     }
 
     /// Puts everything into guest memory; `rsdp` is where the ACPI tables begin. `fresh` says that nothing
@@ -49,25 +100,21 @@ impl KernelImage {
         rsdp: u64,
         fresh: bool,
     ) -> Result<KernelEntry, MachineError> {
-        let path = &self.spec.kernel;
-        let boot_error = |source| MachineError::Boot { path: path.clone(), source };
-        let kernel = self.kernel.read(path)?;
-        let initrd = match (&self.initrd, &self.spec.initrd) {
-            (Some(initrd), Some(path)) => Some(initrd.read(path)?),
-            _ => None,
-        };
+        let first = self.first.lock().take().and_then(|thread| thread.join().ok());
+        let Prepared { kernel, protocol, unpacked, initrd } =
+            first.unwrap_or_else(|| self.files.prepare())?;
+        let path = &self.files.spec.kernel;
+        let cmdline = self.command_line(protocol);
         let mut seed = [0; RNG_SEED];
         let spec = BootSpec {
             kernel: &kernel,
             initrd: initrd.as_deref(),
-            cmdline: &self.spec.append,
+            cmdline: &cmdline,
             memory: map,
             rsdp: Some(rsdp),
             direct: None,
             rng_seed: if random(&mut seed) { &seed } else { &[] },
         };
-        let packed = boot::identify(&kernel).map_err(boot_error)? == Protocol::BzImage;
-        let unpacked = if packed && self.spec.unpack { self.unpack(&kernel, memory) } else { None };
         let direct = unpacked.as_ref().and_then(|(vmlinux, place)| {
             let direct = Some(DirectEntry { vmlinux, place: *place });
             boot::load(&BootSpec { direct, ..spec.clone() }, &mut Writer::new(memory, fresh))
@@ -76,10 +123,11 @@ impl KernelImage {
         });
         let loaded = match direct {
             Some(loaded) => loaded,
-            // An attempt may have left something in memory.
             None => {
-                let fresh = fresh && !(packed && self.spec.unpack);
-                boot::load(&spec, &mut Writer::new(memory, fresh)).map_err(boot_error)?
+                // An attempt may have left something in memory.
+                let fresh = fresh && unpacked.is_none();
+                boot::load(&spec, &mut Writer::new(memory, fresh))
+                    .map_err(|source| MachineError::Boot { path: path.clone(), source })?
             }
         };
         for placed in &loaded.placed {
@@ -87,23 +135,28 @@ impl KernelImage {
         }
         Ok(KernelEntry::new(loaded.entry))
     }
+}
+
+impl Files {
+    fn prepare(&self) -> Result<Prepared, MachineError> {
+        let path = &self.spec.kernel;
+        let kernel = self.kernel.read(path)?.into_owned();
+        let initrd = match (&self.initrd, &self.spec.initrd) {
+            (Some(initrd), Some(path)) => Some(initrd.read(path)?.into_owned()),
+            _ => None,
+        };
+        let protocol =
+            boot::identify(&kernel).map_err(|source| MachineError::Boot { path: path.clone(), source })?;
+        let wanted = protocol == Protocol::BzImage && self.spec.unpack;
+        let unpacked = if wanted { self.unpack(&kernel) } else { None };
+        Ok(Prepared { kernel, protocol, unpacked, initrd })
+    }
 
     /// The kernel in a bzImage, at virtual addresses picked at random unless its command line has
     /// `nokaslr`, and what picks its physical address.
-    fn unpack(&self, kernel: &[u8], memory: &GuestMemory) -> Option<(Vmlinux, Option<u64>)> {
-        let limit = memory.len().min(MAX_UNPACKED);
-        let get = || match self.cache.as_ref().and_then(|cache| cache.get(kernel, limit)) {
-            Some(vmlinux) => Ok(vmlinux),
-            None => Vmlinux::unpack(kernel, limit).map(|(vmlinux, compression)| {
-                tracing::debug!("unpacked {} bytes ({compression})", vmlinux.bytes().len());
-                if let Some(cache) = &self.cache {
-                    cache.put(kernel, &vmlinux);
-                }
-                vmlinux
-            }),
-        };
+    fn unpack(&self, kernel: &[u8]) -> Option<(Vmlinux, Option<u64>)> {
         let not_possible = |error: &dyn std::fmt::Display| unpacks_itself(&self.spec.kernel, error);
-        let mut vmlinux = get().inspect_err(|error| not_possible(error)).ok()?;
+        let mut vmlinux = self.get_unpacked(kernel).inspect_err(|error| not_possible(error)).ok()?;
         let mut numbers = [0; 16];
         let wanted = !self.spec.append.split_ascii_whitespace().any(|word| word == "nokaslr");
         if !wanted || !random(&mut numbers) {
@@ -121,6 +174,21 @@ impl KernelImage {
                 None
             }
         }
+    }
+
+    /// From the cache, if unpacking takes longer than reading what was unpacked.
+    fn get_unpacked(&self, kernel: &[u8]) -> Result<Vmlinux, UnpackError> {
+        let payload = Payload::find(kernel)?;
+        let cache = self.cache.as_ref().filter(|_| payload.compression != Compression::Lz4);
+        if let Some(vmlinux) = cache.and_then(|cache| cache.get(kernel, self.limit)) {
+            return Ok(vmlinux);
+        }
+        let vmlinux = Vmlinux::from_bytes(payload.unpack(self.limit)?);
+        tracing::debug!("unpacked {} bytes ({})", vmlinux.bytes().len(), payload.compression);
+        if let Some(cache) = cache {
+            cache.put(kernel, &vmlinux);
+        }
+        Ok(vmlinux)
     }
 }
 

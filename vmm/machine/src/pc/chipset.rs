@@ -1,7 +1,7 @@
 //! The chipset: interrupt controllers, timers, clocks, power management and debug ports.
 
-use super::assembly::Assembly;
-use super::layout::Layout;
+use crate::assembly::Assembly;
+use crate::layout::Layout;
 use crate::requests::Requests;
 use crate::{MachineError, MachineSpec};
 use accel::AccelVm;
@@ -74,6 +74,23 @@ fn add_timers(
 ) -> Result<(), MachineError> {
     let pit = Pit::new(timers, board.pit_line());
     assembly.add_at_ports(pit.clone(), pit.port_regions())?;
+    add_clock(assembly, spec, layout, timers, board)?;
+    if let Some(address) = acpi.hpet {
+        let hpet = Hpet::new(timers, board.hpet_wiring());
+        assembly.map_memory(address.into(), addresses::HPET_LEN, hpet.clone())?;
+        assembly.add(hpet);
+    }
+    Ok(())
+}
+
+/// The CMOS clock.
+pub(crate) fn add_clock(
+    assembly: &mut Assembly,
+    spec: &MachineSpec,
+    layout: &Layout,
+    timers: &Arc<TimerService>,
+    board: &Arc<Board>,
+) -> Result<(), MachineError> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let seconds = now.map_or(0, |since| since.as_secs() as i64);
     let config = RtcConfig {
@@ -83,13 +100,7 @@ fn add_timers(
         vcpus: spec.vcpus as u8,
     };
     let rtc = Rtc::new(&config, timers, board.rtc_line());
-    assembly.add_at_ports(rtc.clone(), rtc.port_regions())?;
-    if let Some(address) = acpi.hpet {
-        let hpet = Hpet::new(timers, board.hpet_wiring());
-        assembly.map_memory(address.into(), addresses::HPET_LEN, hpet.clone())?;
-        assembly.add(hpet);
-    }
-    Ok(())
+    assembly.add_at_ports(rtc.clone(), rtc.port_regions())
 }
 
 /// Power management, the ways to reset, and the keyboard controller, which is one of them.

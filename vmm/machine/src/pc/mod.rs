@@ -1,42 +1,38 @@
 //! The machine type `pc`: what a stock kernel expects of a Q35-like PC, one function per device family.
 
-mod assembly;
-mod chipset;
-mod firmware;
-mod layout;
+pub(crate) mod chipset;
 mod pci_devices;
-mod serials;
 
+use crate::assembly::{Assembly, MachineBus};
+use crate::firmware::{self, Firmware};
 use crate::kernel::{KernelEntry, KernelImage};
+use crate::layout::Layout;
 use crate::ram::RamPlan;
 use crate::requests::Requests;
-use crate::{MachineError, MachineSpec};
+use crate::{MachineError, MachineSpec, serials, virtio_devices};
 use accel::{AccelVm, Accelerator, VmSpec};
-use assembly::{Assembly, PcBus};
 use boot::MemoryMap;
 use chardev::PortConnection;
 use clock::{TimerService, VmClock};
 use device::Device;
-use firmware::Firmware;
 use guest_memory::{GuestMemory, PreallocProgress};
-use layout::Layout;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// How long the end of the VM waits for output that nobody reads.
 const OUTPUT_PATIENCE: Duration = Duration::from_secs(2);
 
-/// A PC, all but its vCPUs.
+/// A machine of any type, all but its vCPUs.
 pub(crate) struct Pc {
     pub(crate) accel: Arc<dyn AccelVm>,
-    pub(crate) bus: Arc<PcBus>,
-    memory: GuestMemory,
-    map: MemoryMap,
-    timers: Arc<TimerService>,
-    devices: Vec<Arc<dyn Device>>,
-    connections: Vec<PortConnection>,
-    firmware: Firmware,
-    kernel: KernelImage,
+    pub(crate) bus: Arc<MachineBus>,
+    pub(crate) memory: GuestMemory,
+    pub(crate) map: MemoryMap,
+    pub(crate) timers: Arc<TimerService>,
+    pub(crate) devices: Vec<Arc<dyn Device>>,
+    pub(crate) connections: Vec<PortConnection>,
+    pub(crate) firmware: Firmware,
+    pub(crate) kernel: KernelImage,
 }
 
 impl Pc {
@@ -53,7 +49,7 @@ impl Pc {
         let mut acpi = firmware::acpi_config(spec);
         let ram = RamPlan::new(spec, layout.regions())?;
         acpi.numa = ram.numa();
-        let map = layout.map(acpi.ecam())?;
+        let map = layout.map(Some(acpi.ecam()))?;
         let firmware = Firmware::new(&acpi, spec.vcpus, layout.regions())?;
 
         let memory = ram.allocate(progress)?;
@@ -71,18 +67,9 @@ impl Pc {
         let mut connections = serials::add(&mut assembly, &chipset.board, &spec.serials, requests)?;
         let root = pci_devices::add_root(&mut assembly, &acpi, &chipset)?;
         let slots = pci_devices::Slots { root, board: &chipset.board, memory: &memory, accel: &accel };
-        slots.add_disks(&mut assembly, &spec.drives, spec.vcpus)?;
-        if spec.rng {
-            slots.add_rng(&mut assembly)?;
-        }
-        if spec.balloon {
-            slots.add_balloon(&mut assembly)?;
-        }
-        if let Some(console) = &spec.console {
-            connections.push(slots.add_console(&mut assembly, console, requests)?);
-        }
+        connections.extend(virtio_devices::add(&mut assembly, &slots, spec, requests)?);
 
-        let bus = PcBus { mmio: assembly.mmio, pio: assembly.pio, pic: chipset.pic };
+        let bus = MachineBus { mmio: assembly.mmio, pio: assembly.pio, pic: Some(chipset.pic) };
         let devices = assembly.devices;
         Ok(Self { accel, bus: Arc::new(bus), memory, map, timers, devices, connections, firmware, kernel })
     }

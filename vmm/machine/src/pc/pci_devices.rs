@@ -1,26 +1,19 @@
-//! The PCI root complex and the virtio devices on it.
+//! The PCI root complex, and the slots for virtio devices on it.
 
-use super::assembly::{Assembly, wiring};
 use super::chipset::Chipset;
-use super::serials;
-use crate::requests::Requests;
-use crate::{DriveSpec, MachineError};
+use crate::MachineError;
+use crate::assembly::{Assembly, wiring};
+use crate::virtio_devices::Attach;
 use accel::AccelVm;
 use acpi::{AcpiConfig, intx_gsi};
-use chardev::{ChardevSpec, Endpoint, PortConnection, connect_console};
 use chipset_x86::{Board, addresses};
 use guest_memory::GuestMemory;
 use pci::{ConfigPorts, DevFn, ECAM_BYTES_PER_BUS, Ecam, HostBridge, LpcBridge, PciBus, Windows};
 use std::sync::Arc;
 use virtio::{VirtioDevice, VirtioPciConfig, VirtioPciDevice};
-use virtio_balloon::VirtioBalloon;
-use virtio_blk::{RawFile, VirtioBlk, VirtioBlkConfig};
-use virtio_rng::VirtioRng;
 
 /// Ports for I/O BARs: above all fixed ones.
 const IO_WINDOW: std::ops::Range<u64> = 0xc000..0x1_0000;
-/// The most request queues that a disk gets unasked.
-const MOST_QUEUES: u32 = 16;
 
 /// Adds the bus, its bridges and the ways in which the guest reaches configuration space.
 pub(super) fn add_root(
@@ -59,8 +52,8 @@ pub(super) struct Slots<'a> {
     pub(super) accel: &'a Arc<dyn AccelVm>,
 }
 
-impl Slots<'_> {
-    fn add(&self, assembly: &mut Assembly, device: Arc<dyn VirtioDevice>) -> Result<(), MachineError> {
+impl Attach for Slots<'_> {
+    fn attach(&self, assembly: &mut Assembly, device: Arc<dyn VirtioDevice>) -> Result<(), MachineError> {
         let place = self.root.free_slot().map_err(wiring)?;
         let gsi = intx_gsi(place.device(), 0);
         let config = VirtioPciConfig {
@@ -75,56 +68,5 @@ impl Slots<'_> {
         }
         assembly.add(function);
         Ok(())
-    }
-
-    /// Adds a virtio disk for each of `drives`.
-    pub(super) fn add_disks(
-        &self,
-        assembly: &mut Assembly,
-        drives: &[DriveSpec],
-        vcpus: u32,
-    ) -> Result<(), MachineError> {
-        /// Device numbers 1 to 30, less room for the other devices.
-        const MOST: usize = 24;
-        if drives.len() > MOST {
-            return Err(MachineError::TooMany { what: "drives", count: drives.len(), most: MOST });
-        }
-        for drive in drives {
-            let file = RawFile::open(&drive.file, drive.read_only).map_err(|error| MachineError::Drive {
-                path: drive.file.clone(),
-                reason: error.to_string(),
-            })?;
-            let config = VirtioBlkConfig {
-                queues: drive.queues.unwrap_or(vcpus.min(MOST_QUEUES) as u16),
-                serial: drive.serial.clone().unwrap_or_default(),
-                ..VirtioBlkConfig::default()
-            };
-            self.add(assembly, Arc::new(VirtioBlk::new(config, Arc::new(file))))?;
-        }
-        Ok(())
-    }
-
-    /// Adds an entropy source.
-    pub(super) fn add_rng(&self, assembly: &mut Assembly) -> Result<(), MachineError> {
-        self.add(assembly, Arc::new(VirtioRng::new()))
-    }
-
-    /// Adds a balloon.
-    pub(super) fn add_balloon(&self, assembly: &mut Assembly) -> Result<(), MachineError> {
-        self.add(assembly, Arc::new(VirtioBalloon::new()))
-    }
-
-    /// Adds a console connected to what `spec` names; what is returned keeps it connected.
-    pub(super) fn add_console(
-        &self,
-        assembly: &mut Assembly,
-        spec: &ChardevSpec,
-        requests: &Arc<Requests>,
-    ) -> Result<PortConnection, MachineError> {
-        let endpoint = Endpoint::open(spec)?;
-        serials::announce(&endpoint, "the virtio console");
-        let (console, connection) = connect_console(endpoint, serials::events(requests))?;
-        self.add(assembly, console)?;
-        Ok(connection)
     }
 }

@@ -2,8 +2,25 @@
 
 use crate::{MachineError, MachineSpec};
 use acpi::smbios::SmbiosConfig;
-use acpi::{ACPI_WINDOW, AcpiConfig, SMBIOS_WINDOW, SerialPort, Tables, smbios};
+use acpi::{ACPI_WINDOW, AcpiConfig, AcpiError, MicroConfig, SMBIOS_WINDOW, SerialPort, Tables, smbios};
 use chipset_x86::addresses;
+
+/// Where a processor begins in real mode after a reset: here a few instructions that reset the whole machine,
+/// for guests that jump there to have firmware start anew.
+const RESET_VECTOR: u64 = 0xf_fff0;
+/// `cli; mov dx, 0xcf9; mov al, 6; out dx, al; hlt; jmp` back to the `hlt`.
+const RESET_CODE: [u8; 10] = [
+    0xfa,
+    0xba,
+    addresses::RESET_CONTROL_PORT as u8,
+    (addresses::RESET_CONTROL_PORT >> 8) as u8,
+    0xb0,
+    addresses::RESET_CONTROL_VALUE,
+    0xee,
+    0xf4,
+    0xeb,
+    0xfd,
+];
 
 /// ACPI and SMBIOS tables, ready to be written at every reset.
 #[derive(Debug)]
@@ -30,7 +47,7 @@ pub(super) fn acpi_config(spec: &MachineSpec) -> AcpiConfig {
     ports.s5_sleep_type = addresses::SLEEP_TYPE_S5;
     ports.timer_32_bit = chipset_x86::PmConfig::default().timer_32_bits;
     config.pvpanic = Some(addresses::PVPANIC_PORT);
-    config.serials = super::serials::PORTS[..spec.serials.len().min(super::serials::PORTS.len())]
+    config.serials = crate::serials::PORTS[..spec.serials.len().min(crate::serials::PORTS.len())]
         .iter()
         .map(|(port, irq)| SerialPort { port: *port, irq: *irq as u8 })
         .collect();
@@ -44,17 +61,36 @@ impl Firmware {
         vcpus: u32,
         ram: Vec<std::ops::Range<u64>>,
     ) -> Result<Self, MachineError> {
-        let wiring = |error: acpi::AcpiError| MachineError::Wiring(error.to_string());
+        Self::with_acpi(acpi::build(config, ACPI_WINDOW), vcpus, ram)
+    }
+
+    /// The tables for a machine without a chipset.
+    pub(super) fn micro(
+        config: &MicroConfig,
+        vcpus: u32,
+        ram: Vec<std::ops::Range<u64>>,
+    ) -> Result<Self, MachineError> {
+        Self::with_acpi(acpi::build_micro(config, ACPI_WINDOW), vcpus, ram)
+    }
+
+    fn with_acpi(
+        acpi: Result<Tables, AcpiError>,
+        vcpus: u32,
+        ram: Vec<std::ops::Range<u64>>,
+    ) -> Result<Self, MachineError> {
+        let wiring = |error: AcpiError| MachineError::Wiring(error.to_string());
         Ok(Self {
-            acpi: acpi::build(config, ACPI_WINDOW).map_err(wiring)?,
-            smbios: smbios::build(&SmbiosConfig::pc(vcpus as u16, ram), SMBIOS_WINDOW).map_err(wiring)?,
+            acpi: acpi.map_err(wiring)?,
+            smbios: smbios::build(&SmbiosConfig::pc(vcpus as u16, ram), SMBIOS_WINDOW.start..RESET_VECTOR)
+                .map_err(wiring)?,
         })
     }
 
-    /// Writes the tables; returns where the ACPI tables' root pointer is.
+    /// Writes the tables and the reset code; returns where the ACPI tables' root pointer is.
     pub(super) fn write(&self, memory: &guest_memory::GuestMemory) -> Result<u64, MachineError> {
         memory.write(self.acpi.base, &self.acpi.bytes)?;
         memory.write(self.smbios.base, &self.smbios.bytes)?;
+        memory.write(RESET_VECTOR, &RESET_CODE)?;
         Ok(self.acpi.root)
     }
 }

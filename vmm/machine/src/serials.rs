@@ -1,6 +1,6 @@
 //! Serial ports.
 
-use super::assembly::Assembly;
+use crate::assembly::Assembly;
 use crate::requests::{Request, Requests};
 use crate::{MAX_SERIALS, MachineError};
 use chardev::{ChardevSpec, Endpoint, InputEvent, PortConnection, PortEvents, connect_serial};

@@ -63,13 +63,14 @@ pub(super) fn wiring(error: impl Display) -> MachineError {
 }
 
 /// The machine's buses, as vCPUs see them.
-pub(crate) struct PcBus {
+pub(crate) struct MachineBus {
     pub(super) mmio: Arc<MmioBus>,
     pub(super) pio: Arc<PioBus>,
-    pub(super) pic: Arc<Pic>,
+    /// A machine without one never asks for its vectors.
+    pub(super) pic: Option<Arc<Pic>>,
 }
 
-impl VcpuBus for PcBus {
+impl VcpuBus for MachineBus {
     fn mmio_read(&self, gpa: u64, data: &mut [u8]) {
         self.mmio.read(gpa, data);
     }
@@ -87,6 +88,8 @@ impl VcpuBus for PcBus {
     }
 
     fn acknowledge_ext_int(&self) -> u8 {
-        self.pic.acknowledge()
+        /// What a bus reads on which nobody answers.
+        const NOBODY: u8 = 0xff;
+        self.pic.as_ref().map_or(NOBODY, |pic| pic.acknowledge())
     }
 }

@@ -1,4 +1,4 @@
-//! Where memory lies in a PC's physical address space.
+//! Where memory lies in a machine's physical address space.
 
 use crate::{MAX_MEMORY, MIN_MEMORY, MachineError};
 use boot::{MemoryMap, MemoryRegion, RegionKind};
@@ -44,8 +44,9 @@ impl Layout {
     }
 
     /// What the guest is told of its memory; `reserved` is what else it must not use.
-    pub(super) fn map(&self, reserved: Range<u64>) -> Result<MemoryMap, MachineError> {
-        let reserved = [MemoryRegion { range: reserved, kind: RegionKind::Reserved }];
+    pub(super) fn map(&self, reserved: Option<Range<u64>>) -> Result<MemoryMap, MachineError> {
+        let reserved: Vec<_> =
+            reserved.map(|range| MemoryRegion { range, kind: RegionKind::Reserved }).into_iter().collect();
         MemoryMap::pc(self.low(), self.high(), &reserved)
             .map_err(|error| MachineError::Wiring(error.to_string()))
     }

@@ -1,0 +1,84 @@
+//! The virtio devices that every machine type can have, whatever it attaches them to.
+
+use crate::assembly::Assembly;
+use crate::requests::Requests;
+use crate::{DriveSpec, MachineError, MachineSpec, serials};
+use chardev::{ChardevSpec, Endpoint, PortConnection, connect_console};
+use std::sync::Arc;
+use virtio::VirtioDevice;
+use virtio_balloon::VirtioBalloon;
+use virtio_blk::{RawFile, VirtioBlk, VirtioBlkConfig};
+use virtio_rng::VirtioRng;
+
+/// The most request queues that a disk gets unasked.
+const MOST_QUEUES: u32 = 16;
+/// The most disks: as many as a PCI bus has room for beside the other devices.
+const MOST_DRIVES: usize = 24;
+
+/// What virtio devices are attached to: a PCI bus, or memory-mapped registers.
+pub(super) trait Attach {
+    /// Gives `device` the next free place.
+    fn attach(&self, assembly: &mut Assembly, device: Arc<dyn VirtioDevice>) -> Result<(), MachineError>;
+}
+
+/// How many devices [`add`] will attach.
+pub(super) fn count(spec: &MachineSpec) -> usize {
+    let MachineSpec { drives, rng, balloon, console, .. } = spec;
+    drives.len() + usize::from(*rng) + usize::from(*balloon) + usize::from(console.is_some())
+}
+
+/// Whether there are not too many.
+pub(super) fn check(spec: &MachineSpec) -> Result<(), MachineError> {
+    let count = spec.drives.len();
+    if count > MOST_DRIVES {
+        return Err(MachineError::TooMany { what: "drives", count, most: MOST_DRIVES });
+    }
+    Ok(())
+}
+
+/// Adds what `spec` has: disks first, in their order. What is returned keeps a console connected.
+pub(super) fn add(
+    assembly: &mut Assembly,
+    bus: &dyn Attach,
+    spec: &MachineSpec,
+    requests: &Arc<Requests>,
+) -> Result<Vec<PortConnection>, MachineError> {
+    check(spec)?;
+    for drive in &spec.drives {
+        bus.attach(assembly, disk(drive, spec.vcpus)?)?;
+    }
+    if spec.rng {
+        bus.attach(assembly, Arc::new(VirtioRng::new()))?;
+    }
+    if spec.balloon {
+        bus.attach(assembly, Arc::new(VirtioBalloon::new()))?;
+    }
+    match &spec.console {
+        Some(console) => Ok(vec![add_console(assembly, bus, console, requests)?]),
+        None => Ok(Vec::new()),
+    }
+}
+
+fn disk(drive: &DriveSpec, vcpus: u32) -> Result<Arc<VirtioBlk>, MachineError> {
+    let file = RawFile::open(&drive.file, drive.read_only)
+        .map_err(|error| MachineError::Drive { path: drive.file.clone(), reason: error.to_string() })?;
+    let config = VirtioBlkConfig {
+        queues: drive.queues.unwrap_or(vcpus.min(MOST_QUEUES) as u16),
+        serial: drive.serial.clone().unwrap_or_default(),
+        ..VirtioBlkConfig::default()
+    };
+    Ok(Arc::new(VirtioBlk::new(config, Arc::new(file))))
+}
+
+fn add_console(
+    assembly: &mut Assembly,
+    bus: &dyn Attach,
+    spec: &ChardevSpec,
+    requests: &Arc<Requests>,
+) -> Result<PortConnection, MachineError> {
+    let endpoint = Endpoint::open(spec)?;
+    serials::announce(&endpoint, "the virtio console");
+    let (console, connection) = connect_console(endpoint, serials::events(requests))?;
+    bus.attach(assembly, console)?;
+    Ok(connection)
+}

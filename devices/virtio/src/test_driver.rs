@@ -175,19 +175,7 @@ impl Driver {
 
     /// Sets up queue `index` with `size` entries, at a place of its own, and enables it.
     pub fn queue(&self, index: u16, size: u16) -> DriverQueue {
-        let base = 0x1_0000 * (u64::from(index) + 1);
-        let queue = DriverQueue {
-            memory: self.memory.clone(),
-            index,
-            size,
-            descriptors: base,
-            available: base + 0x4000,
-            used: base + 0x8000,
-            next_descriptor: 0,
-            next_available: 0,
-            next_used: 0,
-        };
-        self.memory.write(base, &vec![0; 0x1_0000]).unwrap();
+        let queue = DriverQueue::new(&self.memory, index, size);
         self.enable(&queue);
         queue
     }
@@ -318,6 +306,23 @@ impl Driver {
 }
 
 impl DriverQueue {
+    /// Queue `index` with `size` entries, at a place of its own in `memory`, which is cleared.
+    pub fn new(memory: &GuestMemory, index: u16, size: u16) -> Self {
+        let base = 0x1_0000 * (u64::from(index) + 1);
+        memory.write(base, &vec![0; 0x1_0000]).unwrap();
+        Self {
+            memory: memory.clone(),
+            index,
+            size,
+            descriptors: base,
+            available: base + 0x4000,
+            used: base + 0x8000,
+            next_descriptor: 0,
+            next_available: 0,
+            next_used: 0,
+        }
+    }
+
     /// Writes descriptor `index` of the table.
     pub fn write_descriptor(&self, index: u16, address: u64, len: u32, flags: u16, next: u16) {
         self.memory

@@ -1,3 +1,5 @@
+mod mmio;
+
 use super::*;
 use crate::test_driver::{BUFFERS, Driver, DriverQueue, MEMORY_SIZE, copy_memory, test_memory};
 use ::device::{Device, MmioDevice, SavedState, StateError, decode, encode};

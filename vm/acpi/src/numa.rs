@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use crate::table::with_body;
 use crate::AcpiError;
+use crate::table::with_body;
 
 /// The distance from a node to itself (ACPI 6.5, 5.2.17).
 pub const LOCAL_DISTANCE: u8 = 10;

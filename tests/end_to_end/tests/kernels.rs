@@ -89,7 +89,8 @@ fn multiboot_and_pvh_files_run_on_every_machine() {
         file.write_all(&kernel).unwrap();
         let path = file.path().to_str().unwrap();
         for machine in ["pc", "microvm"] {
-            let output = run(&["run", "-M", machine, "-m", "16M", "--kernel", path, "--debug-exit"]);
+            let output =
+                run(&["run", "--accel", "dbt", "-M", machine, "-m", "16M", "--kernel", path, "--debug-exit"]);
             let errors = String::from_utf8_lossy(&output.stderr);
             assert_eq!(String::from_utf8_lossy(&output.stdout), TEXT, "{name} on {machine}: {errors}");
             assert_eq!(output.status.code(), Some(2 * i32::from(EXIT) + 1), "{name} on {machine}: {errors}");

@@ -57,16 +57,35 @@ fn main() -> ExitCode {
     };
     result.unwrap_or_else(|error| {
         chardev::RawTerminal::restore();
-        eprintln!("vireo: {error:#}");
+        eprintln!("vireo: {}", one_line(&error));
         let no_accelerator = error.is::<accelerator::NoAccelerator>();
         ExitCode::from(if no_accelerator { exit::NO_ACCELERATOR } else { exit::ERROR })
     })
 }
 
+/// An error with its causes, but for those that it names itself.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
-    use super::Arguments;
+    use super::{Arguments, one_line};
     use clap::CommandFactory;
+
+    #[test]
+    fn a_cause_is_named_once() {
+        let error = anyhow::Error::msg("no such file").context("cannot read x: no such file").context("a VM");
+        assert_eq!(one_line(&error), "a VM: cannot read x: no such file");
+        assert_eq!(one_line(&anyhow::Error::msg("alone")), "alone");
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

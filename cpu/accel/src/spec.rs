@@ -119,6 +119,9 @@ impl Tier {
 pub struct VmSpec {
     /// How many vCPUs it will have; their APIC ids are `0..vcpus`.
     pub vcpus: u32,
+    /// How many of them CPUID says to be in one socket, where they share the last cache: a power of two, or
+    /// all of them.
+    pub socket_vcpus: u32,
     /// What they announce.
     pub cpu: CpuSpec,
     /// How they execute, where there is a choice.
@@ -128,9 +131,22 @@ pub struct VmSpec {
     pub halt_poll: Option<Duration>,
 }
 
+impl VmSpec {
+    /// [`VmSpec::socket_vcpus`], of those that there are.
+    pub fn vcpus_per_socket(&self) -> u32 {
+        self.socket_vcpus.clamp(1, self.vcpus.max(1))
+    }
+}
+
 impl Default for VmSpec {
     fn default() -> Self {
-        Self { vcpus: 1, cpu: CpuSpec::default(), tier: Tier::default(), halt_poll: None }
+        Self {
+            vcpus: 1,
+            socket_vcpus: u32::MAX,
+            cpu: CpuSpec::default(),
+            tier: Tier::default(),
+            halt_poll: None,
+        }
     }
 }
 

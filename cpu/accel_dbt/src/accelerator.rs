@@ -47,7 +47,7 @@ impl Accelerator for DbtAccelerator {
         if !(1..=MAX_VCPUS).contains(&spec.vcpus) {
             return Err(AccelError::VcpuCount { accelerator: NAME, vcpus: spec.vcpus, most: MAX_VCPUS });
         }
-        let model = cpu_model(&spec.cpu)?.with_vcpus(spec.vcpus);
+        let model = cpu_model(&spec.cpu)?.with_vcpus(spec.vcpus_per_socket());
         let translator = match spec.tier {
             Tier::Interpreter => None,
             Tier::Auto | Tier::Translator => Some(translator(spec, memory)?),

@@ -62,7 +62,7 @@ impl Accelerator for KvmAccelerator {
         if !(1..=most).contains(&spec.vcpus) {
             return Err(AccelError::VcpuCount { accelerator: NAME, vcpus: spec.vcpus, most });
         }
-        let cpu = CpuTemplate::new(&self.kvm, &spec.cpu, spec.vcpus)?;
+        let cpu = CpuTemplate::new(&self.kvm, &spec.cpu, spec.vcpus_per_socket())?;
         Ok(Arc::new(KvmVm::new(&self.kvm, spec, cpu, memory, timers)?))
     }
 }

@@ -48,8 +48,13 @@ pub(crate) fn build(
 
     let memory = ram.allocate(progress)?;
     let timers = TimerService::new(VmClock::new()).map_err(MachineError::Thread)?;
-    let vm_spec =
-        VmSpec { vcpus: spec.vcpus, cpu: spec.cpu.clone(), tier: spec.tier, halt_poll: spec.host.halt_poll };
+    let vm_spec = VmSpec {
+        vcpus: spec.vcpus,
+        socket_vcpus: ram.socket_vcpus(),
+        cpu: spec.cpu.clone(),
+        tier: spec.tier,
+        halt_poll: spec.host.halt_poll,
+    };
     let accel = accelerator.create_vm(&vm_spec, &memory, &timers)?;
     // There is no timer of known rate that Linux could learn the rate of the time-stamp counter by, and
     // nothing to find by looking for PCI.

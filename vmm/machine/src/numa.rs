@@ -201,6 +201,24 @@ impl NumaNodes {
         Numa { nodes: nodes.collect(), distances: self.distances.clone() }
     }
 
+    /// How many vCPUs a socket can have so that it is in one node: guests don't believe otherwise. A power of
+    /// two, as APIC ids number sockets, or all of them.
+    pub(crate) fn socket_vcpus(&self) -> u32 {
+        let inside = |node: &NodeSpec, size: u32| {
+            // With each of its vCPUs a node has the whole socket, as far as there are vCPUs.
+            let count: usize = self.nodes.iter().map(|node| node.vcpus.len()).sum();
+            node.vcpus.iter().all(|vcpu| {
+                let socket = vcpu / size * size..(vcpu / size * size).saturating_add(size);
+                socket.take_while(|vcpu| (*vcpu as usize) < count).all(|vcpu| node.vcpus.contains(&vcpu))
+            })
+        };
+        if self.nodes.len() == 1 {
+            return u32::MAX;
+        }
+        let sizes = (0..8).rev().map(|bit| 1 << bit);
+        sizes.into_iter().find(|size| self.nodes.iter().all(|node| inside(node, *size))).unwrap_or(1)
+    }
+
     /// Where on the host its memory is to be.
     pub(crate) fn bindings(&self, ram: &[Range<u64>]) -> Vec<NodeBinding> {
         let mut bindings = Vec::new();
@@ -329,6 +347,21 @@ mod tests {
         assert_eq!((told.nodes[0].memory[0].end, told.nodes[1].memory[0].end), (50 * MIB, 101 * MIB));
         assert_eq!(told.distances[0], [10, 20]);
         assert_eq!(NumaNodes::new(&NumaSpec::default(), 1, MIB, 4096), Ok(None));
+    }
+
+    #[test]
+    fn a_socket_is_in_one_node() {
+        let size = |nodes: &[&[u32]]| {
+            let count = nodes.iter().map(|vcpus| vcpus.len()).sum::<usize>() as u32;
+            let nodes: Vec<_> = nodes.iter().map(|vcpus| node(vcpus, None)).collect();
+            NumaNodes::new(&spec(&nodes, &[]), count, MIB, 4096).unwrap().unwrap().socket_vcpus()
+        };
+        assert_eq!(size(&[&[0, 1], &[2, 3]]), 2);
+        assert_eq!(size(&[&[0, 2], &[1, 3]]), 1);
+        assert_eq!(size(&[&[0, 1, 2, 3], &[4, 5], &[]]), 2);
+        assert_eq!(size(&[&[0, 1, 2, 3], &[4]]), 4);
+        assert_eq!(size(&[&[0, 1, 2], &[3]]), 1);
+        assert_eq!(size(&[&[0, 1, 2]]), u32::MAX);
     }
 
     #[test]

@@ -34,6 +34,11 @@ impl RamPlan {
         self.numa.as_ref().map(|numa| numa.acpi(&self.regions))
     }
 
+    /// How many vCPUs a socket has.
+    pub(crate) fn socket_vcpus(&self) -> u32 {
+        self.numa.as_ref().map_or(u32::MAX, NumaNodes::socket_vcpus)
+    }
+
     /// The memory. `progress` is told of what is allocated in advance.
     pub(crate) fn allocate(&self, progress: PreallocProgress<'_>) -> Result<GuestMemory, MachineError> {
         Ok(GuestMemory::with_options(&self.regions, &self.options, progress)?)

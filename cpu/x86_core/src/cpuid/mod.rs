@@ -178,7 +178,7 @@ impl CpuModel {
         self.name
     }
 
-    /// The model in a machine of `vcpus` processors: one socket of as many cores.
+    /// The model in a machine with sockets of `vcpus` processors, each a core.
     #[must_use]
     pub fn with_vcpus(mut self, vcpus: u32) -> Self {
         self.vcpus = vcpus.max(1);
@@ -187,7 +187,7 @@ impl CpuModel {
         self
     }
 
-    /// The processors of the machine.
+    /// The processors of a socket.
     pub fn vcpus(&self) -> u32 {
         self.vcpus
     }

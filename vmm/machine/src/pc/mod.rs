@@ -56,6 +56,7 @@ impl Pc {
         let timers = TimerService::new(VmClock::new()).map_err(MachineError::Thread)?;
         let vm_spec = VmSpec {
             vcpus: spec.vcpus,
+            socket_vcpus: ram.socket_vcpus(),
             cpu: spec.cpu.clone(),
             tier: spec.tier,
             halt_poll: spec.host.halt_poll,

@@ -26,7 +26,7 @@ fn moved(target: &Target<'_>, from: &Rig) -> Rig {
 }
 
 pub(crate) fn a_saved_run_goes_on_elsewhere(target: &Target<'_>) {
-    const ROUNDS: u32 = 300_000;
+    const ROUNDS: u32 = 2_000_000;
     // Mixes integer, vector and x87 registers and memory for a while.
     let listing = |a: &mut CodeAssembler| {
         let mut again = a.create_label();

@@ -1,12 +1,8 @@
-//! CPU models: what CPUID announces.
+//! CPU models: what CPUID announces, whatever executes the instructions.
 
 pub mod feature;
 mod names;
 
-#[cfg(test)]
-mod tests;
-
-use crate::Core;
 use feature::{Feature, WORDS};
 pub use names::FeatureError;
 
@@ -244,8 +240,32 @@ impl CpuModel {
         self.words[word as usize]
     }
 
-    /// A leaf that depends on nothing but the model, the processor's id and the TSC's rate.
-    fn leaf(&self, leaf: u32, sub: u32, id: u32, tsc_hertz: u64) -> [u32; 4] {
+    /// The leaves that say something, each with how many subleaves do.
+    pub const LEAVES: &[(u32, u32)] = &[
+        (0, 1),
+        (1, 1),
+        (6, 1),
+        (7, 1),
+        (0xb, 3),
+        (0x4000_0000, 1),
+        (0x4000_0010, 1),
+        (0x8000_0000, 1),
+        (0x8000_0001, 1),
+        (0x8000_0002, 1),
+        (0x8000_0003, 1),
+        (0x8000_0004, 1),
+        (0x8000_0005, 1),
+        (0x8000_0006, 1),
+        (0x8000_0007, 1),
+        (0x8000_0008, 1),
+        (0x8000_001d, 4),
+        (0x8000_001e, 1),
+        (0x8000_0021, 1),
+    ];
+
+    /// EAX, EBX, ECX and EDX of a leaf, for the processor with APIC id `id` and a time-stamp counter of
+    /// `tsc_hertz`, but for what depends on its state: OSXSAVE, and whether its APIC is on.
+    pub fn leaf(&self, leaf: u32, sub: u32, id: u32, tsc_hertz: u64) -> [u32; 4] {
         use feature::Word;
         match leaf {
             0 => vendor(0x10),
@@ -341,22 +361,4 @@ fn text4(eax: u32, text: &[u8; 12]) -> [u32; 4] {
 fn vendor(eax: u32) -> [u32; 4] {
     let [eax, ebx, edx, ecx] = text4(eax, b"AuthenticAMD");
     [eax, ebx, ecx, edx]
-}
-
-impl Core<'_> {
-    /// CPUID: EAX, EBX, ECX and EDX.
-    pub fn cpuid(&self, leaf: u32, sub: u32) -> [u32; 4] {
-        let model = &self.cpu.model;
-        let mut out = model.leaf(leaf, sub, self.cpu.apic_id, self.platform.tsc_hertz());
-        if leaf == 1 {
-            if self.cpu.cr4 & crate::cr4::OSXSAVE != 0 {
-                out[2] |= 1 << feature::OSXSAVE.bit;
-            }
-            // The APIC can be switched off in APIC_BASE; then it is not announced.
-            if self.platform.apic_msr(0x1b).is_some_and(|base| base & 1 << 11 == 0) {
-                out[3] &= !(1 << feature::APIC.bit);
-            }
-        }
-        out
-    }
 }

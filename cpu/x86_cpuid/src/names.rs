@@ -32,6 +32,7 @@ const NAMES: &[(&[&str], Feature)] = &[
     (&["popcnt"], feature::POPCNT),
     (&["tsc_deadline_timer", "tsc_deadline"], feature::TSC_DEADLINE),
     (&["aes"], feature::AES),
+    (&["pcid"], feature::PCID),
     (&["xsave"], feature::XSAVE),
     (&["avx"], feature::AVX),
     (&["f16c"], feature::F16C),
@@ -45,6 +46,32 @@ const NAMES: &[(&[&str], Feature)] = &[
     (&["smep"], feature::SMEP),
     (&["bmi2"], feature::BMI2),
     (&["erms"], feature::ERMS),
+    (&["invpcid"], feature::INVPCID),
+    (&["avx512f"], feature::AVX512F),
+    (&["avx512dq"], feature::AVX512DQ),
+    (&["avx512ifma"], feature::AVX512IFMA),
+    (&["avx512cd"], feature::AVX512CD),
+    (&["avx512bw"], feature::AVX512BW),
+    (&["avx512vl"], feature::AVX512VL),
+    (&["avx512vbmi"], feature::AVX512VBMI),
+    (&["avx512_vbmi2"], feature::AVX512VBMI2),
+    (&["avx512_vnni"], feature::AVX512VNNI),
+    (&["avx512_bitalg"], feature::AVX512BITALG),
+    (&["avx512_vpopcntdq"], feature::AVX512VPOPCNTDQ),
+    (&["gfni"], feature::GFNI),
+    (&["vaes"], feature::VAES),
+    (&["vpclmulqdq"], feature::VPCLMULQDQ),
+    (&["pku"], feature::PKU),
+    (&["la57"], feature::LA57),
+    (&["xsaveopt"], feature::XSAVEOPT),
+    (&["xsavec"], feature::XSAVEC),
+    (&["xgetbv1"], feature::XGETBV1),
+    (&["xsaves"], feature::XSAVES),
+    (&["spec_ctrl"], feature::SPEC_CTRL),
+    (&["stibp"], feature::INTEL_STIBP),
+    (&["ssbd"], feature::SSBD),
+    (&["flush_l1d"], feature::FLUSH_L1D),
+    (&["arch_capabilities"], feature::ARCH_CAPABILITIES),
     (&["rdseed"], feature::RDSEED),
     (&["adx"], feature::ADX),
     (&["smap"], feature::SMAP),
@@ -86,20 +113,35 @@ fn known() -> String {
     NAMES.iter().map(|(names, _)| names[0]).collect::<Vec<_>>().join(", ")
 }
 
+impl Feature {
+    /// The feature of that name: Linux's, or another that it goes by. `-` and `.` are as `_`.
+    ///
+    /// # Errors
+    /// [`FeatureError::Unknown`] if there is none.
+    pub fn by_name(name: &str) -> Result<Self, FeatureError> {
+        let name = name.to_ascii_lowercase().replace(['-', '.'], "_");
+        let found = NAMES.iter().find(|(names, _)| names.contains(&name.as_str()));
+        found.map(|(_, feature)| *feature).ok_or(FeatureError::Unknown)
+    }
+
+    /// Whether no 64-bit processor can be without it.
+    pub fn is_needed(self) -> bool {
+        X86_64.contains(&self) && !DISPENSABLE.contains(&self)
+    }
+}
+
 impl CpuModel {
     /// Switches a feature on or off by its name. What the model `max` lacks cannot be switched on.
     ///
     /// # Errors
     /// [`FeatureError`]; the model is then as before.
     pub fn change_feature(&mut self, name: &str, on: bool) -> Result<(), FeatureError> {
-        let name = name.to_ascii_lowercase().replace(['-', '.'], "_");
-        let found = NAMES.iter().find(|(names, _)| names.contains(&name.as_str()));
-        let (_, feature) = *found.ok_or(FeatureError::Unknown)?;
+        let feature = Feature::by_name(name)?;
         let most = Self::by_name("max").map_err(|_| FeatureError::Unavailable)?;
         if on && !most.has(feature) {
             return Err(FeatureError::Unavailable);
         }
-        if !on && X86_64.contains(&feature) && !DISPENSABLE.contains(&feature) {
+        if !on && feature.is_needed() {
             return Err(FeatureError::Needed);
         }
         self.set(feature, on);

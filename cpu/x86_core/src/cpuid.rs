@@ -1,0 +1,25 @@
+//! CPUID: what the processor's model announces.
+
+#[cfg(test)]
+mod tests;
+
+use crate::Core;
+pub use x86_cpuid::{APIC_BUS_HERTZ, CpuModel, FeatureError, UnknownModel, feature};
+
+impl Core<'_> {
+    /// CPUID: EAX, EBX, ECX and EDX.
+    pub fn cpuid(&self, leaf: u32, sub: u32) -> [u32; 4] {
+        let model = &self.cpu.model;
+        let mut out = model.leaf(leaf, sub, self.cpu.apic_id, self.platform.tsc_hertz());
+        if leaf == 1 {
+            if self.cpu.cr4 & crate::cr4::OSXSAVE != 0 {
+                out[2] |= 1 << feature::OSXSAVE.place().bit;
+            }
+            // The APIC can be switched off in APIC_BASE; then it is not announced.
+            if self.platform.apic_msr(0x1b).is_some_and(|base| base & 1 << 11 == 0) {
+                out[3] &= !(1 << feature::APIC.place().bit);
+            }
+        }
+        out
+    }
+}

@@ -1,24 +1,12 @@
 //! Interrupts, timers, stops.
 
-use crate::guest::{APIC, Asm, CODE, DATA, assemble, boot64, exit, progress, set_handler};
+use crate::guest::{APIC, Asm, DATA, boot64, exit, interrupt_handler as handler, progress};
 use crate::rig::{Access, Rig, Target};
 use accel::HaltReason;
 use iced_x86::code_asm::*;
 use irq::MsiMessage;
 use parking_lot::Mutex;
 use std::sync::Arc;
-
-/// Where handlers are.
-const HANDLER: u64 = CODE + 0x1_0000;
-
-/// Installs a handler for `vector`; `listing` must end with IRETQ.
-fn handler(rig: &Rig, vector: u8, listing: impl FnOnce(&mut CodeAssembler) -> Asm) {
-    let at = HANDLER + u64::from(vector) * 0x100;
-    let code = assemble(64, at, listing);
-    assert!(code.len() <= 0x100, "the handler has room");
-    rig.write(at, &code);
-    set_handler(rig, vector, at);
-}
 
 /// A handler that counts in memory at `DATA + 8 * vector` and ends the interrupt.
 fn counting_handler(rig: &Rig, vector: u8) {
@@ -90,6 +78,61 @@ pub(crate) fn stop_ends_a_halt(target: &Target<'_>) {
     let before = rig.vcpus[0].save().unwrap();
     assert_eq!(rig.vcpus[0].run(&*rig.bus, &stop), HaltReason::Stopped);
     assert_eq!(rig.vcpus[0].save().unwrap().rip, before.rip);
+}
+
+pub(crate) fn no_stop_is_lost(target: &Target<'_>) {
+    let mut rig = Rig::new(target, 2);
+    // In guest code, in accesses to a device, and asleep.
+    boot64(&mut rig, |a| {
+        let (mut again, mut busy) = (a.create_label(), a.create_label());
+        a.mov(rsi, DATA)?;
+        a.set_label(&mut again)?;
+        a.mov(ecx, 300)?;
+        a.set_label(&mut busy)?;
+        a.inc(qword_ptr(rsi))?;
+        a.dec(ecx)?;
+        a.jne(busy)?;
+        a.out(0x80, al)?;
+        a.jmp(again)
+    });
+    for round in 0..200u32 {
+        let before = rig.read_u64(DATA);
+        let reasons = rig.run_while(|rig, stop| {
+            if round % 8 == 7 {
+                rig.wait_for_change(DATA, before);
+            }
+            for _ in 0..(round % 8) * 500 {
+                std::hint::spin_loop();
+            }
+            stop.stop();
+        });
+        assert_eq!(reasons, [HaltReason::Stopped, HaltReason::Stopped], "round {round}");
+        rig.bus.forget();
+    }
+    assert!(rig.read_u64(DATA) > 0);
+}
+
+pub(crate) fn kicks_leave_the_guest_running(target: &Target<'_>) {
+    let mut rig = Rig::new(target, 1);
+    boot64(&mut rig, |a| {
+        let mut again = a.create_label();
+        a.mov(rsi, DATA)?;
+        a.mov(ecx, 2_000_000)?;
+        a.set_label(&mut again)?;
+        a.inc(qword_ptr(rsi))?;
+        a.dec(ecx)?;
+        a.jne(again)?;
+        a.mov(eax, dword_ptr(rsi))?;
+        exit(a)
+    });
+    let reasons = rig.run_while(|rig, stop| {
+        while rig.bus.exit().is_none() && !stop.is_stopped() {
+            stop.kick();
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    });
+    assert_eq!(reasons, [HaltReason::Stopped]);
+    assert_eq!(rig.bus.exit(), Some(2_000_000));
 }
 
 pub(crate) fn an_msi_wakes_a_halted_processor(target: &Target<'_>) {

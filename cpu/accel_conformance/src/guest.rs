@@ -89,6 +89,18 @@ pub(crate) fn set_handler(rig: &Rig, vector: u8, handler: u64) {
     rig.write(IDT + u64::from(vector) * 16, &words(&[low, handler >> 32]));
 }
 
+/// Where interrupts' handlers are.
+const HANDLERS: u64 = CODE + 0x1_0000;
+
+/// Installs a handler for `vector`; `listing` must end with IRETQ.
+pub(crate) fn interrupt_handler(rig: &Rig, vector: u8, listing: impl FnOnce(&mut CodeAssembler) -> Asm) {
+    let at = HANDLERS + u64::from(vector) * 0x100;
+    let code = assemble(64, at, listing);
+    assert!(code.len() <= 0x100, "the handler has room");
+    rig.write(at, &code);
+    set_handler(rig, vector, at);
+}
+
 /// GDTR and IDTR of the tables.
 pub(crate) fn table_registers() -> (TableRegister, TableRegister) {
     (TableRegister { base: GDT, limit: 31 }, TableRegister { base: IDT, limit: 0xfff })

@@ -7,8 +7,11 @@
 #![allow(clippy::too_many_lines)]
 
 mod basic;
+mod cross;
 mod events;
 mod guest;
+mod io;
+mod modes;
 mod rig;
 mod smp;
 mod snapshot;
@@ -39,7 +42,22 @@ macro_rules! for_each_case {
             basic::modified_code_is_executed,
             basic::code_modified_from_outside_is_executed,
             basic::the_dirty_log_has_the_pages_written,
+            io::mmio_of_string_instructions,
+            io::mmio_of_vector_instructions,
+            io::mmio_that_is_read_modified_and_written,
+            io::doorbells_signal_without_the_bus,
+            io::events_raise_interrupts,
+            io::the_dirty_log_starts_over_when_taken,
+            modes::real_mode_interrupts_use_the_vector_table,
+            modes::protected_mode_pages_with_two_levels,
+            modes::protected_mode_pages_with_pae,
+            modes::compatibility_mode_runs_in_long_mode,
+            modes::page_faults_say_what_was_wrong,
+            modes::the_trap_flag_steps,
+            modes::a_double_fault_has_a_stack_of_its_own,
             events::stop_ends_a_busy_loop,
+            events::no_stop_is_lost,
+            events::kicks_leave_the_guest_running,
             events::stop_ends_a_halt,
             events::an_msi_wakes_a_halted_processor,
             events::level_triggered_interrupts_are_ended,
@@ -51,6 +69,7 @@ macro_rules! for_each_case {
             events::tsc_deadlines_arrive,
             events::the_counter_advances_and_stops,
             smp::init_and_sipi_start_a_processor,
+            smp::x2apic_starts_processors,
             smp::processors_answer_each_other_s_interrupts,
             smp::locked_increments_are_not_lost,
             smp::a_processor_modifies_another_s_code,
@@ -71,6 +90,52 @@ macro_rules! list {
 }
 
 for_each_case!(list);
+
+/// One guest that runs under two accelerators in turn.
+#[derive(Debug, Clone, Copy)]
+pub struct CrossCase {
+    /// Its name.
+    pub name: &'static str,
+    /// Runs it; panics if it fails. It starts under the first.
+    pub run: fn(&Target<'_>, &Target<'_>),
+}
+
+/// Hands the list of all cases of two accelerators, as `name, ...`, to the macro `$callback`.
+#[macro_export]
+macro_rules! for_each_cross_case {
+    ($callback:ident) => {
+        $callback! {
+            a_run_alternates,
+            string_instructions_are_moved_in_their_middle,
+            a_busy_run_alternates,
+            an_interrupt_is_ended_elsewhere,
+            a_timer_goes_on_elsewhere,
+            a_processor_is_started_elsewhere,
+            a_halted_processor_is_woken_elsewhere,
+            an_event_in_flight_arrives_elsewhere,
+            both_processors_go_on_elsewhere,
+        }
+    };
+}
+
+macro_rules! cross_list {
+    ($($name:ident),* $(,)?) => {
+        /// All cases of two accelerators.
+        pub const CROSS_CASES: &[CrossCase] =
+            &[$(CrossCase { name: stringify!($name), run: cross::$name }),*];
+    };
+}
+
+for_each_cross_case!(cross_list);
+
+/// Runs the case of two accelerators with this name, from the first to the second.
+///
+/// # Panics
+/// If it fails, or there is none.
+pub fn run_cross(name: &str, from: &Target<'_>, to: &Target<'_>) {
+    let case = CROSS_CASES.iter().find(|case| case.name == name);
+    (case.expect("a case of this suite").run)(from, to);
+}
 
 /// Runs the case with this name.
 ///

@@ -26,6 +26,8 @@ pub(crate) const TOP: Range<u64> = 0xffff_0000..0x1_0000_0000;
 pub(crate) const EXIT_PORT: u16 = 0xf4;
 /// A guest writes progress here.
 pub(crate) const LOG_PORT: u16 = 0xe9;
+/// A guest that writes here is stopped.
+pub(crate) const STOP_PORT: i32 = 0xe8;
 /// Reads and writes here are recorded.
 pub(crate) const MMIO: u64 = 0xd000_0000;
 
@@ -46,6 +48,8 @@ pub(crate) enum Access {
 struct Recorded {
     log: Vec<Access>,
     exit: Option<u64>,
+    /// The guest wrote to the stop port.
+    stopped: bool,
 }
 
 /// Records what the guest does.
@@ -102,6 +106,20 @@ impl RecordingBus {
         }
     }
 
+    /// Forgets everything so far.
+    pub(crate) fn forget(&self) {
+        *self.recorded.lock() = Recorded::default();
+    }
+
+    /// Waits until the guest has asked to be stopped, or has ended; the run's `stop` is said then.
+    pub(crate) fn wait_for_stop(&self, stop: &StopToken) {
+        let mut recorded = self.recorded.lock();
+        while recorded.exit.is_none() && !recorded.stopped && !stop.is_stopped() {
+            let late = self.changed.wait_for(&mut recorded, LIMIT).timed_out();
+            assert!(!late, "the guest does not stop: {:x?}", recorded.log);
+        }
+    }
+
     /// What the guest wrote to the exit port.
     pub(crate) fn exit(&self) -> Option<u64> {
         self.recorded.lock().exit
@@ -137,6 +155,11 @@ impl VcpuBus for RecordingBus {
         self.note(Access::Out(port, data.len(), value(data)));
         if port == EXIT_PORT {
             self.recorded.lock().exit = Some(value(data));
+            self.changed.notify_all();
+            self.stop.lock().stop();
+        }
+        if i32::from(port) == STOP_PORT {
+            self.recorded.lock().stopped = true;
             self.changed.notify_all();
             self.stop.lock().stop();
         }

@@ -76,6 +76,59 @@ pub(crate) fn init_and_sipi_start_a_processor(target: &Target<'_>) {
     assert_eq!(seen, [0, 1, 2]);
 }
 
+pub(crate) fn x2apic_starts_processors(target: &Target<'_>) {
+    let mut rig = Rig::new(target, 4);
+    let trampoline = assemble(16, 0, |a| {
+        let mut again = a.create_label();
+        a.mov(ax, cs)?;
+        a.mov(ds, eax)?;
+        a.mov(ecx, 0x1b)?;
+        a.rdmsr()?;
+        a.or(eax, 1 << 10)?;
+        a.wrmsr()?;
+        a.mov(ecx, 0x802)?;
+        a.rdmsr()?; // who it is
+        a.mov(ebx, eax)?;
+        a.db(&[0x88, 0x9f, 0x00, 0x02])?; // mov [bx + 0x200], bl
+        a.db(&[0xf0, 0xff, 0x06, 0x00, 0x01])?; // lock inc word [0x100]
+        a.set_label(&mut again)?;
+        a.cli()?;
+        a.hlt()?;
+        a.jmp(again)
+    });
+    rig.write(TRAMPOLINE, &trampoline);
+    let counter = TRAMPOLINE + 0x100;
+    boot64(&mut rig, |a| {
+        let mut wait = a.create_label();
+        a.mov(rsi, counter)?;
+        a.mov(ecx, 0x1b)?;
+        a.rdmsr()?;
+        a.or(eax, 1 << 10)?;
+        a.wrmsr()?;
+        a.mov(ecx, 0x830)?;
+        // By number, each a 32-bit destination.
+        for destination in 1..4 {
+            for command in [0xc500, 0x4600 | (TRAMPOLINE >> 12) as i32] {
+                a.mov(edx, destination)?;
+                a.mov(eax, command)?;
+                a.wrmsr()?;
+            }
+        }
+        a.set_label(&mut wait)?;
+        a.pause()?;
+        a.cmp(word_ptr(rsi), 3)?;
+        a.jb(wait)?;
+        a.movzx(eax, word_ptr(rsi))?;
+        exit(a)
+    });
+    assert_eq!(rig.run(), 3);
+    let mut seen = [0; 4];
+    rig.memory.read(TRAMPOLINE + 0x200, &mut seen).unwrap();
+    assert_eq!(seen, [0, 1, 2, 3]);
+    let modes = rig.vcpus.iter().map(|vcpu| vcpu.save().unwrap().lapic.apic_base >> 10 & 1);
+    assert_eq!(modes.collect::<Vec<_>>(), [1; 4]);
+}
+
 /// Counts in memory at `RSI`, and ends the interrupt.
 fn counting_handler(rig: &Rig, vector: u8, offset: i32) {
     let at = HANDLER + u64::from(vector) * 0x100;

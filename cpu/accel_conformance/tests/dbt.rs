@@ -1,7 +1,7 @@
 //! The translator's accelerator against the suite.
 
 use accel::Tier;
-use accel_conformance::{Target, for_each_case};
+use accel_conformance::{Target, for_each_case, for_each_cross_case};
 use accel_dbt::DbtAccelerator;
 
 macro_rules! interpreter {
@@ -33,6 +33,22 @@ for_each_case!(translator);
 fn run(name: &str, tier: Tier) {
     accel_conformance::run(name, &Target { accelerator: &DbtAccelerator, tier });
 }
+
+macro_rules! between_tiers {
+    ($($name:ident),* $(,)?) => {
+        mod between_tiers {
+            $(#[test]
+            fn $name() {
+                let target = |tier| super::Target { accelerator: &super::DbtAccelerator, tier };
+                let [interpreter, translator] = [super::Tier::Interpreter, super::Tier::Translator].map(target);
+                accel_conformance::run_cross(stringify!($name), &interpreter, &translator);
+                accel_conformance::run_cross(stringify!($name), &translator, &interpreter);
+            })*
+        }
+    };
+}
+
+for_each_cross_case!(between_tiers);
 
 macro_rules! lockstep {
     ($($name:ident),* $(,)?) => {

@@ -2,16 +2,23 @@
 //! listed, and not run.
 
 use accel::Tier;
-use accel_conformance::{Target, for_each_case};
+use accel_conformance::{Target, for_each_case, for_each_cross_case};
+use accel_dbt::DbtAccelerator;
 use accel_kvm::{Engine, HostReport, KvmAccelerator};
 
 /// The cases that a software KVM (`kvm_pvm`) gets wrong or cannot run, each with what it lacks.
 const BEYOND_SOFTWARE: &[(&str, &str)] = &[
     ("a_saved_run_goes_on_elsewhere", "it emulates no x87 instructions in privileged code"),
+    ("a_run_alternates", "it emulates no x87 instructions in privileged code"),
+    ("the_dirty_log_starts_over_when_taken", "it emulates no x87 instructions in privileged code"),
+    ("a_busy_run_alternates", "it emulates few vector instructions in privileged code"),
     ("exceptions_arrive_with_error_codes", "it emulates no INT3 in privileged code"),
+    ("protected_mode_pages_with_two_levels", "it pages in 64-bit mode only"),
+    ("protected_mode_pages_with_pae", "it pages in 64-bit mode only"),
     ("interrupts_wait_for_their_shadow", "it delivers interrupts late in privileged code"),
     ("task_priority_holds_interrupts_back", "it delivers interrupts late in privileged code"),
     ("level_triggered_interrupts_are_ended", "it does not report the end of an interrupt"),
+    ("an_interrupt_is_ended_elsewhere", "it does not report the end of an interrupt"),
 ];
 
 macro_rules! kvm {
@@ -25,17 +32,53 @@ macro_rules! kvm {
 
 for_each_case!(kvm);
 
+macro_rules! between_accelerators {
+    ($($name:ident),* $(,)?) => {
+        mod with_the_translator {
+            $(#[test]
+            fn $name() {
+                super::run_between(stringify!($name), super::Tier::Translator);
+            })*
+        }
+        mod with_the_interpreter {
+            $(#[test]
+            fn $name() {
+                super::run_between(stringify!($name), super::Tier::Interpreter);
+            })*
+        }
+    };
+}
+
+for_each_cross_case!(between_accelerators);
+
+/// Runs a case on KVM, if it can be had here.
 fn run(name: &str) {
+    if let Some(accelerator) = kvm_for(name) {
+        accel_conformance::run(name, &Target { accelerator: &accelerator, tier: Tier::Auto });
+    }
+}
+
+/// Runs a case of two accelerators on KVM and the other one, in both directions.
+fn run_between(name: &str, tier: Tier) {
+    if let Some(accelerator) = kvm_for(name) {
+        let kvm = Target { accelerator: &accelerator, tier: Tier::Auto };
+        let dbt = Target { accelerator: &DbtAccelerator, tier };
+        accel_conformance::run_cross(name, &kvm, &dbt);
+        accel_conformance::run_cross(name, &dbt, &kvm);
+    }
+}
+
+/// KVM, if this case can run here.
+fn kvm_for(name: &str) -> Option<KvmAccelerator> {
     let host = HostReport::probe();
     if let Err(problem) = host.usable() {
         eprintln!("{name} is NOT RUN: {problem}");
-        return;
+        return None;
     }
     let lacking = BEYOND_SOFTWARE.iter().find(|(case, _)| *case == name);
     if let (Engine::Software { module }, Some((_, lacking))) = (&host.engine, lacking) {
         eprintln!("{name} is NOT RUN on the software KVM ({module}): {lacking}");
-        return;
+        return None;
     }
-    let accelerator = KvmAccelerator::open().expect("the host's KVM was just found usable");
-    accel_conformance::run(name, &Target { accelerator: &accelerator, tier: Tier::Auto });
+    Some(KvmAccelerator::open().expect("the host's KVM was just found usable"))
 }

@@ -29,13 +29,13 @@ fn errno(error: kvm_ioctls::Error) -> io::Error {
 pub(crate) fn save(vcpu: &KvmVcpu) -> Host<X86State> {
     let fd = &vcpu.fd;
     let failed = host("a vCPU's state");
+    // Asking for this has the kernel deal with INITs and SIPIs, so it comes before all else.
+    let mp_state = fd.get_mp_state().map_err(errno).map_err(&failed)?;
     let regs = fd.get_regs().map_err(errno).map_err(&failed)?;
     let sregs = registers::sregs(vcpu).map_err(&failed)?;
     let debug = fd.get_debug_regs().map_err(errno).map_err(&failed)?;
     let xcrs = fd.get_xcrs().map_err(errno).map_err(&failed)?;
     let area = fd.get_xsave().map_err(errno).map_err(&failed)?;
-    // Asking for this has the kernel deal with INITs and SIPIs, so it comes before the events.
-    let mp_state = fd.get_mp_state().map_err(errno).map_err(&failed)?;
     let kernel_events = fd.get_vcpu_events().map_err(errno).map_err(&failed)?;
     let kernel_lapic = fd.get_lapic().map_err(errno).map_err(&failed)?;
     let tsc_time = vcpu.vm.time.clock().now();

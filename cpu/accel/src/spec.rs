@@ -12,12 +12,17 @@ pub struct CpuSpec {
     /// Features switched on or off, in order; the last word on a feature counts. Names are in lower case,
     /// as in Linux's `/proc/cpuinfo`.
     pub features: Vec<(String, bool)>,
+    /// The rate of the time-stamp counter, if it is not to be the host's.
+    pub tsc_hertz: Option<u64>,
 }
+
+/// No processor's counter is slower.
+const LEAST_TSC_HERTZ: u64 = 1_000_000;
 
 impl Default for CpuSpec {
     /// The model `max`: everything that the accelerator can do.
     fn default() -> Self {
-        Self { name: "max".into(), features: Vec::new() }
+        Self { name: "max".into(), features: Vec::new(), tsc_hertz: None }
     }
 }
 
@@ -29,6 +34,12 @@ pub enum CpuSpecError {
     NoName {
         /// The text.
         text: String,
+    },
+    /// A rate of the time-stamp counter that is none.
+    #[error("{word:?} is no rate of the time-stamp counter; accepted is tsc-frequency=HERTZ, from 1 MHz on")]
+    BadFrequency {
+        /// The word.
+        word: String,
     },
     /// A feature without a sign or a value.
     #[error(
@@ -50,7 +61,13 @@ impl FromStr for CpuSpec {
             return Err(CpuSpecError::NoName { text: text.into() });
         }
         let mut features = Vec::new();
+        let mut tsc_hertz = None;
         for word in words {
+            if let Some(rate) = word.strip_prefix("tsc-frequency=") {
+                let rate = rate.parse().ok().filter(|rate| *rate >= LEAST_TSC_HERTZ);
+                tsc_hertz = Some(rate.ok_or_else(|| CpuSpecError::BadFrequency { word: word.into() })?);
+                continue;
+            }
             let bad = || CpuSpecError::BadFeature { word: word.into() };
             let (feature, on) = match (word.strip_prefix('+'), word.strip_prefix('-'), word.split_once('=')) {
                 (Some(feature), _, _) => (feature, true),
@@ -65,7 +82,7 @@ impl FromStr for CpuSpec {
             }
             features.push((feature.to_ascii_lowercase(), on));
         }
-        Ok(Self { name: name.into(), features })
+        Ok(Self { name: name.into(), features, tsc_hertz })
     }
 }
 
@@ -74,6 +91,9 @@ impl fmt::Display for CpuSpec {
         f.write_str(&self.name)?;
         for (feature, on) in &self.features {
             write!(f, ",{}{feature}", if *on { '+' } else { '-' })?;
+        }
+        if let Some(rate) = self.tsc_hertz {
+            write!(f, ",tsc-frequency={rate}")?;
         }
         Ok(())
     }
@@ -156,7 +176,9 @@ mod tests {
 
     #[test]
     fn cpu_specs_read_what_they_print() {
-        for text in ["max", "x86-64-v2,+rdrand,-AES", "qemu64,sse4_2=off"] {
+        for text in
+            ["max", "x86-64-v2,+rdrand,-AES", "qemu64,sse4_2=off", "max,tsc-frequency=2500000000,-aes"]
+        {
             let spec: CpuSpec = text.parse().unwrap();
             assert_eq!(spec.to_string().parse::<CpuSpec>().unwrap(), spec);
         }
@@ -169,6 +191,10 @@ mod tests {
     fn what_is_no_cpu_spec_is_refused() {
         for text in ["", ",", "+aes", "a=on", "max,", "max,aes", "max,+", "max,x=yes", "max,+a b"] {
             assert!(text.parse::<CpuSpec>().is_err(), "{text:?}");
+        }
+        for rate in ["", "fast", "999999", "-1", "18446744073709551616"] {
+            let text = format!("max,tsc-frequency={rate}");
+            assert!(matches!(text.parse::<CpuSpec>(), Err(CpuSpecError::BadFrequency { .. })), "{text:?}");
         }
     }
 }

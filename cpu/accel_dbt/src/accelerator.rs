@@ -68,6 +68,13 @@ fn cpu_model(spec: &CpuSpec) -> Result<CpuModel, AccelError> {
         name: spec.name.clone(),
         known: CpuModel::names().join(", "),
     })?;
+    if spec.tsc_hertz.is_some() {
+        return Err(AccelError::CpuFeature {
+            name: "tsc-frequency".into(),
+            cpu: spec.name.clone(),
+            reason: "translated code reads the host's own counter".into(),
+        });
+    }
     for (name, on) in &spec.features {
         model.change_feature(name, *on).map_err(|error| AccelError::CpuFeature {
             name: name.clone(),

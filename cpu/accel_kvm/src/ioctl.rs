@@ -3,6 +3,7 @@
 
 use kvm_bindings as kb;
 use std::io;
+use std::ops::RangeInclusive;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 const KVMIO: u64 = 0xae;
@@ -18,15 +19,17 @@ const KVM_INTERRUPT: u64 = number(WRITE, 0x86, size_of::<kb::kvm_interrupt>());
 const KVM_IRQFD: u64 = number(WRITE, 0x76, size_of::<kb::kvm_irqfd>());
 const KVM_IOEVENTFD: u64 = number(WRITE, 0x79, size_of::<kb::kvm_ioeventfd>());
 const KVM_GET_TSC_KHZ: u64 = number(0, 0xa3, 0);
+const KVM_SET_TSC_KHZ: u64 = number(0, 0xa2, 0);
+const KVM_X86_SET_MSR_FILTER: u64 = number(WRITE, 0xc6, size_of::<kb::kvm_msr_filter>());
 const KVM_GET_SREGS2: u64 = number(READ, 0xcc, size_of::<kb::kvm_sregs2>());
 const KVM_SET_SREGS2: u64 = number(WRITE, 0xcd, size_of::<kb::kvm_sregs2>());
 const KVM_SET_DEVICE_ATTR: u64 = number(WRITE, 0xe1, size_of::<kb::kvm_device_attr>());
 const KVM_GET_DEVICE_ATTR: u64 = number(WRITE, 0xe2, size_of::<kb::kvm_device_attr>());
 
-/// Calls an ioctl that takes no argument.
-fn plain(fd: &impl AsRawFd, request: u64) -> io::Result<i32> {
+/// Calls an ioctl that takes a number.
+fn plain(fd: &impl AsRawFd, request: u64, argument: u64) -> io::Result<i32> {
     // SAFETY: the request takes no pointer.
-    let result = unsafe { libc::ioctl(fd.as_raw_fd(), request as _, 0) };
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), request as _, argument) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
@@ -64,7 +67,32 @@ pub(crate) fn ioeventfd(vm: &impl AsRawFd, argument: kb::kvm_ioeventfd) -> io::R
 
 /// The rate of a vCPU's time-stamp counter in kHz.
 pub(crate) fn tsc_khz(vcpu: &impl AsRawFd) -> io::Result<u32> {
-    plain(vcpu, KVM_GET_TSC_KHZ).map(|khz| khz as u32)
+    plain(vcpu, KVM_GET_TSC_KHZ, 0).map(|khz| khz as u32)
+}
+
+/// Sets the rate of a vCPU's time-stamp counter.
+pub(crate) fn set_tsc_khz(vcpu: &impl AsRawFd, khz: u32) -> io::Result<()> {
+    plain(vcpu, KVM_SET_TSC_KHZ, khz.into()).map(drop)
+}
+
+/// Has guests' accesses of the MSRs in `denied` leave the kernel, or fault.
+pub(crate) fn deny_msrs(vm: &impl AsRawFd, denied: &[RangeInclusive<u32>]) -> io::Result<()> {
+    // In the bitmaps, a bit that is clear denies.
+    let mut bitmaps: Vec<Vec<u8>> =
+        denied.iter().map(|range| vec![0; (range.end() - range.start()) as usize / 8 + 1]).collect();
+    let mut filter =
+        kb::kvm_msr_filter { flags: kb::KVM_MSR_FILTER_DEFAULT_ALLOW, ..kb::kvm_msr_filter::default() };
+    for ((place, range), bitmap) in filter.ranges.iter_mut().zip(denied).zip(&mut bitmaps) {
+        *place = kb::kvm_msr_filter_range {
+            flags: kb::KVM_MSR_FILTER_READ | kb::KVM_MSR_FILTER_WRITE,
+            nmsrs: range.end() - range.start() + 1,
+            base: *range.start(),
+            bitmap: bitmap.as_mut_ptr(),
+        };
+    }
+    // SAFETY: KVM_X86_SET_MSR_FILTER reads this structure and the bitmaps, which live until it returns and have a
+    // bit for each MSR.
+    unsafe { with(vm, KVM_X86_SET_MSR_FILTER, &mut filter) }.map(drop)
 }
 
 /// The special registers with the PDPTEs.

@@ -7,6 +7,11 @@
 
 use clock::{VmClock, ticks_in};
 use parking_lot::Mutex;
+use std::io;
+
+/// How often the two clocks are read together at most, and the distance in nanoseconds that is good enough.
+const READINGS: u32 = 16;
+const CLOSE: u64 = 20_000;
 
 #[derive(Debug, Default)]
 struct State {
@@ -40,18 +45,43 @@ impl VmTime {
         &self.clock
     }
 
-    /// A vCPU begins to run, which sees the host's counter as `host`; gives the VM's offset. For the first,
+    /// A vCPU begins to run, which reads the host's counter by `host`; gives the VM's offset. For the first,
     /// `first` is called with the time on the VM's clock.
-    pub(crate) fn enter(&self, host: u64, first: impl FnOnce(u64)) -> u64 {
+    ///
+    /// # Errors
+    /// Those of the two; the vCPU does not run then.
+    pub(crate) fn enter(
+        &self,
+        host: impl Fn() -> io::Result<u64>,
+        first: impl FnOnce(u64) -> io::Result<()>,
+    ) -> io::Result<u64> {
         let mut state = self.state.lock();
         if state.running == 0 {
-            let now = self.clock.now();
+            let (now, host) = self.read_together(host)?;
             let start = ticks_in(now, self.hertz).max(state.frozen);
             state.offset = start.wrapping_sub(host);
-            first(now);
+            first(now)?;
         }
         state.running += 1;
-        state.offset
+        Ok(state.offset)
+    }
+
+    /// The VM's clock and the host's counter at one moment: of some readings the two that were closest. The
+    /// clock's is the earlier one, so that the guest's counter is never ahead of it.
+    fn read_together(&self, host: impl Fn() -> io::Result<u64>) -> io::Result<(u64, u64)> {
+        let mut best = (u64::MAX, (0, 0));
+        for _ in 0..READINGS {
+            let now = self.clock.now();
+            let host = host()?;
+            let distance = self.clock.now().saturating_sub(now);
+            if distance < best.0 {
+                best = (distance, (now, host));
+            }
+            if distance < CLOSE {
+                break;
+            }
+        }
+        Ok(best.1)
     }
 
     /// A vCPU stopped, which sees the host's counter as `host`.
@@ -90,14 +120,22 @@ mod tests {
         let time = VmTime::new(clock.clone(), 2_000_000_000);
         clock.set(1_000);
         let mut told = 0;
-        let offset = time.enter(500, |now| told = now);
+        let offset = time
+            .enter(
+                || Ok(500),
+                |now| {
+                    told = now;
+                    Ok(())
+                },
+            )
+            .unwrap();
         assert_eq!((told, 500u64.wrapping_add(offset)), (1_000, 2_000));
-        assert_eq!(time.enter(700, |_| panic!("the second")), offset);
+        assert_eq!(time.enter(|| Ok(700), |_| panic!("the second")).unwrap(), offset);
         time.leave(800);
         time.leave(900);
         assert_eq!(time.now(), 2_400, "two ticks a nanosecond, and 400 of the host's passed");
         // The next run begins there, though the clock is behind.
-        let offset = time.enter(10_000, |_| {});
+        let offset = time.enter(|| Ok(10_000), |_| Ok(())).unwrap();
         assert_eq!(10_000u64.wrapping_add(offset), 2_400);
         time.leave(10_100);
         clock.set(5_000);
@@ -105,5 +143,20 @@ mod tests {
         clock.set(100);
         time.forget();
         assert_eq!(time.now(), 200);
+    }
+
+    #[test]
+    fn a_vcpu_that_cannot_begin_does_not_count_as_running() {
+        let time = VmTime::new(VmClock::new(), 1_000_000_000);
+        let broken = || Err(io::Error::other("no counter"));
+        assert!(time.enter(broken, |_| Ok(())).is_err());
+        assert!(time.enter(|| Ok(5), |_| Err(io::Error::other("no clock"))).is_err());
+        let mut first = false;
+        let note = |_| {
+            first = true;
+            Ok(())
+        };
+        time.enter(|| Ok(5), note).unwrap();
+        assert!(first);
     }
 }

@@ -45,6 +45,18 @@ impl KvmVcpu {
         vm: Arc<VmShared>,
         kicker: Arc<Kicker>,
     ) -> Result<Self, AccelError> {
+        if let Some(khz) = vm.set_tsc_khz {
+            ioctl::set_tsc_khz(&fd, khz)
+                .map_err(|source| AccelError::Host { what: "the rate of a time-stamp counter", source })?;
+        }
+        if vm.enforce_pv {
+            let mut request = kb::kvm_enable_cap {
+                cap: kb::KVM_CAP_ENFORCE_PV_FEATURE_CPUID,
+                ..kb::kvm_enable_cap::default()
+            };
+            request.args[0] = 1;
+            fd.enable_cap(&request).map_err(refused("only those of KVM's features that are announced"))?;
+        }
         fd.set_cpuid2(&vm.cpu.cpuid(id, vm.time.hertz())?).map_err(refused("a vCPU's CPUID"))?;
         let has_tsc_offset = ioctl::tsc_offset(&fd).is_ok();
         let msrs = state::readable_msrs(&fd, &vm.msrs);
@@ -108,19 +120,20 @@ impl KvmVcpu {
 
     /// Lets the guest's time go on.
     pub(crate) fn thaw(&mut self) -> io::Result<()> {
-        let host = self.host_counter()?;
         let vm = &self.vm.vm;
-        let mut result = Ok(());
-        let offset = self.vm.time.enter(host, |now| {
-            let clock = kb::kvm_clock_data { clock: now, ..kb::kvm_clock_data::default() };
-            result = vm.set_clock(&clock).map_err(|error| io::Error::from_raw_os_error(error.errno()));
-        });
-        let result = result.and_then(|()| self.set_counter(offset)).and_then(|()| {
+        let offset = self.vm.time.enter(
+            || self.host_counter(),
+            |now| {
+                let clock = kb::kvm_clock_data { clock: now, ..kb::kvm_clock_data::default() };
+                vm.set_clock(&clock).map_err(|error| io::Error::from_raw_os_error(error.errno()))
+            },
+        )?;
+        let result = self.set_counter(offset).and_then(|()| {
             let now = self.vm.time.clock().now();
             state::start_timer(self, now)
         });
         if result.is_err() {
-            self.vm.time.leave(host);
+            self.vm.time.leave(0);
         }
         result
     }

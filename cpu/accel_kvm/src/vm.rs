@@ -17,7 +17,7 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
 use std::io;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -38,6 +38,10 @@ pub(crate) struct VmShared {
     /// The MSRs that this host's KVM saves.
     pub(crate) msrs: Vec<u32>,
     pub(crate) has_sregs2: bool,
+    /// The rate of the time-stamp counters in kHz, if it is not the host's.
+    pub(crate) set_tsc_khz: Option<u32>,
+    /// Whether the kernel can deny guests those of its features that CPUID does not announce.
+    pub(crate) enforce_pv: bool,
     pub(crate) routes: Arc<Routes>,
     /// The level of the 8259 pair's output.
     pub(crate) ext_int: AtomicBool,
@@ -75,14 +79,16 @@ impl KvmVm {
             let nanos = u64::try_from(halt_poll.as_nanos()).unwrap_or(u64::MAX).min(u32::MAX.into());
             enable(&vm, "a limit of halt polling (Linux 5.10)", kb::KVM_CAP_HALT_POLL, nanos)?;
         }
+        restrict_msrs(kvm, &vm)?;
         let most = u32::try_from(kvm.get_nr_memslots()).unwrap_or(u32::MAX);
         let mut slots = Slots::new(vm.clone(), memory.clone(), most);
         slots.update()?;
         let first = vm.create_vcpu(0).map_err(refused("a vCPU"))?;
-        let khz = ioctl::tsc_khz(&first)
-            .map_err(|source| AccelError::Host { what: "the rate of the time-stamp counter", source })?;
+        let khz = tsc_khz(kvm, &first, spec)?;
         let list = kvm.get_msr_index_list().map_err(refused("KVM's list of MSRs"))?;
         let shared = VmShared {
+            set_tsc_khz: spec.cpu.tsc_hertz.map(|_| khz),
+            enforce_pv: kvm.check_extension_raw(kb::KVM_CAP_ENFORCE_PV_FEATURE_CPUID.into()) > 0,
             time: VmTime::new(timers.clock().clone(), u64::from(khz) * 1000),
             cpu,
             msrs: crate::state::saved_msrs(list.as_slice()),
@@ -118,6 +124,47 @@ fn create(kvm: &Kvm) -> Result<VmFd, AccelError> {
             other => return other.map_err(refused("a VM")),
         }
     }
+}
+
+/// MSRs that KVM knows, and guests here have no business with: nested virtualization's, whose state is not
+/// saved.
+const DENIED_MSRS: [RangeInclusive<u32>; 2] = [0x480..=0x491, 0xc001_0114..=0xc001_0117];
+
+/// Has accesses of MSRs that are denied, or that nobody has, come here, to be noted; they fault in the guest.
+fn restrict_msrs(kvm: &Kvm, vm: &VmFd) -> Result<(), AccelError> {
+    let has = |cap: u32| kvm.check_extension_raw(cap.into()) > 0;
+    if has(kb::KVM_CAP_X86_USER_SPACE_MSR) && has(kb::KVM_CAP_X86_MSR_FILTER) {
+        let reasons = kb::KVM_MSR_EXIT_REASON_FILTER | kb::KVM_MSR_EXIT_REASON_UNKNOWN;
+        enable(vm, "exits of MSR accesses", kb::KVM_CAP_X86_USER_SPACE_MSR, reasons.into())?;
+        ioctl::deny_msrs(vm, &DENIED_MSRS)
+            .map_err(|source| AccelError::Host { what: "a filter of MSRs", source })?;
+    }
+    Ok(())
+}
+
+/// Differences of rates below this, in parts per million, are within what clocks of guests put up with.
+const TSC_TOLERANCE_PPM: u64 = 250;
+
+/// The rate of the counters of a VM in kHz; `first` is its first vCPU.
+fn tsc_khz(kvm: &Kvm, first: &VcpuFd, spec: &VmSpec) -> Result<u32, AccelError> {
+    let host = ioctl::tsc_khz(first)
+        .map_err(|source| AccelError::Host { what: "the rate of the time-stamp counter", source })?;
+    let Some(wanted) = spec.cpu.tsc_hertz else { return Ok(host) };
+    let refused = |reason: String| AccelError::CpuFeature {
+        name: "tsc-frequency".into(),
+        cpu: spec.cpu.name.clone(),
+        reason,
+    };
+    let wanted = u32::try_from(wanted / 1000).map_err(|_| refused(format!("{wanted} Hz are too many")))?;
+    let tolerated = u64::from(host) * TSC_TOLERANCE_PPM / 1_000_000;
+    if u64::from(wanted.abs_diff(host)) > tolerated
+        && kvm.check_extension_raw(kb::KVM_CAP_TSC_CONTROL.into()) <= 0
+    {
+        return Err(refused(format!("the host's is {host} kHz, and its processor cannot scale it")));
+    }
+    ioctl::set_tsc_khz(first, wanted).map_err(|error| refused(format!("{wanted} kHz: {error}")))?;
+    ioctl::tsc_khz(first)
+        .map_err(|source| AccelError::Host { what: "the rate of the time-stamp counter", source })
 }
 
 fn enable(vm: &VmFd, what: &'static str, cap: u32, argument: u64) -> Result<(), AccelError> {

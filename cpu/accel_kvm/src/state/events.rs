@@ -72,12 +72,17 @@ pub(super) fn load(events: &EventState) -> kb::kvm_vcpu_events {
     if events.mov_ss_shadow {
         kernel.interrupt.shadow |= SHADOW_MOV_SS;
     }
+    if events.init_pending {
+        // The name is of another time: it says that an INIT waits, whatever for.
+        kernel.flags |= kb::KVM_VCPUEVENT_VALID_SMM;
+        kernel.smi.latched_init = 1;
+    }
     kernel.nmi.pending = events.nmi_pending.into();
     kernel.nmi.masked = events.nmi_masked.into();
     kernel
 }
 
-/// The kernel's name for what the processor does. An INIT that waits is dealt with at once.
+/// The kernel's name for what the processor does.
 pub(super) fn mp_state(events: &EventState) -> u32 {
     match (events.mp_state, events.sipi_pending) {
         (MpState::WaitForSipi, Some(_)) => kb::KVM_MP_STATE_SIPI_RECEIVED,
@@ -97,16 +102,22 @@ mod tests {
         let mp_state =
             prop_oneof![Just(MpState::Runnable), Just(MpState::Halted), Just(MpState::WaitForSipi)];
         let exception = option::of((0u8..32, option::of(any::<u32>())));
-        let flags = any::<[bool; 4]>();
+        let flags = any::<[bool; 5]>();
         (mp_state, flags, option::of(any::<u8>()), exception, option::of(any::<u8>())).prop_map(
-            |(mp_state, [sti_shadow, mov_ss_shadow, nmi_masked, nmi_pending], sipi, exception, interrupt)| {
+            |(
+                mp_state,
+                [sti_shadow, mov_ss_shadow, nmi_masked, nmi_pending, init_pending],
+                sipi,
+                exception,
+                interrupt,
+            )| {
                 EventState {
                     mp_state,
                     sti_shadow,
                     mov_ss_shadow,
                     nmi_masked,
                     nmi_pending,
-                    init_pending: false,
+                    init_pending,
                     sipi_pending: sipi.filter(|_| mp_state == MpState::WaitForSipi),
                     exception: exception.map(|(vector, error)| InjectedException { vector, error }),
                     interrupt,

@@ -17,6 +17,10 @@ fn moved(from: &Rig, to: &Target<'_>) -> Rig {
     let rig = copied(to, from);
     for (new, old) in rig.vcpus.iter().zip(&from.vcpus) {
         let (new, old) = (new.save().unwrap(), old.save().unwrap());
+        if old.events.init_pending || new.events.init_pending {
+            // When it is dealt with is up to the accelerator.
+            continue;
+        }
         assert_eq!(essence(&new), essence(&old));
     }
     rig
@@ -146,7 +150,7 @@ pub(crate) fn string_instructions_are_moved_in_their_middle(from: &Target<'_>, t
         a.mov(rsi, DATA)?;
         a.mov(rax, 0x0807_0605_0403_0201u64)?;
         a.mov(qword_ptr(rsi), rax)?;
-        a.mov(edx, i32::try_from(STOP_PORT).unwrap_or(0))?;
+        a.mov(edx, STOP_PORT)?;
         a.mov(ecx, 8)?;
         a.cld()?;
         a.rep().outsb()?;

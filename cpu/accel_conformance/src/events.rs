@@ -117,7 +117,7 @@ pub(crate) fn kicks_leave_the_guest_running(target: &Target<'_>) {
     boot64(&mut rig, |a| {
         let mut again = a.create_label();
         a.mov(rsi, DATA)?;
-        a.mov(ecx, 2_000_000)?;
+        a.mov(ecx, 50_000)?;
         a.set_label(&mut again)?;
         a.inc(qword_ptr(rsi))?;
         a.dec(ecx)?;
@@ -132,7 +132,7 @@ pub(crate) fn kicks_leave_the_guest_running(target: &Target<'_>) {
         }
     });
     assert_eq!(reasons, [HaltReason::Stopped]);
-    assert_eq!(rig.bus.exit(), Some(2_000_000));
+    assert_eq!(rig.bus.exit(), Some(50_000));
 }
 
 pub(crate) fn an_msi_wakes_a_halted_processor(target: &Target<'_>) {

@@ -236,7 +236,7 @@ pub(crate) fn locked_increments_are_not_lost(target: &Target<'_>) {
 }
 
 pub(crate) fn a_processor_modifies_another_s_code(target: &Target<'_>) {
-    const ROUNDS: i32 = 300;
+    const ROUNDS: i32 = 100;
     let function = CODE + 0x3_0000;
     // The first writes a new constant into a function and waits until the second has called it with that
     // result. The function's constant is aligned, so the second sees the old or the new.

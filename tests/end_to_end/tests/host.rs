@@ -1,21 +1,7 @@
 //! How a VM uses the host: what the host's kernel says of a running one.
 
-use end_to_end::Guest;
+use end_to_end::{Guest, boot, power_off};
 use std::path::Path;
-
-/// A prompt of the shell in the image's initramfs.
-const PROMPT: &str = "root@vireo:~# ";
-
-fn boot(arguments: &[&str]) -> Guest {
-    let mut guest = Guest::start(arguments);
-    guest.expect(PROMPT);
-    guest
-}
-
-fn power_off(mut guest: Guest) {
-    guest.send("poweroff\n");
-    assert_eq!(guest.wait().code(), Some(0));
-}
 
 fn read(path: impl AsRef<Path>) -> String {
     let path = path.as_ref();
@@ -224,6 +210,8 @@ fn cpu_time_is_told() {
     let output = end_to_end::run(&[
         "run",
         "debian:13",
+        "--accel",
+        "dbt",
         "--no-reboot",
         "--cpu-times",
         "--halt-poll",

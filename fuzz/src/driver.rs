@@ -1,11 +1,14 @@
-//! A virtio device on a PCI bus, and a driver without scruples.
+//! A virtio device on a PCI bus or without one, and a driver without scruples.
 
 use crate::{Bench, Input, Rig, drive};
 use guest_memory::GuestMemory;
 use pci::{DevFn, Ecam, PciBus, PciDevice, Windows, capability, register};
 use std::cell::Cell;
 use std::sync::Arc;
-use virtio::{MAX_QUEUES, VirtioDevice, VirtioPciConfig, VirtioPciDevice, status};
+use virtio::{
+    MAX_QUEUES, MMIO_DEVICE_LEN, VirtioDevice, VirtioMmioConfig, VirtioMmioDevice, VirtioPciConfig,
+    VirtioPciDevice, status,
+};
 
 /// Bytes of the low memory region. Queue `n` has its rings at `RINGS_EACH * n`.
 const LOW_MEMORY: u64 = 128 << 10;
@@ -24,6 +27,8 @@ const BUFFER_LEN: u64 = 0x400;
 const MAX_REQUEST: usize = 0x2000;
 
 const ECAM: u64 = 0xe000_0000;
+/// Where the registers of a device without a bus are.
+const MMIO: u64 = 0xd000_0000;
 /// Offsets in the BAR.
 const STATUS: u64 = 0x14;
 const DRIVER_FEATURE_SELECT: u64 = 0x08;
@@ -73,12 +78,16 @@ pub trait Driven: Sized {
     }
 }
 
-struct VirtioBench<D> {
+/// How the device is reached.
+enum Transport {
+    Pci { bar: u64, function: DevFn, bus: Arc<PciBus> },
+    Mmio,
+}
+
+struct VirtioBench<D, const BUS: bool> {
     rig: Rig,
     driven: D,
-    bar: u64,
-    function: DevFn,
-    bus: Arc<PciBus>,
+    transport: Transport,
     offered: u64,
     /// The sizes of the rings.
     sizes: Vec<u16>,
@@ -87,9 +96,28 @@ struct VirtioBench<D> {
     next_descriptor: Cell<u16>,
 }
 
-impl<D: Driven> VirtioBench<D> {
+/// Offsets of registers that PCI and memory-mapped registers have both.
+mod mmio {
+    pub(super) const DRIVER_FEATURES: u64 = 0x20;
+    pub(super) const QUEUE_SELECT: u64 = 0x30;
+    pub(super) const QUEUE_SIZE: u64 = 0x38;
+    pub(super) const QUEUE_READY: u64 = 0x44;
+    pub(super) const NOTIFY: u64 = 0x50;
+    pub(super) const STATUS: u64 = 0x70;
+    pub(super) const RINGS: u64 = 0x80;
+}
+
+impl<D: Driven, const BUS: bool> VirtioBench<D, BUS> {
     fn write(&self, offset: u64, data: &[u8]) {
-        self.rig.memory.write(self.bar + offset, data);
+        let base = match self.transport {
+            Transport::Pci { bar, .. } => bar,
+            Transport::Mmio => MMIO,
+        };
+        self.rig.memory.write(base + offset, data);
+    }
+
+    fn write_word(&self, offset: u64, value: u32) {
+        self.write(offset, &value.to_le_bytes());
     }
 
     fn queue(&self, input: &mut Input<'_>) -> u16 {
@@ -100,13 +128,19 @@ impl<D: Driven> VirtioBench<D> {
     fn set_up(&self, input: &mut Input<'_>) {
         let declined = if input.one_in(4) { input.u64() } else { 0 };
         let features = self.offered & !declined | virtio::feature::VERSION_1;
-        self.write(STATUS, &[0]);
-        self.write(STATUS, &[status::ACKNOWLEDGE | status::DRIVER]);
+        self.set_status(0);
+        self.set_status(status::ACKNOWLEDGE | status::DRIVER);
         for half in [0u32, 1] {
-            self.write(DRIVER_FEATURE_SELECT, &half.to_le_bytes());
-            self.write(DRIVER_FEATURE_SELECT + 4, &((features >> (32 * half)) as u32).to_le_bytes());
+            let word = (features >> (32 * half)) as u32;
+            if BUS {
+                self.write_word(DRIVER_FEATURE_SELECT, half);
+                self.write_word(DRIVER_FEATURE_SELECT + 4, word);
+            } else {
+                self.write_word(mmio::DRIVER_FEATURES + 4, half);
+                self.write_word(mmio::DRIVER_FEATURES, word);
+            }
         }
-        self.write(STATUS, &[status::FEATURES_OK]);
+        self.set_status(status::FEATURES_OK);
         if input.flag() {
             self.use_msix();
         }
@@ -116,20 +150,39 @@ impl<D: Driven> VirtioBench<D> {
                 continue;
             }
             let base = RINGS_EACH * u64::from(queue);
+            test_memory().write(base, &[0; RINGS_EACH as usize]).expect("rings are in memory");
+            self.enable_queue(queue, *size, [base, base + AVAILABLE, base + USED]);
+        }
+        self.available.iter().for_each(|index| index.set(0));
+        self.set_status(status::DRIVER_OK);
+    }
+
+    fn set_status(&self, value: u8) {
+        if BUS { self.write(STATUS, &[value]) } else { self.write_word(mmio::STATUS, value.into()) }
+    }
+
+    fn enable_queue(&self, queue: u16, size: u16, rings: [u64; 3]) {
+        if BUS {
             self.write(QUEUE_SELECT, &queue.to_le_bytes());
             self.write(QUEUE_SELECT + 2, &size.to_le_bytes());
             self.write(QUEUE_SELECT + 4, &(queue + 1).to_le_bytes());
-            for (index, address) in [base, base + AVAILABLE, base + USED].iter().enumerate() {
+            for (index, address) in rings.iter().enumerate() {
                 self.write(0x20 + 8 * index as u64, &address.to_le_bytes());
             }
-            test_memory().write(base, &[0; RINGS_EACH as usize]).expect("rings are in memory");
-            self.write(QUEUE_SELECT + 6, &1u16.to_le_bytes());
+            return self.write(QUEUE_SELECT + 6, &1u16.to_le_bytes());
         }
-        self.available.iter().for_each(|index| index.set(0));
-        self.write(STATUS, &[status::DRIVER_OK]);
+        self.write_word(mmio::QUEUE_SELECT, queue.into());
+        self.write_word(mmio::QUEUE_SIZE, size.into());
+        for (index, address) in rings.iter().enumerate() {
+            let register = mmio::RINGS + 0x10 * index as u64;
+            self.write_word(register, *address as u32);
+            self.write_word(register + 4, (address >> 32) as u32);
+        }
+        self.write_word(mmio::QUEUE_READY, 1);
     }
 
     fn use_msix(&self) {
+        let Transport::Pci { function, bus, .. } = &self.transport else { return };
         for vector in 0..4u64 {
             let entry = MSIX_TABLE + 16 * vector;
             self.write(entry, &0xfee0_0000u64.to_le_bytes());
@@ -137,14 +190,14 @@ impl<D: Driven> VirtioBench<D> {
         }
         let byte = |offset: u16| {
             let mut data = [0];
-            self.bus.config_read(self.function, offset, &mut data);
+            bus.config_read(*function, offset, &mut data);
             data[0]
         };
         let mut at = byte(register::CAPABILITIES);
         while at != 0 && byte(at.into()) != capability::MSIX {
             at = byte(u16::from(at) + 1);
         }
-        self.bus.config_write(self.function, u16::from(at) + 2, &0x8000u16.to_le_bytes());
+        bus.config_write(*function, u16::from(at) + 2, &0x8000u16.to_le_bytes());
         self.write(CONFIG_VECTOR, &0u16.to_le_bytes());
     }
 
@@ -178,7 +231,11 @@ impl<D: Driven> VirtioBench<D> {
     }
 
     fn ring(&self, queue: u16) {
-        self.write(NOTIFY + 4 * u64::from(queue), &queue.to_le_bytes());
+        if BUS {
+            self.write(NOTIFY + 4 * u64::from(queue), &queue.to_le_bytes());
+        } else {
+            self.write_word(mmio::NOTIFY, queue.into());
+        }
     }
 
     /// A request as it should be, in pieces of any length.
@@ -234,42 +291,60 @@ fn descriptor(address: u64, len: u32, flags: u16, next: u16) -> [u8; 16] {
     bits.to_le_bytes()
 }
 
-impl<D: Driven> Bench for VirtioBench<D> {
+/// Puts `device` on a PCI bus.
+fn attach(rig: &mut Rig, device: Arc<dyn VirtioDevice>) -> Transport {
+    let windows =
+        Windows { memory32: 0xc000_0000..0xd000_0000, memory64: 1 << 40..2 << 40, io: 0xc000..0xd000 };
+    let bus = PciBus::new(rig.memory.clone(), rig.ports.clone(), windows);
+    let config = VirtioPciConfig {
+        memory: test_memory(),
+        msi: rig.outside.clone(),
+        intx: Some((rig.outside.line(0), 1, 16)),
+    };
+    let pci = Arc::new(VirtioPciDevice::new(device, config).expect("the device fits"));
+    let function = DevFn::from_number(8);
+    bus.attach(function, pci.clone()).expect("the bus is empty");
+    let bar = pci.function().bar_address(0).expect("firmware placed the BAR");
+    rig.memory.map(ECAM, 1 << 20, Arc::new(Ecam::new(bus.clone()))).expect("addresses are free");
+    let windows = [
+        (bar, 0x40),
+        (bar + DEVICE, 0x40),
+        (bar + NOTIFY, 0x20),
+        (bar + MSIX_TABLE, 0x40),
+        (bar, 0x8000),
+        (ECAM + (8 << 12), 0x100),
+        (ECAM + (8 << 12), 0x1000),
+    ];
+    for (first, len) in windows {
+        rig.add_window(first, len);
+    }
+    rig.add_device(pci);
+    Transport::Pci { bar, function, bus }
+}
+
+/// Gives `device` memory-mapped registers.
+fn map(rig: &mut Rig, device: Arc<dyn VirtioDevice>) -> Transport {
+    let config = VirtioMmioConfig { memory: test_memory(), line: rig.outside.line(0) };
+    let mmio = Arc::new(VirtioMmioDevice::new(device, config).expect("the device fits"));
+    rig.memory.map(MMIO, MMIO_DEVICE_LEN, mmio.clone()).expect("addresses are free");
+    for (first, len) in [(0, 0x100), (0x30, 0x18), (0x80, 0x30), (0x100, 0x40), (0, MMIO_DEVICE_LEN)] {
+        rig.add_window(MMIO + first, len);
+    }
+    rig.add_device(mmio);
+    Transport::Mmio
+}
+
+impl<D: Driven, const BUS: bool> Bench for VirtioBench<D, BUS> {
     fn new() -> Self {
         let mut rig = Rig::new();
-        let windows =
-            Windows { memory32: 0xc000_0000..0xd000_0000, memory64: 1 << 40..2 << 40, io: 0xc000..0xd000 };
-        let bus = PciBus::new(rig.memory.clone(), rig.ports.clone(), windows);
         let driven = D::new();
         let device = driven.device();
         assert!(device.queue_sizes().len() <= MAX_QUEUES);
         let sizes = device.queue_sizes().iter().map(|size| RING_SIZE.min(1 << size.ilog2())).collect();
         let offered = device.features() | virtio::feature::TRANSPORT;
-        let config = VirtioPciConfig {
-            memory: test_memory(),
-            msi: rig.outside.clone(),
-            intx: Some((rig.outside.line(0), 1, 16)),
-        };
-        let pci = Arc::new(VirtioPciDevice::new(device, config).expect("the device fits"));
-        let function = DevFn::from_number(8);
-        bus.attach(function, pci.clone()).expect("the bus is empty");
-        let bar = pci.function().bar_address(0).expect("firmware placed the BAR");
-        rig.memory.map(ECAM, 1 << 20, Arc::new(Ecam::new(bus.clone()))).expect("addresses are free");
-        let windows = [
-            (bar, 0x40),
-            (bar + DEVICE, 0x40),
-            (bar + NOTIFY, 0x20),
-            (bar + MSIX_TABLE, 0x40),
-            (bar, 0x8000),
-            (ECAM + (8 << 12), 0x100),
-            (ECAM + (8 << 12), 0x1000),
-        ];
-        for (first, len) in windows {
-            rig.add_window(first, len);
-        }
-        rig.add_device(pci);
+        let transport = if BUS { attach(&mut rig, device) } else { map(&mut rig, device) };
         let available = [const { Cell::new(0) }; 16];
-        Self { rig, driven, bar, function, bus, offered, sizes, available, next_descriptor: Cell::new(0) }
+        Self { rig, driven, transport, offered, sizes, available, next_descriptor: Cell::new(0) }
     }
 
     fn rig(&self) -> &Rig {
@@ -312,10 +387,20 @@ impl<D: Driven> Bench for VirtioBench<D> {
     }
 }
 
-/// Does with a virtio device what `data` says.
+/// Does with a virtio device on a PCI bus what `data` says.
 pub fn drive_virtio<D: Driven>(data: &[u8]) {
+    clear_memory();
+    drive::<VirtioBench<D, true>>(data);
+}
+
+/// Does with a virtio device in memory-mapped registers what `data` says.
+pub fn drive_virtio_mmio<D: Driven>(data: &[u8]) {
+    clear_memory();
+    drive::<VirtioBench<D, false>>(data);
+}
+
+fn clear_memory() {
     let memory = test_memory();
     memory.write(0, &[0; LOW_MEMORY as usize]).expect("low memory is memory");
     memory.write(HIGH_MEMORY.start, &[0; 16 << 10]).expect("high memory is memory");
-    drive::<VirtioBench<D>>(data);
 }

@@ -7,13 +7,19 @@
 mod bench;
 mod bytes;
 mod driver;
+mod echo;
 mod input;
 mod outside;
+mod packed;
+mod program;
 mod ram;
 
 pub use bench::{Bench, Rig, drive};
 pub use bytes::{Elf, patch};
-pub use driver::{Driven, Request, drive_virtio, test_memory};
+pub use driver::{Driven, Request, drive_virtio, drive_virtio_mmio, test_memory};
+pub use echo::Echoing;
 pub use input::Input;
 pub use outside::Outside;
-pub use ram::boot;
+pub use packed::{bzimage, pack};
+pub use program::{WINDOW, WINDOW_PAGES, place, program};
+pub use ram::{boot, boot_directly};

@@ -1,6 +1,6 @@
 //! Guest memory for boot loaders: only where it is counts.
 
-use ::boot::{BootSpec, LoadMemory, MemoryMap, OutOfMemoryRange};
+use ::boot::{BootSpec, DirectEntry, LoadMemory, MemoryMap, OutOfMemoryRange};
 
 /// Memory that forgets, but knows where it is.
 struct Ram<'a>(&'a MemoryMap);
@@ -20,8 +20,23 @@ impl LoadMemory for Ram<'_> {
 /// If parts of the kernel and what it is given lie over one another or outside memory.
 pub fn boot(kernel: &[u8], initrd: Option<&[u8]>, cmdline: &str, high: bool) {
     let map = MemoryMap::pc(64 << 20, if high { 1 << 30 } else { 0 }, &[]).expect("a memory map");
-    let spec = BootSpec { kernel, initrd, cmdline, memory: &map, rsdp: high.then_some(0xf_5000), direct: None, rng_seed: &[] };
-    match ::boot::load(&spec, &mut Ram(&map)) {
+    let rsdp = high.then_some(0xf_5000);
+    check(&BootSpec { kernel, initrd, cmdline, memory: &map, rsdp, direct: None, rng_seed: &[] });
+}
+
+/// Enters what `kernel`, a bzImage, was unpacked to, or finds out why not.
+///
+/// # Panics
+/// As [`boot`].
+pub fn boot_directly(kernel: &[u8], direct: DirectEntry<'_>) {
+    let map = MemoryMap::pc(64 << 20, 0, &[]).expect("a memory map");
+    let (cmdline, direct) = ("quiet", Some(direct));
+    check(&BootSpec { kernel, initrd: None, cmdline, memory: &map, rsdp: None, direct, rng_seed: &[7; 32] });
+}
+
+fn check(spec: &BootSpec<'_>) {
+    let map = spec.memory;
+    match ::boot::load(spec, &mut Ram(map)) {
         Ok(loaded) => {
             for (index, placed) in loaded.placed.iter().enumerate() {
                 let range = &placed.range;

@@ -348,7 +348,9 @@ impl Lockstep {
     fn step(&mut self, platform: &dyn Platform) -> (Result<Flow, Trap>, Option<u8>) {
         let replayer = Replayer { inner: platform, log: &self.log, memory: &self.memory };
         let mut core = Core { cpu: &mut self.t0, memory: &self.memory.copy, platform: &replayer };
-        let bytes = core.fetch_word().map_or(0, |(word, _)| word);
+        // Code in a device's registers is not looked at: that would be another access.
+        let in_memory = core.fetch_physical().is_ok_and(|fetch| !fetch.host.is_null());
+        let bytes = if in_memory { core.fetch_word().map_or(0, |(word, _)| word) } else { 0 };
         let (rip, bits) = (core.cpu.rip, core.code_size().bits());
         self.trace.push(Trace { rip, bytes, bits, exception: None });
         match x86_interp::step(&mut core) {

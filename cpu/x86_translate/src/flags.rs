@@ -31,12 +31,24 @@ pub(crate) fn effect(insn: &Instruction, info: &CodeInfo) -> Effect {
         Class::Nop => return Effect::default(),
         _ => {}
     }
+    if turns_fully(insn) {
+        return Effect { reads: ALL, writes: (RflagsBits::OF | RflagsBits::CF) as Flags, conditional: true };
+    }
     let by_cl = insn.op_count() > 0
         && insn.op_kind(insn.op_count() - 1) == OpKind::Register
         && insn.op_register(insn.op_count() - 1) == Register::CL
         && is_shift(insn.mnemonic());
     let conditional = writes != 0 && (by_cl || matches!(insn.mnemonic(), Mnemonic::Bsf | Mnemonic::Bsr));
     Effect { reads, writes, conditional }
+}
+
+/// Whether the instruction is RCL or RCR of 8 or 16 bits by an immediate count that turns them all the way round:
+/// iced-x86 has it leave the flags alone, but processors write OF from CF and the result.
+fn turns_fully(insn: &Instruction) -> bool {
+    matches!(insn.mnemonic(), Mnemonic::Rcl | Mnemonic::Rcr)
+        && insn.op_kind(1) == OpKind::Immediate8
+        && insn.immediate8() & 0x1f != 0
+        && insn.rflags_modified() == RflagsBits::NONE
 }
 
 fn is_shift(mnemonic: Mnemonic) -> bool {

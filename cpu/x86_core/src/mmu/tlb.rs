@@ -9,8 +9,9 @@ pub const TLB_ENTRIES: usize = 512;
 pub const BANKS: usize = 3;
 /// Entries for instruction fetches in each bank.
 pub const FETCH_ENTRIES: usize = 128;
-/// A tag that no page has, so that the entry never matches.
-pub const INVALID_TAG: u64 = 1;
+/// A tag that no page has, so that the entry never matches. Nor has a page's address with any of the low four
+/// bits set: that is what generated code compares with to find misaligned accesses of 16 bytes.
+pub const INVALID_TAG: u64 = 0x10;
 /// Large pages remembered one by one in each half of the address space.
 const LARGE_PAGES: usize = 24;
 

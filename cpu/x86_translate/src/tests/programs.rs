@@ -2,10 +2,14 @@
 
 use super::{State, Translated, interpret, options};
 use crate::Options;
-use x86_core::testing::{CODE, DATA, Machine};
+use x86_core::testing::{CODE, DATA, HANDLERS, Machine, PAGE_TABLES};
 use x86_core::{flags, reg};
 
 fn both(code: &[u8], set_up: impl Fn(&mut Machine)) -> (Machine, Translated) {
+    both_with(code, &options(), set_up)
+}
+
+fn both_with(code: &[u8], options: &Options, set_up: impl Fn(&mut Machine)) -> (Machine, Translated) {
     let prepare = || {
         let mut machine = Machine::long();
         machine.load(code);
@@ -15,7 +19,7 @@ fn both(code: &[u8], set_up: impl Fn(&mut Machine)) -> (Machine, Translated) {
     };
     let mut expected = prepare();
     interpret(&mut expected, 1_000_000);
-    let mut actual = Translated::new(prepare(), &options());
+    let mut actual = Translated::new(prepare(), options);
     actual.run();
     let differences = State::of(&expected.cpu).differences(&State::of(actual.vcpu.cpu()), flags::AF);
     assert!(differences.is_empty(), "{differences:?}");
@@ -87,7 +91,7 @@ fn instructions_that_are_none_or_too_long_raise_their_exceptions() {
     // nop; then REX.W 15 times, or an opcode that does not exist
     for (code, vector) in [(&[&b"\x90"[..], &[0x48; 16]].concat()[..], 13), (b"\x90\x0f\x04\xf4", 6)] {
         let (_, actual) = both(code, |_| {});
-        assert_eq!(actual.vcpu.cpu().rip, x86_core::testing::HANDLERS + 16 * vector + 1);
+        assert_eq!(actual.vcpu.cpu().rip, HANDLERS + 16 * vector + 1);
     }
 }
 
@@ -458,4 +462,44 @@ fn a_call_whose_caller_changes_returns_to_the_new_code() {
         \x83\xf9\x02\x75\x07\xc6\x05\xee\xff\xff\xff\xc8\xc3";
     let (_, actual) = both(code, |_| {});
     assert_eq!(actual.vcpu.cpu().regs[reg::RAX] as u32, u32::MAX);
+}
+
+fn misaligned_accesses_match_no_entry() {
+    // movaps xmm0, [rax]; hlt and movaps [rax], xmm0; hlt, just above page 0, which is in no table yet, and in
+    // one that holds a page without the right to write
+    for code in [b"\x0f\x28\x00\xf4", b"\x0f\x29\x00\xf4"] {
+        for misaligned in 1..16 {
+            let (_, actual) = both(code, |machine| machine.cpu.regs[reg::RAX] = misaligned);
+            assert_eq!(actual.vcpu.cpu().rip, HANDLERS + 16 * 13 + 1);
+        }
+    }
+    // mov rcx, [rbx], which is read only; movaps [rax], xmm0; hlt
+    let (_, actual) = both(b"\x48\x8b\x0b\x0f\x29\x00\xf4", |machine| {
+        let page = 0x60_0000;
+        machine.poke(PAGE_TABLES + 0x2000 + (page >> 21) * 8, page | 0xe5);
+        machine.cpu.regs[reg::RAX] = 1;
+        machine.cpu.regs[reg::RBX] = page;
+    });
+    assert_eq!(actual.vcpu.cpu().rip, HANDLERS + 16 * 13 + 1);
+}
+
+#[test]
+fn full_turns_through_carry_write_flags() {
+    // stc or clc; rcl byte [rbx], 9; seto al; rcr word [rbx], 17; seto cl; hlt, with OF set before or not
+    for (start, overflow) in [(0xf8, 0), (0xf9, 0), (0xf8, 0x7f), (0xf9, 0x7f)] {
+        for value in [0, 0x8001, 0x7f80, 0xffff] {
+            let code = [
+                &[0x04, 1, start, 0xc0, 0x13, 9, 0x0f, 0x90, 0xc0][..],
+                &[0x66, 0xc1, 0x1b, 17, 0x0f, 0x90, 0xc1, 0xf4],
+            ];
+            for strict in [false, true] {
+                let options = Options { strict, ..options() };
+                both_with(&code.concat(), &options, |machine| {
+                    machine.cpu.regs[reg::RAX] = overflow;
+                    machine.cpu.regs[reg::RBX] = DATA;
+                    machine.poke(DATA, value);
+                });
+            }
+        }
+    }
 }

@@ -464,6 +464,7 @@ fn a_call_whose_caller_changes_returns_to_the_new_code() {
     assert_eq!(actual.vcpu.cpu().regs[reg::RAX] as u32, u32::MAX);
 }
 
+#[test]
 fn misaligned_accesses_match_no_entry() {
     // movaps xmm0, [rax]; hlt and movaps [rax], xmm0; hlt, just above page 0, which is in no table yet, and in
     // one that holds a page without the right to write

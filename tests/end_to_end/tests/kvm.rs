@@ -62,6 +62,36 @@ fn debian_12_and_13_on_two_vcpus() {
 }
 
 #[test]
+fn microvm_runs_reboots_and_has_its_disk() {
+    in_lab(
+        "microvm_runs_reboots_and_has_its_disk",
+        |lab| with_images(lab, BOTH).cpus(2),
+        || {
+            let folder = tempfile::tempdir().unwrap();
+            let disk = folder.path().join("disk.raw");
+            std::fs::write(&disk, vec![b'd'; 1 << 20]).unwrap();
+            let drive = format!("file={},format=raw", disk.display());
+            for (image, version, vcpus) in [("debian:12", "6.1.", 1), ("debian:13", "6.12.", 2)] {
+                let smp = vcpus.to_string();
+                let mut guest = boot(&[image, "-M", "microvm", "--smp", &smp, "--drive", &drive]);
+                check_kernel(&mut guest, version, vcpus);
+                assert_eq!(
+                    guest.shell("test $(head -c 4 /dev/vda) = dddd && ! ls /sys/bus/pci/devices/*"),
+                    0
+                );
+                guest.send("reboot\n");
+                guest.expect("Linux version");
+                guest.expect(PROMPT);
+                assert_eq!(guest.shell("printf e | dd of=/dev/vda conv=notrunc && sync"), 0);
+                power_off(guest);
+                assert_eq!(std::fs::read(&disk).unwrap()[..4], *b"eddd");
+                std::fs::write(&disk, vec![b'd'; 1 << 20]).unwrap();
+            }
+        },
+    );
+}
+
+#[test]
 fn a_reset_reboots_and_with_no_reboot_ends() {
     in_lab(
         "a_reset_reboots_and_with_no_reboot_ends",

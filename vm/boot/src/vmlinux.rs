@@ -14,6 +14,9 @@ const KERNEL_MAP_SIZE: u64 = 1 << 30;
 /// The largest payload that is unpacked: room for a kernel that fills its map, and its table.
 pub const MAX_UNPACKED: u64 = KERNEL_MAP_SIZE + (64 << 20);
 
+/// Linux has five segments.
+const MAX_PIECES: usize = 16;
+
 /// A kernel as its bzImage would unpack it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Vmlinux {
@@ -31,6 +34,14 @@ pub enum SlideError {
     /// It has no table, because it was built without support for this.
     #[error("the kernel has no relocation table")]
     NoTable,
+    /// It has more segments than any kernel, each of which every entry of the table might be in.
+    #[error("the kernel has {count} segments to load; up to {max} can be moved")]
+    TooManySegments {
+        /// How many it has.
+        count: usize,
+        /// The most.
+        max: usize,
+    },
     /// The table isn't one.
     #[error("the kernel's relocation table of {len} bytes has {lists} lists; expected are 2 or 3")]
     BadTable {
@@ -102,6 +113,9 @@ impl Vmlinux {
                 offset: segment.offset(),
             })
             .collect();
+        if pieces.len() > MAX_PIECES {
+            return Err(SlideError::TooManySegments { count: pieces.len(), max: MAX_PIECES });
+        }
         let end = elf.end()?;
         let end = usize::try_from(end).map_or(self.bytes.len(), |end| end.min(self.bytes.len()));
         let (file, table) = self.bytes.split_at_mut(end);
@@ -209,12 +223,18 @@ pub(crate) fn load(
     };
     let base = header.pref_address;
     let size = header.run_size();
+    let mut total = 0u64;
     for segment in elf.loadable() {
         let start = segment.physical_address;
         let end = start.saturating_add(segment.memory_size);
+        total = total.saturating_add(segment.memory_size);
         if start < base || end > base.saturating_add(size) {
             return Err(outside(start, end));
         }
+    }
+    // With more, some would lie over others, any number of times.
+    if total > size {
+        return Err(outside(base, base.saturating_add(total)));
     }
     let entry = elf.physical_entry()?;
     let start = place(loader, header, direct.place)?;
@@ -346,6 +366,18 @@ mod tests {
             let direct = Some(DirectEntry { vmlinux: &vmlinux, place: None });
             assert!(load(&BootSpec { direct, ..spec(&bz, &map) }, &mut Ram::new(&map)).is_err());
         }
+    }
+
+    #[test]
+    fn segments_over_one_another_without_end_are_refused() {
+        let map = MemoryMap::pc(0x1000_0000, 0, &[]).unwrap();
+        let bz = crate::bzimage::tests::image();
+        let parts = vec![Part::load(BASE, b"code", 0x100_0000); 17];
+        let mut vmlinux = Vmlinux::from_bytes(elf64(BASE, &parts));
+        let direct = Some(DirectEntry { vmlinux: &vmlinux, place: None });
+        assert!(load(&BootSpec { direct, ..spec(&bz, &map) }, &mut Ram::new(&map)).is_err());
+        let error = vmlinux.slide_by(0x20_0000).unwrap_err();
+        assert_eq!(error, SlideError::TooManySegments { count: 17, max: 16 });
     }
 
     proptest! {

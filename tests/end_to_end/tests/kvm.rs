@@ -65,7 +65,8 @@ fn debian_12_and_13_on_two_vcpus() {
 fn microvm_runs_reboots_and_has_its_disk() {
     in_lab(
         "microvm_runs_reboots_and_has_its_disk",
-        |lab| with_images(lab, BOTH).cpus(2),
+        // Two boots of two kernels.
+        |lab| with_images(lab, BOTH).cpus(2).limit(std::time::Duration::from_secs(600)),
         || {
             let folder = tempfile::tempdir().unwrap();
             let disk = folder.path().join("disk.raw");

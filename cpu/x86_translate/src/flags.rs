@@ -27,7 +27,9 @@ pub(crate) fn effect(insn: &Instruction, info: &CodeInfo) -> Effect {
     let writes = insn.rflags_modified() as Flags & ALL;
     match info.class {
         // What the interpreter does may be seen by others, with all flags: an interrupt, a debugger.
-        Class::Interpret => return Effect { reads: ALL, writes, conditional: true },
+        Class::Interpret | Class::Syscall | Class::Sysret => {
+            return Effect { reads: ALL, writes, conditional: true };
+        }
         Class::Nop => return Effect::default(),
         _ => {}
     }

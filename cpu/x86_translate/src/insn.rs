@@ -50,6 +50,8 @@ pub(crate) enum Class {
     BitString,
     Fldcw,
     Fninit,
+    Syscall,
+    Sysret,
     /// The interpreter executes it.
     Interpret,
 }
@@ -191,6 +193,8 @@ fn describe(insn: &Instruction) -> CodeInfo {
             | Class::Stac
             | Class::Clac
             | Class::Fninit
+            | Class::Syscall
+            | Class::Sysret
     ) {
         return info;
     }
@@ -307,6 +311,8 @@ fn classify(insn: &Instruction) -> Class {
         Code::Pushq_imm8 | Code::Pushq_imm32 => return Class::PushImm,
         Code::Pop_r64 => return Class::Pop,
         Code::Leaveq => return Class::Leave,
+        Code::Syscall => return Class::Syscall,
+        Code::Sysretq => return Class::Sysret,
         Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg => return Class::MovSeg,
         Code::Div_rm32 | Code::Div_rm64 => return Class::Div,
         Code::Idiv_rm32 | Code::Idiv_rm64 => return Class::Idiv,

@@ -11,7 +11,7 @@
 //! - `insn`: what is known of each instruction; `flags`: which flags are live where
 //! - `plan`, `address`: memory accesses and which share a check
 //! - `returns`: calls and returns by the host's own
-//! - `rewrite`, `branch`, `fpu`, `system`, `string`, `translate`: the code of a block
+//! - `rewrite`, `branch`, `fpu`, `system`, `syscall`, `string`, `translate`: the code of a block
 //! - `stubs`, `runtime`: code that all blocks share, and what it calls
 //! - `blocks`: all blocks of a VM, their links, and what happens when code is written to
 //! - `vcpu`: the run loop
@@ -33,6 +33,7 @@ mod rewrite;
 mod runtime;
 mod string;
 mod stubs;
+mod syscall;
 mod system;
 mod translate;
 mod vcpu;

@@ -217,7 +217,7 @@ fn advance(guest: &Guest, values: &mut Values) {
         }
         Class::Ret | Class::Jmp | Class::JmpIndirect | Class::Jcc | Class::Nop | Class::Iret => return,
         Class::Cli | Class::Sti | Class::Swapgs | Class::Stac | Class::Clac | Class::BitString => return,
-        Class::Fldcw | Class::Fninit => return,
+        Class::Fldcw | Class::Fninit | Class::Syscall | Class::Sysret => return,
         Class::Interpret => {
             for register in 0..16 {
                 values.forget(register);

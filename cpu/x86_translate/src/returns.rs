@@ -116,6 +116,20 @@ pub(crate) fn begin(e: &mut Emitter, stubs: &Stubs) {
     e.store(Width::B64, gs(at!(frames_limit)), Gpr::RAX);
 }
 
+/// In shared code: puts user code's frames aside. Uses RAX.
+pub(crate) fn enter_kernel(e: &mut Emitter, stubs: &Stubs) {
+    e.store(Width::B64, gs(at!(user_frames)), Gpr::RSP);
+    push_end(e, stubs.frames_end);
+    e.store(Width::B64, gs(at!(frames)), Gpr::RSP);
+}
+
+/// In shared code: has user code's frames back.
+pub(crate) fn enter_user(e: &mut Emitter) {
+    e.load(Gpr::RSP, gs(at!(frames_bottom)));
+    e.store(Width::B64, gs(at!(frames)), Gpr::RSP);
+    e.load(Gpr::RSP, gs(at!(user_frames)));
+}
+
 /// In shared code, before generated code goes on: does what [`Switch`] says. Uses RAX and the flags.
 pub(crate) fn switch(e: &mut Emitter, stubs: &Stubs) {
     let place = Rm::Mem(gs(at!(frames_switch)));
@@ -123,20 +137,13 @@ pub(crate) fn switch(e: &mut Emitter, stubs: &Stubs) {
     e.byte(Switch::ToKernel as u8);
     let stay = e.jcc(Cond::B);
     let user = e.jcc(Cond::A);
-    e.store(Width::B64, gs(at!(user_frames)), Gpr::RSP);
-    push_end(e, stubs.frames_end);
+    enter_kernel(e, stubs);
     let kernel = e.jmp();
     let here = e.address();
     e.link(user, here);
-    e.load(Gpr::RSP, gs(at!(frames_bottom)));
-    e.store(Width::B64, gs(at!(frames)), Gpr::RSP);
-    e.load(Gpr::RSP, gs(at!(user_frames)));
-    let done = e.jmp();
+    enter_user(e);
     let here = e.address();
     e.link(kernel, here);
-    e.store(Width::B64, gs(at!(frames)), Gpr::RSP);
-    let here = e.address();
-    e.link(done, here);
     e.op(Enc::one(0xc6), 0, place);
     e.byte(Switch::Stay as u8);
     let here = e.address();

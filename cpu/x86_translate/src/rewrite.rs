@@ -51,6 +51,8 @@ impl Translation<'_> {
                 return true;
             }
             Class::PushImm | Class::Ret | Class::Call => return !raw.p66,
+            Class::Syscall => return self.mode.has(Mode::USER),
+            Class::Sysret => return !self.mode.has(Mode::USER),
             Class::Cli | Class::Sti | Class::Popf | Class::Iret | Class::Swapgs => {
                 return !self.mode.has(Mode::USER) && !raw.p66;
             }

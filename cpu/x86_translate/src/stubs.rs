@@ -4,6 +4,7 @@ use crate::fpu;
 use crate::layout::{BANK, ExitReason, S0, at, gs, host_register, slot, vector_slot};
 use crate::returns;
 use crate::runtime::{helper_interpret, helper_miss};
+use crate::syscall;
 use dbt_code::{Alu, Cond, Emitter, Gpr, Mem, Rm, Width};
 
 /// Addresses of the shared code.
@@ -30,6 +31,9 @@ pub(crate) struct Stubs {
     /// Goes to the guest address in [`S0`], with the flags in memory and no frames: of supervisor code, of user
     /// code.
     pub(crate) return_missed: [u64; 2],
+    /// SYSCALL with the address of the next instruction in [`S0`], and SYSRET, with the flags in memory.
+    pub(crate) syscall: u64,
+    pub(crate) sysret: u64,
     /// Called: loads the guest's x87 state.
     pub(crate) load_fpu: u64,
 }
@@ -50,6 +54,10 @@ impl Stubs {
             stubs.return_missed[stub] = e.address();
             returns::missed(e, user, &stubs);
         }
+        stubs.syscall = e.address();
+        syscall::syscall(e, &stubs);
+        stubs.sysret = e.address();
+        syscall::sysret(e, &stubs);
         let resume = e.address();
         resume_guest(e, &stubs);
         let enter = e.address();

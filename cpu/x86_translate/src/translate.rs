@@ -477,6 +477,7 @@ impl Translation<'_> {
             Class::BitString => self.bit_string(index),
             Class::Fldcw => self.fldcw(index),
             Class::Fninit => self.fninit(),
+            Class::Syscall | Class::Sysret => self.system_call(index),
             Class::Interpret => self.interpret(index, last),
         }
     }

@@ -504,3 +504,69 @@ fn full_turns_through_carry_write_flags() {
         }
     }
 }
+
+/// Code at CPL 3, and what SYSCALL leads to.
+fn system_calls(user: &[u8], kernel: &[u8], set_up: impl Fn(&mut Machine)) -> (Machine, Translated) {
+    let prepare = || {
+        let mut machine = Machine::user();
+        machine.load(user);
+        machine.memory.write(CODE + 0x800, kernel).expect("RAM");
+        machine.cpu.mxcsr = 0x1f80;
+        machine.cpu.regs[reg::RBP] = 1000;
+        machine.cpu.msrs.lstar = CODE + 0x800;
+        machine.cpu.msrs.star = 0x0023_0010 << 32;
+        machine.cpu.msrs.sfmask = flags::AC | flags::IF | flags::DF | flags::ARITHMETIC;
+        set_up(&mut machine);
+        machine
+    };
+    let mut expected = prepare();
+    interpret(&mut expected, 1_000_000);
+    let mut actual = Translated::new(prepare(), &options());
+    actual.run();
+    let (want, got) = (&expected.cpu, actual.vcpu.cpu());
+    let differences = State::of(want).differences(&State::of(got), flags::AF);
+    assert!(differences.is_empty(), "{differences:?}");
+    assert_eq!((want.segments, want.cpl), (got.segments, got.cpl));
+    assert_eq!(
+        (want.data_bank, want.fast_bank, want.align_check),
+        (got.data_bank, got.fast_bank, got.align_check)
+    );
+    (expected, actual)
+}
+
+#[test]
+fn system_calls_stay_in_translated_code() {
+    // l: call f; dec ebp; jnz l; ud2; f: stc; syscall; adc eax, 1; ret
+    let user = b"\xe8\x06\x00\x00\x00\xff\xcd\x75\xf7\x0f\x0b\xf9\x0f\x05\x83\xd0\x01\xc3";
+    // call g; add rbx, r11; inc edx; sysretq; g: mov rsi, rcx; ret
+    let kernel = b"\xe8\x08\x00\x00\x00\x4c\x01\xdb\xff\xc2\x48\x0f\x07\x48\x89\xce\xc3";
+    let (_, actual) = system_calls(user, kernel, |machine| machine.cpu.rflags |= flags::IF | flags::ID);
+    let counters = actual.vcpu.counters();
+    assert!(counters.interpreted.len() <= 2 && counters.entries < 40, "{counters:?}");
+    // The kernel's call and return in the user's place: its return address is where the user's frame leads.
+    // l: call f; ud2; f: syscall; ret; and the kernel: pop rbx; push rbx; ret
+    let user = b"\xe8\x02\x00\x00\x00\x0f\x0b\x0f\x05\xc3";
+    let (expected, _) = system_calls(user, b"\x5b\x53\xc3", |_| {});
+    assert_eq!(expected.cpu.regs[reg::RBX], CODE + 5);
+}
+
+#[test]
+fn unusual_system_calls() {
+    let user = b"\x0f\x05\xff\xcd\x75\xfa\x0f\x0b";
+    // SCE is clear
+    system_calls(user, b"\xf4", |machine| machine.cpu.msrs.efer &= !x86_core::efer::SCE);
+    // AC stays set
+    system_calls(user, b"\xff\xc2\x48\x0f\x07", |machine| {
+        machine.cpu.msrs.sfmask = 0;
+        machine.cpu.rflags |= flags::AC;
+    });
+    // or r11d, bit; sysretq
+    for bit in [flags::AC, flags::TF, flags::NT, flags::RF, flags::OF | flags::CF, flags::IOPL] {
+        let mut kernel = b"\x41\x81\xcb".to_vec();
+        kernel.extend((bit as u32).to_le_bytes());
+        kernel.extend(b"\x48\x0f\x07");
+        system_calls(user, &kernel, |_| {});
+    }
+    // mov ecx, 0x1000 (where nothing is); sysretq
+    system_calls(user, b"\xb9\x00\x10\x00\x00\x48\x0f\x07", |_| {});
+}

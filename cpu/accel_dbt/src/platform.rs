@@ -63,6 +63,10 @@ impl Platform for VcpuPlatform<'_> {
         self.tsc.read()
     }
 
+    fn host_tsc_offset(&self) -> Option<u64> {
+        self.tsc.host_offset()
+    }
+
     fn tsc_hertz(&self) -> u64 {
         self.tsc.hertz()
     }

@@ -117,6 +117,11 @@ impl TscSource {
         self.host.read().wrapping_add(self.offset.load(Ordering::Relaxed))
     }
 
+    /// This counter less the host's own, which stays while vCPUs run; `None` if it is made of another clock.
+    pub(crate) fn host_offset(&self) -> Option<u64> {
+        self.host.epoch.is_none().then(|| self.offset.load(Ordering::Relaxed))
+    }
+
     /// A vCPU begins to run; it stops when what this returns is dropped.
     pub(crate) fn enter(&self) -> RunningVcpu<'_> {
         let mut running = self.running.lock();

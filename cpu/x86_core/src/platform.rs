@@ -12,6 +12,11 @@ pub trait Platform {
     fn pio_write(&self, port: u16, data: &[u8]);
     /// The time-stamp counter before the guest's offset; runs at [`Platform::tsc_hertz`].
     fn tsc(&self) -> u64;
+    /// What [`Platform::tsc`] is more than the time-stamp counter of the host, if that is a constant while the
+    /// processor runs: generated code reads the counter itself then.
+    fn host_tsc_offset(&self) -> Option<u64> {
+        None
+    }
     /// The rate of [`Platform::tsc`].
     fn tsc_hertz(&self) -> u64;
     /// The task priority, CR8: bits 4..=7 of the APIC's TPR.

@@ -62,6 +62,8 @@ pub struct FlatPlatform {
     pub ports: RefCell<HashMap<u16, u8>>,
     /// The time-stamp counter; every reading adds one.
     pub clock: Cell<u64>,
+    /// What the clock is more than the host's counter, for code that reads that itself.
+    pub host_tsc_offset: Option<u64>,
     /// CR8.
     pub priority: Cell<u8>,
     /// APIC MSRs that exist.
@@ -101,6 +103,10 @@ impl Platform for FlatPlatform {
     fn tsc(&self) -> u64 {
         self.clock.set(self.clock.get() + 1);
         self.clock.get()
+    }
+
+    fn host_tsc_offset(&self) -> Option<u64> {
+        self.host_tsc_offset
     }
 
     fn tsc_hertz(&self) -> u64 {

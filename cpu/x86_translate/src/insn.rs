@@ -52,6 +52,12 @@ pub(crate) enum Class {
     Fninit,
     Syscall,
     Sysret,
+    /// RDTSC and RDTSCP.
+    Rdtsc,
+    /// LODS, not repeated.
+    Lods,
+    /// SCAS, not repeated.
+    Scas,
     /// The interpreter executes it.
     Interpret,
 }
@@ -195,6 +201,9 @@ fn describe(insn: &Instruction) -> CodeInfo {
             | Class::Fninit
             | Class::Syscall
             | Class::Sysret
+            | Class::Rdtsc
+            | Class::Lods
+            | Class::Scas
     ) {
         return info;
     }
@@ -313,6 +322,7 @@ fn classify(insn: &Instruction) -> Class {
         Code::Leaveq => return Class::Leave,
         Code::Syscall => return Class::Syscall,
         Code::Sysretq => return Class::Sysret,
+        Code::Rdtsc | Code::Rdtscp => return Class::Rdtsc,
         Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg => return Class::MovSeg,
         Code::Div_rm32 | Code::Div_rm64 => return Class::Div,
         Code::Idiv_rm32 | Code::Idiv_rm64 => return Class::Idiv,
@@ -332,6 +342,8 @@ fn classify(insn: &Instruction) -> Class {
         return match code.mnemonic() {
             M::Movsb | M::Movsw | M::Movsd | M::Movsq => Class::Movs,
             M::Stosb | M::Stosw | M::Stosd | M::Stosq => Class::Stos,
+            M::Lodsb | M::Lodsw | M::Lodsd | M::Lodsq => Class::Lods,
+            M::Scasb | M::Scasw | M::Scasd | M::Scasq => Class::Scas,
             _ => Class::Interpret,
         };
     }

@@ -71,6 +71,8 @@ pub(crate) struct JitVcpu {
     pub(crate) fpu_loaded: bool,
     /// It was when generated code called, and is to be again when that goes on.
     pub(crate) fpu_resume: bool,
+    /// The host's time-stamp counter plus `tsc_base` is [`Platform::tsc`].
+    pub(crate) tsc_direct: bool,
     /// A [`crate::returns::Switch`].
     pub(crate) frames_switch: u8,
     /// RSP without any frames of this privilege, under the user's frames while the kernel's code runs, without
@@ -79,6 +81,7 @@ pub(crate) struct JitVcpu {
     pub(crate) user_frames: u64,
     pub(crate) frames_bottom: u64,
     pub(crate) frames_limit: u64,
+    pub(crate) tsc_base: u64,
     /// The arithmetic flags in memory: LAHF's byte in the high half, OF in the low.
     pub(crate) fl: u16,
     /// Leave when interrupts become enabled.

@@ -224,6 +224,17 @@ fn advance(guest: &Guest, values: &mut Values) {
             }
             return;
         }
+        Class::Rdtsc => {
+            for register in [0, 1, 2] {
+                values.forget(register);
+            }
+            return;
+        }
+        Class::Lods => {
+            values.forget(0);
+            return values.forget(6);
+        }
+        Class::Scas => return values.forget(7),
         Class::Movs | Class::Stos => {
             for register in [1, 6, 7] {
                 values.forget(register);

@@ -59,9 +59,11 @@ impl Translation<'_> {
             Class::Stac | Class::Clac => return !self.mode.has(Mode::USER) && self.mode.has(Mode::SMAP),
             Class::Pushf => return !raw.p66,
             Class::MovSeg => return insn.op0_kind() == OpKind::Register,
-            Class::Movs | Class::Stos => {
+            Class::Rdtsc => return true,
+            Class::Movs | Class::Stos | Class::Lods | Class::Scas => {
+                let once = matches!(info.class, Class::Lods | Class::Scas);
                 let segment = matches!(insn.segment_prefix(), Register::FS | Register::GS);
-                return !raw.p67 && raw.rep != 0xf2 && !segment;
+                return !raw.p67 && raw.rep != 0xf2 && !segment && !(once && raw.rep != 0);
             }
             _ => {}
         }

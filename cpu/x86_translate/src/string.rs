@@ -1,5 +1,7 @@
-//! MOVS and STOS.
+//! MOVS and STOS; LODS and SCAS.
 
+use crate::address::{Access, Ea};
+use crate::insn::Raw;
 use crate::layout::{BANK, S0, S1, TLB_ADDEND, TLB_READ, TLB_WRITE, at, gs};
 use crate::translate::Translation;
 use dbt_code::{Alu, Cond, Enc, Gpr, Mem, Rm, Shift, Width};
@@ -9,24 +11,24 @@ use x86_core::TLB_ENTRIES;
 /// the count may be in the computation of the last address.
 const MOST: i32 = 4096;
 
+/// The width of an element, and the binary logarithm of its size.
+fn element(raw: &Raw) -> (Width, u8) {
+    match (raw.opcode & 1, raw.rex & 8, raw.p66) {
+        (0, _, _) => (Width::B8, 0),
+        (_, 8, _) => (Width::B64, 3),
+        (_, _, true) => (Width::B16, 1),
+        _ => (Width::B32, 2),
+    }
+}
+
 impl Translation<'_> {
     /// MOVS or STOS, repeated or not, upwards and within one page on each side; all else is left to the
     /// interpreter.
     pub(crate) fn string(&mut self, index: usize, source: bool) {
         let Some(raw) = self.guest[index].raw else { return };
-        let (width, scale) = match (raw.opcode & 1, raw.rex & 8, raw.p66) {
-            (0, _, _) => (Width::B8, 0),
-            (_, 8, _) => (Width::B64, 3),
-            (_, _, true) => (Width::B16, 1),
-            _ => (Width::B32, 2),
-        };
+        let (width, scale) = element(&raw);
         let repeated = raw.rep != 0;
-        self.clobber_flags();
-        self.held = None;
-        // DF, bit 10 of RFLAGS.
-        self.e.op(Enc::one(0xf6), 0, Rm::Mem(gs(at!(cpu.rflags) + 1)));
-        self.e.byte(4);
-        self.slow_if(Cond::NE);
+        self.leave_if_downwards();
         if repeated {
             self.e.alu_imm(Alu::Cmp, Width::B64, Rm::Reg(Gpr::RCX.0), MOST);
             self.slow_if(Cond::A);
@@ -60,6 +62,37 @@ impl Translation<'_> {
             self.e.alu(Alu::Sub, Width::B64, Gpr::RSI, Rm::Reg(S0.0));
         }
         self.e.alu(Alu::Sub, Width::B64, Gpr::RDI, Rm::Reg(S1.0));
+    }
+
+    /// Leaves the instruction to the interpreter if DF is set.
+    fn leave_if_downwards(&mut self) {
+        self.clobber_flags();
+        self.held = None;
+        // DF, bit 10 of RFLAGS.
+        self.e.op(Enc::one(0xf6), 0, Rm::Mem(gs(at!(cpu.rflags) + 1)));
+        self.e.byte(4);
+        self.slow_if(Cond::NE);
+        self.flags_lost();
+    }
+
+    /// LODS, not repeated.
+    pub(crate) fn load_string(&mut self, index: usize) {
+        let Some(raw) = self.guest[index].raw else { return };
+        let (width, scale) = element(&raw);
+        self.leave_if_downwards();
+        let mem = self.access(&Ea::register(Gpr::RSI.0, 0), Access::read(1 << scale));
+        self.e.op(Enc::one(0x8a).sized(width), Gpr::RAX.0, Rm::Mem(mem));
+        self.e.lea(Gpr::RSI, Mem::base(Gpr::RSI, 1 << scale));
+    }
+
+    /// SCAS, not repeated.
+    pub(crate) fn scan_string(&mut self, index: usize) {
+        let Some(raw) = self.guest[index].raw else { return };
+        let (width, scale) = element(&raw);
+        self.leave_if_downwards();
+        let mem = self.access(&Ea::register(Gpr::RDI.0, 0), Access::read(1 << scale));
+        self.e.op(Enc::one(0x3a).sized(width), Gpr::RAX.0, Rm::Mem(mem));
+        self.e.lea(Gpr::RDI, Mem::base(Gpr::RDI, 1 << scale));
     }
 
     /// Checks one side: leaves the addend in [`S1`].

@@ -4,11 +4,11 @@
 use crate::address::Access;
 use crate::address::Ea;
 use crate::layout::{BANK, GUEST_RSP, JitVcpu, S0, S1, at, gs, host_register, segment_base, slot};
-use crate::translate::{FlagsAt, Translation};
-use dbt_code::{Alu, Cond, Enc, Mem, Rm, Shift, Width};
+use crate::translate::{FlagsAt, Mode, Translation};
+use dbt_code::{Alu, Cond, Enc, Gpr, Mem, Rm, Shift, Width};
 use iced_x86::Mnemonic;
 use std::mem::{offset_of, size_of};
-use x86_core::{Seg, Segment, Tlb, TlbEntry, flags};
+use x86_core::{Seg, Segment, Tlb, TlbEntry, cr4, flags};
 
 /// The byte of RFLAGS with IF and DF, and the one with AC.
 const FLAGS_1: i32 = at!(cpu.rflags) + 1;
@@ -29,7 +29,7 @@ impl Translation<'_> {
     }
 
     /// The flags are in memory only, as those of the host were just lost.
-    fn flags_lost(&mut self) {
+    pub(crate) fn flags_lost(&mut self) {
         if self.flags == FlagsAt::Both {
             self.flags = FlagsAt::Memory;
         }
@@ -194,6 +194,33 @@ impl Translation<'_> {
         for field in [at!(cpu.data_bank), at!(cpu.fast_bank)] {
             self.e.op(Enc::one(0xc6), 0, Rm::Mem(gs(field)));
             self.e.byte(bank as u8);
+        }
+        self.flags_lost();
+    }
+
+    /// RDTSC and RDTSCP, where the guest's counter is the host's plus a constant.
+    pub(crate) fn time_stamp(&mut self, index: usize) {
+        self.clobber_flags();
+        self.byte_op(Alu::Cmp, at!(tsc_direct), 0);
+        self.slow_if(Cond::E);
+        if self.mode.has(Mode::USER) {
+            self.e.op(Enc::one(0xf6), 0, Rm::Mem(gs(at!(cpu.cr4)))); // test
+            self.e.byte(cr4::TSD as u8);
+            self.slow_if(Cond::NE);
+        }
+        let with_id = self.guest[index].insn.mnemonic() == Mnemonic::Rdtscp;
+        self.e.bytes(if with_id { &[0x0f, 0x01, 0xf9] } else { &[0x0f, 0x31] });
+        let (rax, rdx) = (Rm::Reg(Gpr::RAX.0), Rm::Reg(Gpr::RDX.0));
+        self.e.shift_imm(Shift::Shl, Width::B64, rdx, 32);
+        self.e.alu(Alu::Or, Width::B64, Gpr::RAX, rdx);
+        for term in [at!(tsc_base), at!(cpu.msrs.tsc_offset)] {
+            self.e.alu(Alu::Add, Width::B64, Gpr::RAX, Rm::Mem(gs(term)));
+        }
+        self.e.mov(Gpr::RDX, Gpr::RAX);
+        self.e.shift_imm(Shift::Shr, Width::B64, rdx, 32);
+        self.e.op(Enc::one(0x8b), Gpr::RAX.0, rax);
+        if with_id {
+            self.e.load32(Gpr::RCX, gs(at!(cpu.msrs.tsc_aux)));
         }
         self.flags_lost();
     }

@@ -478,6 +478,9 @@ impl Translation<'_> {
             Class::Fldcw => self.fldcw(index),
             Class::Fninit => self.fninit(),
             Class::Syscall | Class::Sysret => self.system_call(index),
+            Class::Rdtsc => self.time_stamp(index),
+            Class::Lods => self.load_string(index),
+            Class::Scas => self.scan_string(index),
             Class::Interpret => self.interpret(index, last),
         }
     }

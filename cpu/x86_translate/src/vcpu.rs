@@ -216,6 +216,9 @@ impl TranslatorVcpu {
             std::mem::transmute::<NonNull<dyn Platform + '_>, NonNull<dyn Platform>>(NonNull::from(platform))
         };
         self.jit.platform = Some(pointer);
+        let tsc_base = platform.host_tsc_offset();
+        self.jit.tsc_direct = tsc_base.is_some();
+        self.jit.tsc_base = tsc_base.unwrap_or(0);
         set_gs_base(&raw const *self.jit as u64);
         self.core(platform).mode_changed();
         Translator::spell_begins(&self.jit);
@@ -530,7 +533,7 @@ impl TranslatorVcpu {
         let (settings, stubs) = (&translator.settings, &translator.stubs);
         let (page_va, mode) = (key.page_va, key.mode);
         let mut output = {
-            let has = |insn: &iced_x86::Instruction| x86_interp::has(&core, insn);
+            let has = |insn: &iced_x86::Instruction| has(&core, insn);
             let page = &self.page[..4096];
             translate(
                 &Input { page, next_page: None, page_va, offset, mode, slots: &translator.slots, has: &has },
@@ -552,7 +555,7 @@ impl TranslatorVcpu {
             source.next = Some((gpa, translator.begin(gpa, this), 15));
             // SAFETY: as above.
             unsafe { std::ptr::copy_nonoverlapping(next.host, self.page[4096..].as_mut_ptr(), 15) };
-            let has = |insn: &iced_x86::Instruction| x86_interp::has(&core, insn);
+            let has = |insn: &iced_x86::Instruction| has(&core, insn);
             let input = Input {
                 page: &self.page[..],
                 next_page: Some(gpa),
@@ -579,6 +582,13 @@ impl TranslatorVcpu {
         // Somebody wrote the page, or translated the same block: the interpreter makes progress either way.
         Ok(Lookup::Step)
     }
+}
+
+/// Whether the guest's processor has the instruction.
+fn has(core: &Core<'_>, insn: &iced_x86::Instruction) -> bool {
+    let model = &core.cpu.model;
+    x86_interp::has(core, insn)
+        && (insn.code() != iced_x86::Code::Rdtscp || model.has(x86_core::cpuid::feature::RDTSCP))
 }
 
 impl Drop for TranslatorVcpu {

@@ -570,3 +570,49 @@ fn unusual_system_calls() {
     // mov ecx, 0x1000 (where nothing is); sysretq
     system_calls(user, b"\xb9\x00\x10\x00\x00\x48\x0f\x07", |_| {});
 }
+
+#[test]
+fn strings_are_loaded_and_scanned() {
+    // l: lodsb; lodsw; lodsd; mov rbx, rax; lodsq; scasb; setz cl; scasw; adc ecx, 1; scasd; scasq; lahf; std; lodsb; scasb; hlt
+    let code = b"\xac\x66\xad\xad\x48\x89\xc3\x48\xad\xae\x0f\x94\xc1\x66\xaf\x83\xd1\x01\xaf\x48\xaf\x9f\xfd\xac\xae\xf4";
+    for offset in [0, 0xff8, 0xffd] {
+        let (_, actual) = both(code, |machine| {
+            machine.cpu.regs[reg::RSI] = DATA + offset;
+            machine.cpu.regs[reg::RDI] = DATA + 0x4000 + offset;
+            let data: Vec<u8> = (0..0x8000u32).map(|at| ((at * 7) >> 3) as u8).collect();
+            machine.memory.write(DATA, &data).expect("RAM");
+        });
+        let interpreted = &actual.vcpu.counters().interpreted;
+        assert!(interpreted.values().sum::<u64>() <= 3, "{interpreted:?}");
+    }
+}
+
+#[test]
+fn the_time_stamp_counter_is_read_in_translated_code() {
+    // rdtsc; mov esi, eax; mov edi, edx; rdtscp; hlt
+    let code = b"\x0f\x31\x89\xc6\x89\xd7\x0f\x01\xf9\xf4";
+    for direct in [true, false] {
+        let mut machine = Machine::long();
+        machine.load(code);
+        machine.cpu.msrs.tsc_offset = 1 << 62;
+        machine.cpu.msrs.tsc_aux = 7;
+        machine.platform.host_tsc_offset = direct.then_some(1 << 61);
+        let mut actual = Translated::new(machine, &options());
+        actual.run();
+        let regs = &actual.vcpu.cpu().regs;
+        let first = regs[reg::RDI] << 32 | regs[reg::RSI];
+        let second = regs[reg::RDX] << 32 | regs[reg::RAX];
+        assert!(regs[reg::RDX] >> 32 == 0 && regs[reg::RAX] >> 32 == 0 && regs[reg::RCX] == 7);
+        assert!(second > first);
+        assert_eq!(first >> 61, if direct { 3 } else { 2 });
+        assert_eq!(actual.vcpu.counters().interpreted.len(), if direct { 1 } else { 3 });
+    }
+    // In user code TSD forbids it.
+    let mut machine = Machine::user();
+    machine.load(code);
+    machine.cpu.cr4 |= x86_core::cr4::TSD;
+    machine.platform.host_tsc_offset = Some(0);
+    let mut actual = Translated::new(machine, &options());
+    actual.run();
+    assert!(actual.vcpu.cpu().rip < CODE);
+}

@@ -63,7 +63,8 @@ impl Translation<'_> {
             Class::Movs | Class::Stos | Class::Lods | Class::Scas => {
                 let once = matches!(info.class, Class::Lods | Class::Scas);
                 let segment = matches!(insn.segment_prefix(), Register::FS | Register::GS);
-                return !raw.p67 && raw.rep != 0xf2 && !segment && !(once && raw.rep != 0);
+                let repeats = raw.rep == 0xf2 || once && raw.rep != 0;
+                return !raw.p67 && !segment && !repeats;
             }
             _ => {}
         }

@@ -61,6 +61,9 @@ pub(crate) fn run(
     let ended = machine.0.wait().map_err(|source| LabError::Start { path: qemu.to_owned(), source })?;
     let report =
         std::fs::read_to_string(status_file.path()).map_err(LabError::file("reading", status_file.path()))?;
+    if report.trim() == "timeout" {
+        return Err(LabError::TimeLimit { seconds: lab.limit.as_secs(), tail: last_lines(&tail) });
+    }
     let status = report.trim().strip_prefix("exit ").and_then(|number| number.parse().ok());
     status.ok_or_else(|| LabError::Died { status: ended.to_string(), tail: last_lines(&tail) })
 }

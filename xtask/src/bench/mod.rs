@@ -7,6 +7,7 @@
 mod boot;
 mod cpu;
 mod guest;
+mod kvm;
 mod statistics;
 mod target;
 
@@ -21,6 +22,8 @@ pub(crate) enum Bench {
     Boot(Options),
     /// Compute, memory, vector and system workloads inside the guest.
     Cpu(Options),
+    /// Under KVM, beside QEMU and others: start-up, memory, disk, exits. Runs in the KVM lab.
+    Kvm(kvm::Options),
 }
 
 /// How to measure.
@@ -54,6 +57,7 @@ impl Bench {
         match self {
             Self::Boot(options) => boot::run(root, &options),
             Self::Cpu(options) => cpu::run(root, &options),
+            Self::Kvm(options) => kvm::run(root, &options),
         }
     }
 }

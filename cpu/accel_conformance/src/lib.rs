@@ -76,6 +76,7 @@ macro_rules! for_each_case {
             snapshot::a_saved_run_goes_on_elsewhere,
             snapshot::a_halted_processor_is_saved_halted,
             snapshot::a_timer_goes_on_after_a_restore,
+            snapshot::any_state_is_saved_as_it_was_restored,
             snapshot::impossible_states_are_refused,
             snapshot::reset_starts_over,
         }

@@ -2,7 +2,7 @@
 
 use crate::guest::{APIC, Asm, CODE, DATA, assemble, boot64, exit, progress, set_handler};
 use crate::rig::{RAM, Rig, TOP, Target};
-use accel::{HaltReason, MpState, X86State};
+use accel::{HaltReason, InjectedException, MpState, X86State};
 use iced_x86::code_asm::*;
 use std::time::Duration;
 
@@ -193,6 +193,104 @@ pub(crate) fn a_timer_goes_on_after_a_restore(target: &Target<'_>) {
         assert_eq!(rig.run(), 10);
     }
     assert!(rig.clock.now() >= 20_000_000);
+}
+
+/// Numbers that look random and are the same in every run (SplitMix64).
+struct Numbers(u64);
+
+impl Numbers {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ mixed >> 31
+    }
+
+    /// A canonical address.
+    fn address(&mut self) -> u64 {
+        ((self.next() << 16) as i64 >> 16) as u64
+    }
+
+    fn chance(&mut self) -> bool {
+        self.next() & 1 != 0
+    }
+}
+
+/// Makes a state in 64-bit mode another one that a processor can be in.
+fn vary(state: &mut X86State, numbers: &mut Numbers) {
+    state.regs = std::array::from_fn(|_| numbers.next());
+    state.rip = numbers.address();
+    state.rflags = numbers.next() & 0x24_4cd5 | 2;
+    state.cr0 |= numbers.next() & 0x5_0008; // AM, WP, TS
+    state.cr2 = numbers.next();
+    state.cr4 |= numbers.next() & 0x88; // PGE, DE
+    state.segments[4].base = numbers.address();
+    state.segments[5].base = numbers.address();
+    state.gdtr.base = numbers.address();
+    state.debug_addresses = std::array::from_fn(|_| numbers.address());
+    state.dr6 = 0xffff_0ff0 | numbers.next() & 0x400f;
+    state.dr7 = 0x400 | numbers.next() & 0x3ff;
+    for index in [0xc000_0082, 0xc000_0083, 0xc000_0102] {
+        let address = numbers.address();
+        state.set_msr(index, address);
+    }
+    // (The SYSENTER registers have 32 bits on AMD's processors.)
+    for index in [0x174, 0x175, 0x176, 0xc000_0084, 0xc000_0103] {
+        let value = numbers.next() & 0xffff_ffff;
+        if state.msr(index).is_some() {
+            state.set_msr(index, value);
+        }
+    }
+    state.set_msr(0xc000_0081, numbers.next());
+    state.set_msr(0x277, [0x0007_0406_0007_0406, 0x0407_0506_0007_0106][numbers.next() as usize & 1]);
+    let fpu = &mut state.fpu;
+    fpu.control = (numbers.next() & 0xf40) as u16 | 0x7f;
+    fpu.status = (numbers.next() & 0x7f7f) as u16 & !0x80;
+    fpu.tag = numbers.next() as u8;
+    fpu.st = std::array::from_fn(|_| std::array::from_fn(|_| numbers.next() as u8));
+    fpu.mxcsr = (numbers.next() & 0xe03f) as u32 | 0x1f80;
+    for register in &mut fpu.vectors {
+        register[..2].copy_from_slice(&[numbers.next(), numbers.next()]);
+    }
+    let events = &mut state.events;
+    events.mp_state = if numbers.chance() { MpState::Runnable } else { MpState::Halted };
+    events.sti_shadow = numbers.chance();
+    events.nmi_masked = numbers.chance();
+    events.nmi_pending = numbers.chance();
+    let faults = [(0, None), (6, None), (13, Some(0x28)), (14, Some(6)), (17, Some(0))];
+    let (vector, error) = faults[numbers.next() as usize % faults.len()];
+    events.exception = numbers.chance().then_some(InjectedException { vector, error });
+    events.interrupt = (events.exception.is_none() && numbers.chance()).then_some(0x51);
+    let lapic = &mut state.lapic;
+    lapic.tpr = numbers.next() as u8;
+    lapic.svr = 0x1ff;
+    lapic.irr = std::array::from_fn(|_| numbers.next() as u32);
+    lapic.isr = std::array::from_fn(|_| numbers.next() as u32);
+    (lapic.irr[0], lapic.isr[0]) = (lapic.irr[0] & 0xffff_0000, lapic.isr[0] & 0xffff_0000);
+    lapic.lvt.timer = 1 << 16 | 2 << 17 | 0x40;
+    lapic.tsc_deadline = numbers.next() >> 1;
+    state.tsc = numbers.next() >> 4;
+}
+
+pub(crate) fn any_state_is_saved_as_it_was_restored(target: &Target<'_>) {
+    let mut rig = Rig::new(target, 1);
+    boot64(&mut rig, |a| a.hlt());
+    let plain = rig.vcpus[0].save().unwrap();
+    let mut numbers = Numbers(1);
+    for round in 0..50 {
+        let mut state = plain.clone();
+        vary(&mut state, &mut numbers);
+        // One that is due would be raised.
+        state.lapic.tsc_deadline |= 1 << 62;
+        rig.vcpus[0].restore(&state).unwrap_or_else(|error| panic!("round {round}: {error}: {state:x?}"));
+        let saved = rig.vcpus[0].save().unwrap();
+        assert_eq!(saved, state, "round {round}");
+    }
+    // What is not mentioned is as after reset: nothing of it stays.
+    rig.vcpus[0].restore(&plain).unwrap();
+    let mut saved = rig.vcpus[0].save().unwrap();
+    saved.tsc = plain.tsc;
+    assert_eq!(saved, plain);
 }
 
 pub(crate) fn impossible_states_are_refused(target: &Target<'_>) {

@@ -17,6 +17,7 @@ pub(super) fn save(events: &kb::kvm_vcpu_events, mp_state: kb::kvm_mp_state) -> 
         mp_state.mp_state,
         kb::KVM_MP_STATE_INIT_RECEIVED | kb::KVM_MP_STATE_UNINITIALIZED | kb::KVM_MP_STATE_SIPI_RECEIVED
     );
+    let shadow = events.interrupt.shadow;
     let sipi = mp_state.mp_state == kb::KVM_MP_STATE_SIPI_RECEIVED;
     EventState {
         mp_state: match mp_state.mp_state {
@@ -24,8 +25,9 @@ pub(super) fn save(events: &kb::kvm_vcpu_events, mp_state: kb::kvm_mp_state) -> 
             kb::KVM_MP_STATE_HALTED => MpState::Halted,
             _ => MpState::Runnable,
         },
-        sti_shadow: events.interrupt.shadow & SHADOW_STI != 0,
-        mov_ss_shadow: events.interrupt.shadow & SHADOW_MOV_SS != 0,
+        sti_shadow: shadow & SHADOW_STI != 0,
+        // AMD's processors have one shadow, of which KVM says both. Most often it is STI's.
+        mov_ss_shadow: shadow & (SHADOW_STI | SHADOW_MOV_SS) == SHADOW_MOV_SS,
         // One on its way counts as masked already, and is delivered again after a restore.
         nmi_masked: nmi.masked != 0 && nmi.injected == 0,
         nmi_pending: nmi.pending != 0 || nmi.injected != 0,
@@ -114,7 +116,7 @@ mod tests {
                 EventState {
                     mp_state,
                     sti_shadow,
-                    mov_ss_shadow,
+                    mov_ss_shadow: mov_ss_shadow && !sti_shadow,
                     nmi_masked,
                     nmi_pending,
                     init_pending,

@@ -115,7 +115,7 @@ impl Encoding {
         self.rex = (reg & 8) >> 1 | base >> 3;
         match form >> 3 {
             0..14 if base & 7 != 4 => self.tail = vec![0x40 | field | base & 7, disp],
-            14..24 | 0..14 => {
+            0..24 => {
                 let sib = input.u8();
                 let index = if sib & 4 == 0 { INDICES[usize::from(sib & 1)] } else { 4 };
                 self.rex |= (index >> 3) << 1;

@@ -5,7 +5,7 @@ use crate::replay::{Log, Recorder, Replayer};
 use crate::report::{Mismatch, Trace};
 use crate::state;
 use guest_memory::{GuestMemory, MemoryError};
-use iced_x86::{Decoder, OpKind};
+use iced_x86::{Decoder, Instruction, OpKind};
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
@@ -353,7 +353,23 @@ impl Lockstep {
         let bytes = if in_memory { core.fetch_word().map_or(0, |(word, _)| word) } else { 0 };
         let (rip, bits) = (core.cpu.rip, core.code_size().bits());
         self.trace.push(Trace { rip, bytes, bits, exception: None });
-        match x86_interp::step(&mut core) {
+        let mut result = x86_interp::step(&mut core);
+        if result == Ok(Flow::Again) {
+            // T1, whose stores are faster, did it in one go: even if it overwrites the instruction.
+            let insn =
+                Decoder::with_ip(bits, &bytes.to_le_bytes()[..15], rip, x86_interp::DECODER_OPTIONS).decode();
+            for _ in 0..MOST_PAUSES {
+                result = x86_interp::execute(&mut core, &insn);
+                if result != Ok(Flow::Again) {
+                    break;
+                }
+            }
+            if result == Ok(Flow::Next) {
+                core.cpu.rip =
+                    rip.wrapping_add(insn.len() as u64) & if bits == 64 { u64::MAX } else { 0xffff_ffff };
+            }
+        }
+        match result {
             Err(Trap::Exception(exception)) => {
                 (core.deliver(exception).map(|()| Flow::Jump), Some(exception.vector))
             }
@@ -361,23 +377,29 @@ impl Lockstep {
         }
     }
 
-    /// T1 paused in the repeated instruction that T0 is at: executes as many repetitions.
+    /// T1 paused in the repeated instruction that T0 is at: executes as many repetitions, even if they overwrite
+    /// the instruction.
     fn step_to_pause(&mut self, platform: &dyn Platform) {
         let (rip, left) = (self.t0.rip, self.t1.cpu().regs[reg::RCX]);
-        let mask = self.count_mask(platform);
+        let Some(insn) = self.next_instruction(platform) else { return };
+        let mask = count_mask(&insn);
         let count = (self.t0.regs[reg::RCX] & mask).wrapping_sub(left & mask) & mask;
         if count == 0 {
             return;
         }
         let rest = self.t0.regs[reg::RCX] & !mask;
         self.t0.regs[reg::RCX] = rest | count;
+        // What begins with an instruction, as T1's run loop has it.
+        self.t0.interrupt_shadow &= x86_core::shadow::NMI;
+        if self.t0.dr[7] & 0xff == 0 {
+            self.t0.rflags &= !x86_core::flags::RF;
+        }
         for _ in 0..MOST_PAUSES {
-            let (flow, exception) = self.step(platform);
-            match flow {
-                Ok(Flow::Again) => {
-                    self.trace.pop();
-                }
-                Ok(Flow::Next) if self.t0.regs[reg::RCX] & mask == 0 && exception.is_none() => {
+            let replayer = Replayer { inner: platform, log: &self.log, memory: &self.memory };
+            let mut core = Core { cpu: &mut self.t0, memory: &self.memory.copy, platform: &replayer };
+            match x86_interp::execute(&mut core, &insn) {
+                Ok(Flow::Again) => {}
+                Ok(Flow::Next) if self.t0.regs[reg::RCX] & mask == 0 => {
                     self.t0.rip = rip;
                     self.t0.regs[reg::RCX] = self.t0.regs[reg::RCX] & !mask | left & mask;
                     return;
@@ -388,24 +410,31 @@ impl Lockstep {
         }
     }
 
-    /// The bits of RCX that the string instruction at T0's RIP counts with.
-    fn count_mask(&mut self, platform: &dyn Platform) -> u64 {
+    /// The instruction at T0's RIP, which goes into the trace.
+    fn next_instruction(&mut self, platform: &dyn Platform) -> Option<Instruction> {
         let mut core = Core { cpu: &mut self.t0, memory: &self.memory.copy, platform };
         let mut bytes = [0; 15];
         let (bits, rip) = (core.code_size().bits(), core.cpu.rip);
-        let Ok(len) = core.fetch(&mut bytes) else { return u64::MAX };
-        let insn = Decoder::with_ip(bits, &bytes[..len], rip, x86_interp::DECODER_OPTIONS).decode();
-        let kinds = (0..insn.op_count()).map(|operand| insn.op_kind(operand));
-        let mut mask = u64::MAX;
-        for kind in kinds {
-            match kind {
-                OpKind::MemorySegSI | OpKind::MemorySegDI | OpKind::MemoryESDI => mask = 0xffff,
-                OpKind::MemorySegESI | OpKind::MemorySegEDI | OpKind::MemoryESEDI => mask = 0xffff_ffff,
-                _ => {}
-            }
-        }
-        mask
+        let len = core.fetch(&mut bytes).ok()?;
+        let mut word = [0; 16];
+        word[..len].copy_from_slice(&bytes[..len]);
+        self.trace.push(Trace { rip, bytes: u128::from_le_bytes(word), bits, exception: None });
+        Some(Decoder::with_ip(bits, &bytes[..len], rip, x86_interp::DECODER_OPTIONS).decode())
     }
+}
+
+/// The bits of RCX that a string instruction counts with.
+fn count_mask(insn: &Instruction) -> u64 {
+    let kinds = (0..insn.op_count()).map(|operand| insn.op_kind(operand));
+    let mut mask = u64::MAX;
+    for kind in kinds {
+        match kind {
+            OpKind::MemorySegSI | OpKind::MemorySegDI | OpKind::MemoryESDI => mask = 0xffff,
+            OpKind::MemorySegESI | OpKind::MemorySegEDI | OpKind::MemoryESEDI => mask = 0xffff_ffff,
+            _ => {}
+        }
+    }
+    mask
 }
 
 fn recorder<'a>(log: &'a Log, memory: &'a Memories, platform: &'a dyn Platform) -> Recorder<'a> {

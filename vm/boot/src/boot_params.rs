@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use crate::{BootError, BootSpec, bzimage};
+use crate::setup_header::HEADER_START;
+use crate::{BootError, BootSpec};
 
 const ACPI_RSDP_ADDR: usize = 0x070;
 const EXT_RAMDISK_IMAGE: usize = 0x0c0;
@@ -46,7 +47,7 @@ impl BootParams {
 
     /// Copies a bzImage's setup header, which starts at the same offset in both.
     pub(crate) fn set_header(&mut self, header: &[u8]) {
-        self.put(bzimage::HEADER_START as usize, header);
+        self.put(HEADER_START as usize, header);
     }
 
     /// Makes the setup header that an ELF `vmlinux` lacks.

@@ -18,6 +18,7 @@ mod memory_map;
 mod multiboot;
 mod payload;
 mod pvh;
+mod setup_header;
 #[cfg(test)]
 mod testing;
 mod vmlinux;
@@ -25,7 +26,6 @@ mod vmlinux;
 use std::ops::Range;
 
 use boot_params::BootParams;
-pub use bzimage::SetupHeader;
 pub use entry::{
     CODE_SELECTOR, CR0_ET, CR0_NE, CR0_PE, CR0_PG, CR4_PAE, CpuMode, DATA_SELECTOR, EFER_LMA, EFER_LME,
     EntryState, RFLAGS_FIXED, Segment, TSS_SELECTOR, TableRegister,
@@ -36,6 +36,7 @@ use memory_map::Placement;
 pub use memory_map::{EBDA_START, FIRMWARE_START, MemoryMap, MemoryMapError, MemoryRegion, RegionKind};
 
 pub use payload::{Compression, Payload, UnpackError};
+pub use setup_header::SetupHeader;
 pub use vmlinux::{DirectEntry, MAX_UNPACKED, SlideError, Vmlinux};
 
 /// Guest memory as far as loading needs it.

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::io::{self, Read};
 
-use crate::bzimage::SetupHeader;
+use crate::setup_header::SetupHeader;
 use crate::{BootError, FileKind};
 
 /// Dictionaries that xz and LZMA may ask for, in KiB; the kernel's build uses 32 MiB at most.

@@ -1,10 +1,10 @@
 //! A bzImage's payload, unpacked: an ELF file, and behind it the table of the places that must change when
 //! the kernel doesn't run at the virtual address that it was linked for.
 
-use crate::bzimage::SetupHeader;
 use crate::elf::ElfFile;
 use crate::entry::EntryState;
 use crate::payload::{Compression, Payload, UnpackError};
+use crate::setup_header::{self, SetupHeader};
 use crate::{BootError, FileKind, Loader, memory_map::FOUR_GIB};
 
 /// Where Linux's virtual addresses of its own code and data begin (Documentation/arch/x86/x86_64/mm.rst).
@@ -259,7 +259,7 @@ fn place(loader: &mut Loader<'_>, header: &SetupHeader, random: Option<u64>) -> 
             return Ok(range.start);
         }
     }
-    crate::bzimage::place_relocatable(loader, header)
+    setup_header::place_relocatable(loader, header)
 }
 
 #[cfg(test)]

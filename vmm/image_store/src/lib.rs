@@ -37,7 +37,7 @@ pub use signature::{KeyringVerifier, SignatureVerifier};
 pub const STORE_VARIABLE: &str = "VIREO_IMAGES";
 
 /// The number of the recipe by which images are made. An image made by another one is made anew.
-const RECIPE: u32 = 1;
+const RECIPE: u32 = 2;
 const KERNEL_FILE: &str = "vmlinuz";
 const INITRD_FILE: &str = "initrd.img";
 const HYPERVISOR_FILE: &str = "hypervisor-modules.img";

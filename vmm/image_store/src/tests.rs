@@ -170,7 +170,10 @@ fn an_image_is_made_and_used_again_offline() {
     let image = fetch(&store, &server).unwrap();
     assert_eq!(fs::read(&image.kernel).unwrap(), b"the kernel");
     assert_eq!(image.kernel_release, "6.1.0-50-cloud-amd64");
-    assert_eq!((image.version.as_str(), image.cmdline.as_str()), ("6.1.176-1", "console=ttyS0"));
+    assert_eq!(
+        (image.version.as_str(), image.cmdline.as_str()),
+        ("6.1.176-1", "console=ttyS0 no_timer_check")
+    );
     let entries = entries(&fs::read(&image.initrd).unwrap());
     let root = "lib/modules/6.1.0-50-cloud-amd64";
     let dep = entries.iter().find(|entry| entry.0 == format!("{root}/modules.dep")).unwrap();
@@ -204,7 +207,7 @@ fn an_image_of_another_recipe_or_a_damaged_one_is_made_anew() {
     let image = fetch(&store, &server).unwrap();
     let description = image.kernel.with_file_name(DESCRIPTION_FILE);
     let text = fs::read_to_string(&description).unwrap();
-    fs::write(&description, text.replace("\"recipe\": 1", "\"recipe\": 0")).unwrap();
+    fs::write(&description, text.replace("\"recipe\": 2", "\"recipe\": 0")).unwrap();
     assert_eq!(store.cached(CLOUD_12), None);
     fs::write(&description, &text).unwrap();
     assert!(store.cached(CLOUD_12).is_some());

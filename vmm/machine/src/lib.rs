@@ -7,6 +7,7 @@ mod assembly;
 mod doorbells;
 mod error;
 mod firmware;
+mod hardware;
 mod kernel;
 mod layout;
 mod microvm;

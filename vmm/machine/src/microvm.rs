@@ -3,9 +3,10 @@
 
 use crate::assembly::{Assembly, MachineBus, wiring};
 use crate::firmware::Firmware;
+use crate::hardware::Hardware;
 use crate::kernel::KernelImage;
 use crate::layout::Layout;
-use crate::pc::{self, Pc};
+use crate::pc;
 use crate::ram::RamPlan;
 use crate::requests::Requests;
 use crate::virtio_devices::{self, Attach};
@@ -36,7 +37,7 @@ pub(crate) fn build(
     accelerator: &dyn Accelerator,
     requests: &Arc<Requests>,
     progress: PreallocProgress<'_>,
-) -> Result<Pc, MachineError> {
+) -> Result<Hardware, MachineError> {
     virtio_devices::check(spec)?;
     let layout = Layout::new(spec.memory)?;
     let mut kernel = KernelImage::open(&spec.kernel, spec.memory)?;
@@ -73,7 +74,7 @@ pub(crate) fn build(
 
     let bus = MachineBus { mmio: assembly.mmio, pio: assembly.pio, pic: None };
     let devices = assembly.devices;
-    Ok(Pc { accel, bus: Arc::new(bus), memory, map, timers, devices, connections, firmware, kernel })
+    Ok(Hardware { accel, bus: Arc::new(bus), memory, map, timers, devices, connections, firmware, kernel })
 }
 
 /// What the ACPI tables say of the machine; everything else is wired by this.

@@ -1,6 +1,7 @@
 //! A machine that runs: its threads, and what ends it.
 
-use crate::pc::Pc;
+use crate::hardware::Hardware;
+use crate::pc;
 use crate::requests::{Request, Requests};
 use crate::{MAX_VCPUS, MachineError, MachineKind, MachineSpec, microvm};
 use accel::{Accelerator, HaltReason, StopToken, Vcpu, VcpuBus};
@@ -61,7 +62,7 @@ impl VmHandle {
 
 /// A machine, ready to run.
 pub struct Vm {
-    pc: Pc,
+    hardware: Hardware,
     vcpus: Vec<Box<dyn Vcpu>>,
     requests: Arc<Requests>,
     placement: Arc<Placement>,
@@ -96,12 +97,13 @@ impl Vm {
         placement.place_io()?;
         let meter = Arc::new(CpuMeter::new(spec.vcpus));
         let requests = Arc::new(Requests::default());
-        let pc = match spec.kind {
-            MachineKind::Pc => Pc::build(spec, accelerator, &requests, progress)?,
+        let hardware = match spec.kind {
+            MachineKind::Pc => pc::build(spec, accelerator, &requests, progress)?,
             MachineKind::Micro => microvm::build(spec, accelerator, &requests, progress)?,
         };
-        let vcpus = (0..spec.vcpus).map(|id| pc.accel.create_vcpu(id)).collect::<Result<Vec<_>, _>>()?;
-        let mut vm = Self { pc, vcpus, requests, placement, meter, no_reboot: spec.no_reboot };
+        let vcpus =
+            (0..spec.vcpus).map(|id| hardware.accel.create_vcpu(id)).collect::<Result<Vec<_>, _>>()?;
+        let mut vm = Self { hardware, vcpus, requests, placement, meter, no_reboot: spec.no_reboot };
         vm.load_kernel(true)?;
         Ok(vm)
     }
@@ -112,7 +114,7 @@ impl Vm {
     }
 
     fn load_kernel(&mut self, fresh: bool) -> Result<(), MachineError> {
-        let entry = self.pc.load_kernel(fresh)?;
+        let entry = self.hardware.load_kernel(fresh)?;
         if let Some(first) = self.vcpus.first_mut() {
             let mut state = first.save()?;
             entry.apply(&mut state);
@@ -149,7 +151,7 @@ impl Vm {
 
     fn reset(&mut self) -> Result<(), MachineError> {
         self.requests.clear();
-        self.pc.reset();
+        self.hardware.reset();
         for vcpu in &mut self.vcpus {
             vcpu.reset();
         }
@@ -159,10 +161,11 @@ impl Vm {
     /// Lets everything run until somebody asks for something, and stops it again.
     fn run_until_request(&mut self) -> Result<Request, MachineError> {
         let stop = StopToken::new();
-        let (pc, requests, placement, meter) = (&self.pc, &self.requests, &self.placement, &self.meter);
-        let bus: &dyn VcpuBus = &*pc.bus;
+        let (hardware, requests, placement, meter) =
+            (&self.hardware, &self.requests, &self.placement, &self.meter);
+        let bus: &dyn VcpuBus = &*hardware.bus;
         let request = std::thread::scope(|scope| {
-            pc.start();
+            hardware.start();
             let mut failed = None;
             for vcpu in &mut self.vcpus {
                 let stop = &stop;
@@ -183,7 +186,7 @@ impl Vm {
             stop.stop();
             failed.map_or(Ok(request), Err)
         });
-        self.pc.stop();
+        self.hardware.stop();
         Ok(request?.unwrap_or(Request::Quit))
     }
 }

@@ -1,0 +1,71 @@
+//! A machine of any type, all but its vCPUs: what the types build, and what is done to it as a whole.
+
+use crate::MachineError;
+use crate::assembly::MachineBus;
+use crate::firmware::Firmware;
+use crate::kernel::{KernelEntry, KernelImage};
+use accel::AccelVm;
+use boot::MemoryMap;
+use chardev::PortConnection;
+use clock::TimerService;
+use device::Device;
+use guest_memory::GuestMemory;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long the end of the VM waits for output that nobody reads.
+const OUTPUT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// A machine of any type, all but its vCPUs.
+pub(crate) struct Hardware {
+    pub(crate) accel: Arc<dyn AccelVm>,
+    pub(crate) bus: Arc<MachineBus>,
+    pub(crate) memory: GuestMemory,
+    pub(crate) map: MemoryMap,
+    pub(crate) timers: Arc<TimerService>,
+    pub(crate) devices: Vec<Arc<dyn Device>>,
+    pub(crate) connections: Vec<PortConnection>,
+    pub(crate) firmware: Firmware,
+    pub(crate) kernel: KernelImage,
+}
+
+impl Hardware {
+    /// Writes the firmware's tables and the kernel into memory; `fresh` says that nothing ever ran there.
+    pub(crate) fn load_kernel(&self, fresh: bool) -> Result<KernelEntry, MachineError> {
+        let rsdp = self.firmware.write(&self.memory)?;
+        self.kernel.load(&self.memory, &self.map, rsdp, fresh)
+    }
+
+    /// All devices and the clock begin to run.
+    pub(crate) fn start(&self) {
+        for device in &self.devices {
+            device.start();
+        }
+        self.timers.clock().start();
+        self.timers.clock_changed();
+    }
+
+    /// All devices and the clock stand still when this returns.
+    pub(crate) fn stop(&self) {
+        self.timers.clock().stop();
+        self.timers.clock_changed();
+        for device in &self.devices {
+            device.stop();
+        }
+    }
+
+    /// All devices are as after power-on. Memory keeps its content, as on a real board.
+    pub(crate) fn reset(&self) {
+        for device in &self.devices {
+            device.reset();
+        }
+    }
+}
+
+impl Drop for Hardware {
+    fn drop(&mut self) {
+        for connection in &self.connections {
+            connection.drain(OUTPUT_PATIENCE);
+        }
+    }
+}

@@ -149,22 +149,22 @@ pub(crate) fn an_msi_wakes_a_halted_processor(target: &Target<'_>) {
         a.mov(eax, dword_ptr(rsi + 8 * 0x41))?;
         progress(a)?;
         a.cmp(eax, 50)?;
-        a.jne(again)?;
+        a.jb(again)?; // (one that comes while another is handled is counted with it)
         exit(a)
     });
     counting_handler(&rig, 0x41);
     let last = rig.run_with(|rig| {
         // Before the guest has enabled its APIC an interrupt is lost: repeat until the first is counted.
-        while rig.bus.progress().is_empty() {
+        while rig.bus.progress().is_empty() && !rig.bus.is_over() {
             rig.vm.msi_target().signal(msi(0x41));
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
-        while rig.bus.exit().is_none() {
+        while !rig.bus.is_over() {
             rig.vm.msi_target().signal(msi(0x41));
             std::thread::yield_now();
         }
     });
-    assert_eq!(last, 50);
+    assert!(last >= 50);
     assert!(rig.bus.progress().is_sorted());
 }
 

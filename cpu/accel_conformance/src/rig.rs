@@ -124,6 +124,11 @@ impl RecordingBus {
     pub(crate) fn exit(&self) -> Option<u64> {
         self.recorded.lock().exit
     }
+
+    /// Whether there is nothing more to come of this run: the guest has ended, or took too long.
+    pub(crate) fn is_over(&self) -> bool {
+        self.exit().is_some() || self.timed_out.load(Ordering::SeqCst)
+    }
 }
 
 /// What a read of `len` bytes at `address` gives: a pattern that names the place.

@@ -358,7 +358,8 @@ mod tests {
         };
         assert_eq!(size(&[&[0, 1], &[2, 3]]), 2);
         assert_eq!(size(&[&[0, 2], &[1, 3]]), 1);
-        assert_eq!(size(&[&[0, 1, 2, 3], &[4, 5], &[]]), 2);
+        assert_eq!(size(&[&[0, 1, 2, 3], &[4, 5], &[]]), 4);
+        assert_eq!(size(&[&[0, 1, 2, 3], &[4, 5], &[6, 7]]), 2);
         assert_eq!(size(&[&[0, 1, 2, 3], &[4]]), 4);
         assert_eq!(size(&[&[0, 1, 2], &[3]]), 1);
         assert_eq!(size(&[&[0, 1, 2]]), u32::MAX);

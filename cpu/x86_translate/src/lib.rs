@@ -8,39 +8,31 @@
 //! Whatever is unusual is left to the interpreter, one instruction at a time; at every instruction boundary
 //! the state is canonical.
 //!
-//! - `insn`: what is known of each instruction; `flags`: which flags are live where
-//! - `plan`, `address`: memory accesses and which share a check
-//! - `returns`: calls and returns by the host's own
-//! - `rewrite`, `branch`, `fpu`, `system`, `syscall`, `string`, `translate`: the code of a block
-//! - `stubs`, `runtime`: code that all blocks share, and what it calls
-//! - `blocks`: all blocks of a VM, their links, and what happens when code is written to
+//! The modules are layers; each uses only those before it:
+//! - `guest`: what is known of each instruction; which flags it needs and makes
+//! - `abi`: what generated code and Rust agree on: the vCPU's block, what is called with what
+//! - `runtime`: the functions that generated code calls
+//! - `context`: the state of a translation, and what it works on
+//! - `emit`: the code of instructions, by families, and the code that all blocks share
+//! - `block`: the translation of one block: decoding, which accesses share a check, the code of it all
+//! - `translator`: all blocks of a VM, their links, and what happens when code is written to
 //! - `vcpu`: the run loop
 
 #![allow(unsafe_code)] // generated code is called, and shares its state with Rust
 #![allow(clippy::vec_box)] // generated code points at kept instructions, which must not move
 
-mod address;
-mod blocks;
-mod branch;
-mod counters;
-mod flags;
-mod fpu;
-mod insn;
-mod layout;
-mod plan;
-mod returns;
-mod rewrite;
+mod abi;
+mod block;
+mod context;
+mod emit;
+mod guest;
 mod runtime;
-mod string;
-mod stubs;
-mod syscall;
-mod system;
-mod translate;
+mod translator;
 mod vcpu;
 
 #[cfg(test)]
 mod tests;
 
-pub use blocks::{Options, Translator};
-pub use counters::Counters;
+pub use abi::counters::Counters;
+pub use translator::{Options, Translator};
 pub use vcpu::{Exit, TranslatorVcpu};

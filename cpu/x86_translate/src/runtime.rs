@@ -1,65 +1,18 @@
 //! What generated code calls.
 
-use crate::layout::{ExitReason, IBTC_ENTRIES, JitVcpu};
-use crate::returns::Switch;
-use crate::translate::Mode;
-use dbt_code::Emitter;
+use crate::abi::calls::{Entries, InterpretInfo, MissInfo};
+use crate::abi::layout::{ExitReason, FrameSwitch, IBTC_ENTRIES, JitVcpu};
+use crate::guest::mode::Mode;
 use iced_x86::{Instruction, OpKind};
 use std::sync::atomic::Ordering;
 use x86_core::{Core, Fill, Flow, Trap};
 
-/// What follows a call for a TLB miss.
-#[derive(Debug, Clone, Copy)]
-#[repr(C)]
-pub(crate) struct MissInfo {
-    /// Where to try again, and where to go on if the interpreter executed the instruction (0: nowhere), from
-    /// this information's own address.
-    pub(crate) retry: i32,
-    pub(crate) resume: i32,
-    /// The page of the instruction, if the code is not independent of it.
-    pub(crate) page_va: u64,
-    pub(crate) offset: u16,
-    pub(crate) size: u16,
-    pub(crate) kind: u8,
+/// The functions of this module that generated code calls.
+pub(crate) fn entries() -> Entries {
+    Entries { miss: tlb_miss as *const () as u64, interpret: interpret as *const () as u64 }
 }
 
-impl MissInfo {
-    pub(crate) const WRITE: u8 = 1;
-    pub(crate) const ALIGNED: u8 = 2;
-    /// Several accesses share the check.
-    pub(crate) const GROUP: u8 = 4;
-    /// The code is independent of the page's address.
-    pub(crate) const RELATIVE: u8 = 8;
-
-    pub(crate) fn write(&self, e: &mut Emitter) {
-        e.dword(self.retry as u32);
-        e.dword(self.resume as u32);
-        e.qword(self.page_va);
-        e.dword(u32::from(self.offset) | u32::from(self.size) << 16);
-        e.dword(u32::from(self.kind));
-    }
-}
-
-/// What follows a call to have an instruction interpreted.
-#[derive(Debug, Clone, Copy)]
-#[repr(C)]
-pub(crate) struct InterpretInfo {
-    pub(crate) insn: *const Instruction,
-    /// Where to go on (0: nowhere), from this information's own address.
-    pub(crate) resume: i32,
-    /// Whether the instruction's addresses are relative to the page that runs.
-    pub(crate) relative: u32,
-}
-
-impl InterpretInfo {
-    pub(crate) fn write(&self, e: &mut Emitter) {
-        e.qword(self.insn as u64);
-        e.dword(self.resume as u32);
-        e.dword(self.relative);
-    }
-}
-
-/// Ends the process if a helper panics: there is no way to unwind through generated code.
+/// Ends the process if a function here panics: there is no way to unwind through generated code.
 struct AbortOnUnwind;
 
 impl Drop for AbortOnUnwind {
@@ -74,11 +27,11 @@ impl JitVcpu {
     /// Everything that an instruction needs to be executed.
     ///
     /// # Safety
-    /// `memory` and `platform` must be valid, as they are while [`crate::TranslatorVcpu::run`] runs.
+    /// `memory` and `platform` must be valid, as they are while the vCPU runs.
     pub(crate) unsafe fn core(&mut self) -> Core<'_> {
         // SAFETY: as the caller says.
         unsafe {
-            let platform = self.platform.expect("only called inside `run`").as_ref();
+            let platform = self.platform.expect("only called while the vCPU runs").as_ref();
             Core { cpu: &mut self.cpu, memory: &*self.memory, platform }
         }
     }
@@ -90,11 +43,10 @@ impl JitVcpu {
 
     /// What generated code relies on while it runs: when one of these changes it must be left.
     fn surroundings(&self) -> (u8, u64, u64, u64) {
-        let translator = &self.translator;
         (
-            crate::vcpu::mode_of(&self.cpu).0,
+            Mode::of(&self.cpu).0,
             self.cpu.code_generation,
-            translator.invalidations.load(Ordering::Acquire),
+            self.invalidations.load(Ordering::Acquire),
             self.cpu.rflags & (x86_core::flags::IF | x86_core::flags::TF | x86_core::flags::RF),
         )
     }
@@ -103,7 +55,7 @@ impl JitVcpu {
     /// that is the next instruction, or 0 to leave.
     fn execute(&mut self, resume: u64, execute: impl FnOnce(&mut Core<'_>) -> Result<Flow, Trap>) -> u64 {
         let before = self.surroundings();
-        // SAFETY: generated code runs only inside `run`.
+        // SAFETY: generated code runs only while the vCPU does.
         let result = execute(&mut unsafe { self.core() });
         // Those in memory are what counts, wherever it goes on.
         self.flags_from_rflags();
@@ -136,7 +88,7 @@ impl JitVcpu {
         self.fpu_resume = false;
         let cpu = &mut self.cpu;
         let interruptible = self.interrupt_window && cpu.rflags & x86_core::flags::IF != 0;
-        let now = crate::vcpu::mode_of(cpu).0;
+        let now = Mode::of(cpu).0;
         let stay = cpu.exit_request.load(Ordering::Relaxed) == 0
             && !interruptible
             && cpu.long64
@@ -152,9 +104,9 @@ impl JitVcpu {
         }
         let host = entry.host.load(Ordering::Relaxed);
         self.frames_switch = match (mode & Mode::USER != 0, now & Mode::USER != 0) {
-            (true, false) => Switch::ToKernel,
-            (false, true) => Switch::ToUser,
-            _ => Switch::Stay,
+            (true, false) => FrameSwitch::ToKernel,
+            (false, true) => FrameSwitch::ToUser,
+            _ => FrameSwitch::Stay,
         } as u8;
         self.cpu.rflags &= !x86_core::flags::RF;
         self.page_va = rip & !0xfff;
@@ -171,7 +123,8 @@ impl JitVcpu {
     }
 }
 
-fn at(info: u64, delta: i32) -> u64 {
+/// The address `delta` bytes from the information at `info`; 0 stays 0.
+fn from_info(info: u64, delta: i32) -> u64 {
     if delta == 0 { 0 } else { info.wrapping_add(delta as i64 as u64) }
 }
 
@@ -179,7 +132,7 @@ fn at(info: u64, delta: i32) -> u64 {
 ///
 /// # Safety
 /// To be called by generated code only.
-pub(crate) unsafe extern "C" fn helper_miss(vcpu: *mut JitVcpu, address: u64, info: *const MissInfo) -> u64 {
+pub(crate) unsafe extern "C" fn tlb_miss(vcpu: *mut JitVcpu, address: u64, info: *const MissInfo) -> u64 {
     let _guard = AbortOnUnwind;
     // SAFETY: generated code passes its own vCPU, which nothing else refers to now, and its information.
     let (vcpu, at_info, info) = unsafe { (&mut *vcpu, info as u64, info.read_unaligned()) };
@@ -191,11 +144,11 @@ pub(crate) unsafe extern "C" fn helper_miss(vcpu: *mut JitVcpu, address: u64, in
     let crosses = address >> 12 != last >> 12;
     let misaligned = info.kind & MissInfo::ALIGNED != 0 && address & 15 != 0;
     if !crosses && !misaligned {
-        // SAFETY: generated code runs only inside `run`.
+        // SAFETY: generated code runs only while the vCPU does.
         let filled = unsafe { vcpu.core() }.fill(address, write);
         if filled == Ok(Fill::Direct) && vcpu.hits(address, write) {
             vcpu.counters.fills += 1;
-            return at(at_info, info.retry);
+            return from_info(at_info, info.retry);
         }
     }
     if info.kind & MissInfo::GROUP != 0 {
@@ -203,20 +156,16 @@ pub(crate) unsafe extern "C" fn helper_miss(vcpu: *mut JitVcpu, address: u64, in
         return vcpu.leave(ExitReason::Ungrouped);
     }
     vcpu.counters.slow_accesses += 1;
-    vcpu.execute(at(at_info, info.resume), x86_interp::step)
+    vcpu.execute(from_info(at_info, info.resume), x86_interp::step)
 }
 
 /// Has the interpreter execute the instruction that the information names.
 ///
 /// # Safety
 /// To be called by generated code only.
-pub(crate) unsafe extern "C" fn helper_interpret(
-    vcpu: *mut JitVcpu,
-    _: u64,
-    info: *const InterpretInfo,
-) -> u64 {
+pub(crate) unsafe extern "C" fn interpret(vcpu: *mut JitVcpu, _: u64, info: *const InterpretInfo) -> u64 {
     let _guard = AbortOnUnwind;
-    // SAFETY: as for `helper_miss`; the instruction lives as long as the code.
+    // SAFETY: as for `tlb_miss`; the instruction lives as long as the code.
     let (vcpu, at_info, info) = unsafe { (&mut *vcpu, info as u64, info.read_unaligned()) };
     // SAFETY: as above.
     let mut insn = unsafe { *info.insn };
@@ -226,7 +175,7 @@ pub(crate) unsafe extern "C" fn helper_interpret(
     vcpu.cpu.rip = insn.ip();
     vcpu.flags_to_rflags();
     *vcpu.counters.interpreted.entry(insn.mnemonic()).or_default() += 1;
-    let resume = at(at_info, info.resume);
+    let resume = from_info(at_info, info.resume);
     if insn.is_invalid() {
         // Which exception that is depends on how many bytes there are.
         return vcpu.execute(resume, x86_interp::step);

@@ -1,15 +1,18 @@
 //! One vCPU: the run loop around generated code.
 
-use crate::blocks::{Found, Key, Source, Translator, Verified};
-use crate::counters::Counters;
-use crate::layout::{ExitReason, IBTC_ENTRIES, IbtcEntry, JitVcpu, PAGE_CHECKS};
-use crate::returns::Switch;
-use crate::translate::{Input, Mode, translate};
+use crate::abi::counters::Counters;
+use crate::abi::layout::{
+    ExitReason, FrameSwitch, HOST_CONTROL, IBTC_ENTRIES, IbtcEntry, JitVcpu, PAGE_CHECKS,
+};
+use crate::block::translate::translate;
+use crate::context::input::Input;
+use crate::guest::mode::Mode;
+use crate::translator::{Found, Key, Source, Translator, Verified};
 use dbt_code::Emitter;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use x86_core::{Core, Cpu, Flow, Platform, Trap, cr0, cr4, efer, flags};
+use x86_core::{Core, Cpu, Flow, Platform, Trap, efer, flags};
 
 /// Bytes of the cache that a vCPU takes at a time.
 const CHUNK: usize = 256 << 10;
@@ -30,6 +33,7 @@ pub enum Exit {
 /// A processor that runs translated code.
 pub struct TranslatorVcpu {
     jit: Box<JitVcpu>,
+    translator: Arc<Translator>,
     hot: Option<Emitter>,
     cold: Option<Emitter>,
     epoch: u64,
@@ -69,36 +73,6 @@ enum Lookup {
     Full,
 }
 
-impl IbtcEntry {
-    /// An address that no lookup brings to that entry.
-    pub(crate) fn empty(index: usize) -> u64 {
-        u64::from(index == 0)
-    }
-
-    pub(crate) fn clear(&self, index: usize) {
-        self.va.store(Self::empty(index), Ordering::Relaxed);
-    }
-}
-
-/// What the code of a processor in this state depends on.
-pub(crate) fn mode_of(cpu: &Cpu) -> Mode {
-    let mut mode = 0;
-    if cpu.cpl == 3 {
-        mode |= Mode::USER;
-    }
-    let off = cpu.cr0 & (cr0::EM | cr0::TS) != 0 || cpu.cr4 & cr4::OSFXSR == 0;
-    if off || cpu.mxcsr & 0x1f80 != 0x1f80 {
-        mode |= Mode::NO_VECTOR;
-    }
-    if cpu.cr0 & (cr0::EM | cr0::TS) != 0 || crate::fpu::unmasked(&cpu.x87) {
-        mode |= Mode::NO_X87;
-    }
-    if cpu.cr4 & cr4::SMAP != 0 {
-        mode |= Mode::SMAP;
-    }
-    Mode(mode)
-}
-
 impl TranslatorVcpu {
     /// A vCPU in the state `cpu`.
     pub fn new(translator: &Arc<Translator>, cpu: Box<Cpu>) -> Self {
@@ -112,7 +86,7 @@ impl TranslatorVcpu {
             (&raw mut (*at).trap).write(None);
             (&raw mut (*at).memory).write(&raw const translator.memory);
             (&raw mut (*at).platform).write(None);
-            (&raw mut (*at).translator).write(translator.clone());
+            (&raw mut (*at).invalidations).write(translator.invalidations.clone());
             (&raw mut (*at).counters).write(Counters::default());
             (&raw mut (*at).filled).write([vec![], vec![]]);
             (&raw mut (*at).filled_slots).write(vec![]);
@@ -120,13 +94,14 @@ impl TranslatorVcpu {
         };
         jit.cpu.lock_needed = translator.settings.lock_needed;
         jit.verified.fill(1);
-        jit.host_control = crate::fpu::HOST_CONTROL;
+        jit.host_control = HOST_CONTROL;
         for table in &jit.ibtc {
             table[0].clear(0);
         }
         translator.register(&raw const *jit);
         let mut vcpu = Self {
             jit,
+            translator: translator.clone(),
             hot: None,
             cold: None,
             epoch: translator.epoch.load(Ordering::Acquire),
@@ -165,7 +140,7 @@ impl TranslatorVcpu {
     pub fn act<R>(&mut self, platform: &dyn Platform, act: impl FnOnce(&mut Core<'_>) -> R) -> R {
         Translator::spell_begins(&self.jit);
         let result = act(&mut self.core(platform));
-        self.jit.translator.spell_ends(&self.jit);
+        self.translator.spell_ends(&self.jit);
         result
     }
 
@@ -210,7 +185,7 @@ impl TranslatorVcpu {
 
     /// Turns of the loop until there is something for others to do, or only one.
     fn turns(&mut self, platform: &dyn Platform) -> Result<Option<Exit>, Trap> {
-        let translator = self.jit.translator.clone();
+        let translator = self.translator.clone();
         // SAFETY: only the lifetime changes; the pointer is taken back before `platform` ends.
         let pointer: NonNull<dyn Platform> = unsafe {
             std::mem::transmute::<NonNull<dyn Platform + '_>, NonNull<dyn Platform>>(NonNull::from(platform))
@@ -279,7 +254,7 @@ impl TranslatorVcpu {
         if !long || shadow != 0 || breakpoints || cpu.rflags & flags::TF != 0 {
             return self.step(platform);
         }
-        let mode = mode_of(cpu);
+        let mode = Mode::of(cpu);
         let switched = (mode.0 ^ self.mode.0) & !Mode::USER != 0;
         if switched || self.generation != cpu.code_generation {
             let all = switched || self.tainted || self.global_generation != cpu.global_code_generation;
@@ -303,7 +278,7 @@ impl TranslatorVcpu {
     fn after(&mut self, platform: &dyn Platform, mut reason: u32) -> Result<Option<Exit>, Turn> {
         // A program may leave one ungrouped block after the other for the next: a loop, no recursion.
         while reason == ExitReason::Ungrouped as u32 {
-            let mode = Mode(mode_of(&self.jit.cpu).0 | Mode::UNGROUPED);
+            let mode = Mode(Mode::of(&self.jit.cpu).0 | Mode::UNGROUPED);
             match self.lookup(platform, mode) {
                 Ok(Lookup::Block(found)) => reason = self.enter(found.entry_mem),
                 Ok(Lookup::Entry(_) | Lookup::Step) => return self.step(platform),
@@ -326,7 +301,7 @@ impl TranslatorVcpu {
                 return self.follow_link(platform);
             }
             POLL => {
-                let target = self.jit.translator.link_target(self.jit.exit_argument as u32);
+                let target = self.translator.link_target(self.jit.exit_argument as u32);
                 self.set_rip_to(target.target, target.page_va);
             }
             TRAP => {
@@ -350,14 +325,14 @@ impl TranslatorVcpu {
     /// A direct jump that is not linked was taken: finds its target and links it.
     fn follow_link(&mut self, platform: &dyn Platform) -> Result<Option<Exit>, Turn> {
         let number = self.jit.exit_argument as u32;
-        let translator = self.jit.translator.clone();
+        let translator = self.translator.clone();
         let target = translator.link_target(number);
         self.set_rip_to(target.target, target.page_va);
         if self.apart && !target.ungrouped {
             return Ok(None);
         }
         // What the processor was when generated code was entered does not count: that may have changed.
-        let mode = Mode(mode_of(&self.jit.cpu).0 | if target.ungrouped { Mode::UNGROUPED } else { 0 });
+        let mode = Mode(Mode::of(&self.jit.cpu).0 | if target.ungrouped { Mode::UNGROUPED } else { 0 });
         let found = match self.lookup_block(platform, mode) {
             Ok(Lookup::Block(found)) => found,
             // The next round finds out.
@@ -412,11 +387,11 @@ impl TranslatorVcpu {
         jit.flags_from_rflags();
         jit.page_va = jit.cpu.rip & !0xfff;
         jit.fpu_resume = false;
-        jit.frames_switch = Switch::Stay as u8;
+        jit.frames_switch = FrameSwitch::Stay as u8;
         // SAFETY: the stub follows the C calling convention. It changes this vCPU through GS, which nothing
         // refers to meanwhile, and guest memory.
         unsafe {
-            let enter: extern "C" fn(u64) = std::mem::transmute(jit.translator.stubs.enter);
+            let enter: extern "C" fn(u64) = std::mem::transmute(self.translator.stubs.enter);
             enter(entry);
         }
         // What generated code wrote is read through a pointer that the compiler cannot see through.
@@ -465,7 +440,7 @@ impl TranslatorVcpu {
         let rip = self.jit.cpu.rip;
         let gpa = fetch.physical & !0xfff | rip & 0xfff;
         let key = Key::new(gpa, rip, mode);
-        let translator = self.jit.translator.clone();
+        let translator = self.translator.clone();
         let apart = self.apart;
         let fill = |jit: &mut JitVcpu, found: &Found| {
             if apart || mode.has(Mode::UNGROUPED) {
@@ -593,7 +568,7 @@ fn has(core: &Core<'_>, insn: &iced_x86::Instruction) -> bool {
 
 impl Drop for TranslatorVcpu {
     fn drop(&mut self) {
-        self.jit.translator.unregister(&raw const *self.jit);
+        self.translator.unregister(&raw const *self.jit);
     }
 }
 

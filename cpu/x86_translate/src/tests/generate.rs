@@ -1,6 +1,7 @@
 //! Random instructions.
 
-use crate::insn::{Class, code_info};
+use crate::guest::class::Class;
+use crate::guest::info::code_info;
 use iced_x86::{
     Decoder, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
 };

@@ -1,10 +1,13 @@
 //! Instructions that are written out again with the host's registers and addresses.
 
-use crate::address::Access;
-use crate::fpu::{self, Unit};
-use crate::insn::{Class, CodeInfo, Field, Operand, Raw};
-use crate::layout::{S0, S1, at, gs, host_register, slot};
-use crate::translate::{Cold, ColdKind, FlagsAt, Mode, Translation};
+use super::flags::restore_flags;
+use crate::abi::layout::{S0, S1, at, gs, host_register, slot};
+use crate::context::address::Access;
+use crate::context::translation::Translation;
+use crate::guest::encoding::Raw;
+use crate::guest::fpu::Unit;
+use crate::guest::info::CodeInfo;
+use crate::guest::operand::{Field, Operand, has_memory};
 use dbt_code::{Alu, Cond, Enc, Gpr, Mem, Rm, Shift, Width};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
@@ -29,119 +32,50 @@ fn operand_number(register: Register) -> u8 {
     if is_high_byte(register) { full | 4 } else { full }
 }
 
+/// Whether there are scratch registers for all operands that have no host register.
+pub(crate) fn registers_fit(insn: &Instruction, info: &CodeInfo, memory: bool) -> bool {
+    let (mut scratch, mut high, mut renamed) = (0, false, false);
+    for (index, operand) in info.operands.iter().enumerate() {
+        let Some(operand) = operand else { continue };
+        if insn.op_kind(index as u32) != OpKind::Register {
+            continue;
+        }
+        let register = insn.op_register(index as u32);
+        if is_high_byte(register) {
+            high = true;
+            continue;
+        }
+        let guest = operand_number(register);
+        match host_register(guest) {
+            Some(host) => renamed |= host.0 != guest,
+            None if operand.field == Field::Rm && may_use_slot(operand, info) => {}
+            None => scratch += 1,
+        }
+        renamed |= host_register(guest).is_none();
+    }
+    let available = if memory { 1 } else { 2 };
+    // CMPXCHG compares with AL, which must stay where it is.
+    let stuck = high && memory && insn.mnemonic() == Mnemonic::Cmpxchg;
+    scratch <= available && !(high && renamed) && !stuck
+}
+
+/// The access that the memory operand makes.
+fn operand_access(insn: &Instruction, info: &CodeInfo) -> Access {
+    let size = insn.memory_size().size() as u32;
+    Access { size, write: info.mem_write, aligned: info.aligned && size == 16 }
+}
+
 impl Translation<'_> {
-    /// Whether the instruction is translated at all, as far as that hangs on its operands.
-    pub(crate) fn can_translate(&self, insn: &Instruction, info: &CodeInfo, raw: &Raw) -> bool {
-        let memory = Self::has_memory(insn);
-        if info.unit != Unit::None && self.mode.has(Mode::NO_X87)
-            || info.unit == Unit::Mmx && !fpu::mmx_fits(insn)
-        {
-            return false;
-        }
-        match info.class {
-            Class::Interpret => return false,
-            Class::Nop
-            | Class::Verbatim
-            | Class::Jmp
-            | Class::Jcc
-            | Class::Cld
-            | Class::Std
-            | Class::Fninit
-            | Class::Leave => {
-                return true;
-            }
-            Class::PushImm | Class::Ret | Class::Call => return !raw.p66,
-            Class::Syscall => return self.mode.has(Mode::USER),
-            Class::Sysret => return !self.mode.has(Mode::USER),
-            Class::Cli | Class::Sti | Class::Popf | Class::Iret | Class::Swapgs => {
-                return !self.mode.has(Mode::USER) && !raw.p66;
-            }
-            Class::Stac | Class::Clac => return !self.mode.has(Mode::USER) && self.mode.has(Mode::SMAP),
-            Class::Pushf => return !raw.p66,
-            Class::MovSeg => return insn.op0_kind() == OpKind::Register,
-            Class::Rdtsc => return true,
-            Class::Movs | Class::Stos | Class::Lods | Class::Scas => {
-                let once = matches!(info.class, Class::Lods | Class::Scas);
-                let segment = matches!(insn.segment_prefix(), Register::FS | Register::GS);
-                let repeats = raw.rep == 0xf2 || once && raw.rep != 0;
-                return !raw.p67 && !segment && !repeats;
-            }
-            _ => {}
-        }
-        if raw.p66
-            && matches!(info.class, Class::Push | Class::Pop | Class::CallIndirect | Class::JmpIndirect)
-        {
-            return false;
-        }
-        if info.class == Class::CallIndirect && !memory && insn.op0_register() == Register::RSP {
-            return false;
-        }
-        if info.vector && self.mode.has(Mode::NO_VECTOR) {
-            return false;
-        }
-        if (memory || info.class == Class::Lea) && (raw.p67 || self.address_of(insn).is_none()) {
-            return false;
-        }
-        if info.class == Class::Lea {
-            return true;
-        }
-        if memory && !matches!(insn.memory_size().size(), 1..=16) {
-            return false;
-        }
-        if matches!(insn.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc)
-            && memory
-            && insn.op1_kind() == OpKind::Register
-        {
-            // Handled in a way of its own, which needs a slot of the address.
-            let free = self.address_of(insn).is_some_and(|ea| ea.slots[1].is_none() && ea.constant.is_none());
-            return free && !raw.p66;
-        }
-        Self::registers_fit(insn, info, memory)
-    }
-
-    /// Whether there are scratch registers for all operands that have no host register.
-    fn registers_fit(insn: &Instruction, info: &CodeInfo, memory: bool) -> bool {
-        let (mut scratch, mut high, mut renamed) = (0, false, false);
-        for (index, operand) in info.operands.iter().enumerate() {
-            let Some(operand) = operand else { continue };
-            if insn.op_kind(index as u32) != OpKind::Register {
-                continue;
-            }
-            let register = insn.op_register(index as u32);
-            if is_high_byte(register) {
-                high = true;
-                continue;
-            }
-            let guest = operand_number(register);
-            match host_register(guest) {
-                Some(host) => renamed |= host.0 != guest,
-                None if operand.field == Field::Rm && may_use_slot(operand, info) => {}
-                None => scratch += 1,
-            }
-            renamed |= host_register(guest).is_none();
-        }
-        let available = if memory { 1 } else { 2 };
-        // CMPXCHG compares with AL, which must stay where it is.
-        let stuck = high && memory && insn.mnemonic() == Mnemonic::Cmpxchg;
-        scratch <= available && !(high && renamed) && !stuck
-    }
-
-    /// The access that the memory operand makes.
-    fn operand_access(insn: &Instruction, info: &CodeInfo) -> Access {
-        let size = insn.memory_size().size() as u32;
-        Access { size, write: info.mem_write, aligned: info.aligned && size == 16 }
-    }
-
     /// Writes an instruction again.
     pub(crate) fn generic(&mut self, index: usize) {
         let guest = self.guest[index].clone();
         let (insn, info) = (guest.insn, guest.info);
         let Some(raw) = guest.raw else { return };
         let mut memory = None;
-        if Self::has_memory(&insn)
+        if has_memory(&insn)
             && let Some(ea) = self.address_of(&insn)
         {
-            memory = Some(self.access(&ea, Self::operand_access(&insn, info)));
+            memory = Some(self.access(&ea, operand_access(&insn, info)));
         }
         self.flags_for(index);
         let high = (0..insn.op_count())
@@ -289,7 +223,7 @@ impl Translation<'_> {
         let changes_nothing = matches!(insn.mnemonic(), Mnemonic::Or | Mnemonic::Add)
             && insn.op1_kind() != OpKind::Register
             && insn.immediate(1) == 0;
-        self.options.lock_needed || changes_nothing
+        self.settings.lock_needed || changes_nothing
     }
 
     /// An instruction without ModRM: its register, if any, is in the opcode.
@@ -363,7 +297,7 @@ impl Translation<'_> {
         let wide = guest.raw.is_some_and(|raw| raw.rex & 8 != 0);
         let width = if wide { Width::B64 } else { Width::B32 };
         self.clobber_flags();
-        if Self::has_memory(&insn)
+        if has_memory(&insn)
             && let Some(ea) = self.address_of(&insn)
         {
             let mem = self.access(&ea, Access::read(if wide { 8 } else { 4 }));
@@ -379,26 +313,20 @@ impl Translation<'_> {
             self.e.op(Enc::one(0x8b).sized(width), S1.0, Rm::Reg(Gpr::RAX.0));
             self.e.shift_imm(Shift::Sar, width, Rm::Reg(S1.0), if wide { 63 } else { 31 });
             self.e.alu(Alu::Cmp, width, S1, Rm::Reg(Gpr::RDX.0));
-            self.slow_if(Cond::NE);
+            self.interpret_if(Cond::NE);
             // Neither 0 nor -1.
             self.e.op(Enc { w: wide, ..Enc::one(0x8d) }, S1.0, Rm::Mem(Mem::base(S0, 1)));
             self.e.alu_imm(Alu::Cmp, width, Rm::Reg(S1.0), 1);
-            self.slow_if(Cond::BE);
+            self.interpret_if(Cond::BE);
         } else {
             self.e.alu(Alu::Cmp, width, Gpr::RDX, Rm::Reg(S0.0));
-            self.slow_if(Cond::AE);
+            self.interpret_if(Cond::AE);
         }
-        if self.options.strict {
+        if self.settings.strict {
             // AMD processors leave CF and OF as they were.
-            crate::stubs::restore_flags(self.e, S1);
+            restore_flags(self.e, S1);
         }
         self.e.op(Enc::one(0xf6).sized(width), if signed { 7 } else { 6 }, Rm::Reg(S0.0));
-    }
-
-    /// Leaves the current instruction to the interpreter if `cond`. The flags are dead or in memory.
-    pub(crate) fn slow_if(&mut self, cond: Cond) {
-        let field = self.e.jcc(cond);
-        self.cold.push(Cold { field, instruction: self.current, kind: ColdKind::Interpret });
     }
 
     /// CLD and STD.
@@ -408,9 +336,7 @@ impl Translation<'_> {
         // Bit 10 of RFLAGS is bit 2 of its second byte.
         self.e.op(Enc::one(0x80), if set { Alu::Or as u8 } else { Alu::And as u8 }, df);
         self.e.byte(if set { 4 } else { !4 });
-        if self.flags == FlagsAt::Both {
-            self.flags = FlagsAt::Memory;
-        }
+        self.flags_lost();
     }
 }
 

@@ -1,8 +1,13 @@
 //! Which arithmetic flags instructions need and make: the liveness that says when the host's flags may be
 //! clobbered.
 
-use crate::insn::{Class, CodeInfo};
-use iced_x86::{Instruction, Mnemonic, OpKind, Register, RflagsBits};
+use super::class::Class;
+use super::info::{CodeInfo, code_info};
+use iced_x86::{Decoder, FlowControl, Instruction, Mnemonic, OpKind, Register, RflagsBits};
+use x86_interp::DECODER_OPTIONS;
+
+/// Instructions that are looked at behind a jump, to see which flags are live there.
+const MAX_PEEK: usize = 6;
 
 /// A set of arithmetic flags, in iced-x86's bits.
 pub(crate) type Flags = u8;
@@ -73,4 +78,29 @@ impl Effect {
         let kept = if self.conditional { after } else { after & !self.writes };
         self.reads != 0 || (self.writes != 0 && kept != 0)
     }
+}
+
+/// The flags that may be live where `code` is entered, and how many bytes of it say so.
+pub(crate) fn live_at(code: &[u8], ip: u64) -> (Flags, usize) {
+    let mut live = ALL;
+    let mut killed: Flags = 0;
+    let mut decoder = Decoder::with_ip(64, code, ip, DECODER_OPTIONS);
+    let mut needed: Flags = 0;
+    for _ in 0..MAX_PEEK {
+        let insn = decoder.decode();
+        if insn.is_invalid() {
+            break;
+        }
+        let info = code_info(&insn);
+        let effect = effect(&insn, info);
+        needed |= effect.reads & !killed;
+        if !effect.conditional {
+            killed |= effect.writes;
+        }
+        live = (ALL & !killed) | needed;
+        if killed | needed == ALL || insn.flow_control() != FlowControl::Next {
+            break;
+        }
+    }
+    (live, decoder.position())
 }

@@ -1,40 +1,25 @@
 //! x87 and MMX: executed as they are, on the host's own registers.
 //!
 //! While generated code runs the guest's state is in the host's unit from the first instruction on that needs
-//! it there ([`JitVcpu::fpu_loaded`] says so), and in [`x86_core::Cpu::x87`] whenever Rust runs: the calling
+//! it there (`JitVcpu::fpu_loaded` says so), and in [`x86_core::Cpu::x87`] whenever Rust runs: the calling
 //! convention wants the unit empty. Only code of guests that mask all exceptions is translated
-//! ([`Mode::NO_X87`]), so none is ever pending in the host's unit: a hostile guest could raise it in Rust code.
+//! (`Mode::NO_X87`), so none is ever pending in the host's unit: a hostile guest could raise it in Rust code.
 //!
 //! What the unit says of the last instruction (FOP, FIP and FDP) would be of the host's. The guest's own is
 //! kept in memory: FDP with every access, FOP and FIP once for several instructions in a row, before anything
 //! that could look.
 
-use crate::address::Access;
-use crate::insn::{Class, Raw};
-use crate::layout::{JitVcpu, S0, at, gs, vector_slot};
-use crate::translate::{Cold, ColdKind, FlagsAt, Guest, Translation};
+use crate::abi::layout::{S0, at, gs, vector_slot};
+use crate::context::address::Access;
+use crate::context::cold::{Cold, ColdKind};
+use crate::context::insn::GuestInsn;
+use crate::context::translation::Translation;
+use crate::guest::class::Class;
+use crate::guest::encoding::Raw;
+use crate::guest::fpu::Unit;
+use crate::guest::operand::has_memory;
 use dbt_code::{Alu, Cond, Emitter, Enc, Gpr, Mem, Rm, Width};
-use iced_x86::{Code, CpuidFeature, Instruction, OpCodeOperandKind, OpKind, Register};
-use std::mem::offset_of;
-use x86_core::X87Area;
-
-/// Which state an instruction needs in the host's unit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Unit {
-    None,
-    /// An x87 instruction; whether it becomes the last instruction that FIP and the like tell of.
-    X87 {
-        recorded: bool,
-    },
-    Mmx,
-}
-
-/// An image as FXSAVE64 stores it.
-#[repr(C, align(64))]
-pub(crate) struct FxImage([u8; 512]);
-
-/// The control word of Rust code.
-pub(crate) const HOST_CONTROL: u16 = 0x37f;
+use iced_x86::{Instruction, Register};
 
 /// Fields of the image.
 const FOP: i32 = 6;
@@ -43,91 +28,26 @@ const FDP: i32 = 16;
 const MXCSR: i32 = 24;
 const REGISTERS: i32 = 32;
 
-/// Whether an operand is an MMX register, or could be one in place of memory.
-pub(crate) fn is_mmx(kind: OpCodeOperandKind) -> bool {
-    use OpCodeOperandKind as K;
-    matches!(kind, K::mm_reg | K::mm_rm | K::mm_or_mem)
-}
-
-fn is_x87(code: Code) -> bool {
-    use CpuidFeature::{FPU, FPU287, FPU387};
-    code.cpuid_features().iter().any(|feature| matches!(feature, FPU | FPU287 | FPU387))
-}
-
-/// The unit that instructions of `code` need.
-pub(crate) fn unit_of(code: Code) -> Unit {
-    if is_x87(code) {
-        Unit::X87 { recorded: x86_fpu::is_recorded(code) }
-    } else if code == Code::Emms || code.op_code().op_kinds().iter().any(|kind| is_mmx(*kind)) {
-        Unit::Mmx
-    } else {
-        Unit::None
-    }
-}
-
-/// How an x87 instruction is translated; `None` if it is no such instruction.
-pub(crate) fn classify(insn: &Instruction) -> Option<Class> {
-    use Code as C;
-    let code = insn.code();
-    if !is_x87(code) {
-        return None;
-    }
-    Some(match code {
-        // Nothing is ever pending.
-        C::Wait | C::Fneni | C::Fndisi | C::Fnsetpm => Class::Nop,
-        C::Fldcw_m2byte => Class::Fldcw,
-        C::Fninit => Class::Fninit,
-        C::Fnstenv_m14byte
-        | C::Fnstenv_m28byte
-        | C::Fldenv_m14byte
-        | C::Fldenv_m28byte
-        | C::Fnsave_m94byte
-        | C::Fnsave_m108byte
-        | C::Frstor_m94byte
-        | C::Frstor_m108byte => Class::Interpret,
-        _ if !code.op_code().is_instruction() => Class::Interpret,
-        _ if (0..insn.op_count()).any(|op| insn.op_kind(op) == OpKind::Memory) => Class::Generic,
-        _ => Class::Verbatim,
-    })
-}
-
-/// Whether an instruction with MMX registers is translated.
-pub(crate) fn mmx_fits(insn: &Instruction) -> bool {
-    // CVTPI2PS of memory and its like say nothing of whether the unit goes to MMX mode.
-    insn.code() == Code::Emms
-        || (0..insn.op_count()).any(|op| insn.op_kind(op) == OpKind::Register && insn.op_register(op).is_mm())
-}
-
-/// Whether a processor with this x87 state has to have its x87 instructions interpreted.
-pub(crate) fn unmasked(area: &X87Area) -> bool {
-    area.0[0] & 0x3f != 0x3f
-}
-
 /// Notes for each instruction which one FOP and FIP are to be stored of before anything looks at them while it
 /// executes. At those that may look in any case they are stored in the hot code, and then nothing is left.
-pub(crate) fn plan(guest: &mut [Guest]) {
+pub(crate) fn plan_records(guest: &mut [GuestInsn]) {
     let mut last = None;
     for (index, insn) in guest.iter_mut().enumerate() {
         insn.fpu_last = last;
         let unit = if insn.class == Class::Interpret { Unit::None } else { insn.info.unit };
         match unit {
             Unit::X87 { recorded: true } => last = Some(index as u16),
-            _ if looks(insn) || insn.class == Class::Fninit => last = None,
+            _ if insn.may_leave() || insn.class == Class::Fninit => last = None,
             _ => {}
         }
     }
-}
-
-/// Whether the instruction itself may leave the block, cold code aside.
-fn looks(guest: &Guest) -> bool {
-    matches!(guest.class, Class::Interpret | Class::Jcc) || Translation::ends_block(guest)
 }
 
 impl Translation<'_> {
     /// What is due before the code of an instruction.
     pub(crate) fn prepare_fpu(&mut self, index: usize) {
         let guest = &self.guest[index];
-        if looks(guest)
+        if guest.may_leave()
             && let Some(last) = self.guest[index].fpu_last.take()
         {
             self.record(usize::from(last), false);
@@ -153,7 +73,7 @@ impl Translation<'_> {
             && self.guest[last].class != Class::Interpret;
         let last = if recorded {
             Some(last)
-        } else if looks(&self.guest[last]) || self.guest[last].class == Class::Fninit {
+        } else if self.guest[last].may_leave() || self.guest[last].class == Class::Fninit {
             None
         } else {
             self.guest[last].fpu_last.map(usize::from)
@@ -218,11 +138,9 @@ impl Translation<'_> {
         self.e.op(Enc::one(0xf7), 2, Rm::Reg(S0.0)); // not r9d
         self.e.op(Enc { rex: true, ..Enc::one(0xf6) }, 0, Rm::Reg(S0.0)); // test r9b, 0x3f
         self.e.byte(0x3f);
-        self.slow_if(Cond::NE);
+        self.interpret_if(Cond::NE);
         self.e.op(Enc::one(0xd9), 5, Rm::Mem(gs(at!(scratch))));
-        if self.flags == FlagsAt::Both {
-            self.flags = FlagsAt::Memory;
-        }
+        self.flags_lost();
     }
 
     /// FNINIT, which also forgets the last instruction.
@@ -238,7 +156,7 @@ impl Translation<'_> {
 
 /// FOP.
 fn last_opcode(insn: &Instruction, raw: &Raw, bytes: &[u8]) -> u16 {
-    let memory = Translation::has_memory(insn);
+    let memory = has_memory(insn);
     let modrm = if memory { raw.reg << 3 & 0x38 } else { bytes.last().copied().unwrap_or(0) };
     x86_fpu::last_opcode(insn, raw.opcode, modrm)
 }
@@ -300,8 +218,3 @@ pub(crate) fn load_stub(e: &mut Emitter) {
     }
     e.ret();
 }
-
-const _: () = {
-    assert!(offset_of!(JitVcpu, fx) % 16 == 0);
-    assert!((offset_of!(JitVcpu, cpu) + offset_of!(x86_core::Cpu, x87)) % 16 == 0);
-};

@@ -1,15 +1,15 @@
 //! MOVS and STOS; LODS and SCAS.
 
-use crate::address::{Access, Ea};
-use crate::insn::Raw;
-use crate::layout::{BANK, S0, S1, TLB_ADDEND, TLB_READ, TLB_WRITE, at, gs};
-use crate::translate::Translation;
+use crate::abi::layout::{BANK, S0, S1, TLB_ADDEND, TLB_READ, TLB_WRITE, at, gs};
+use crate::context::address::{Access, Ea};
+use crate::context::translation::Translation;
+use crate::guest::encoding::Raw;
 use dbt_code::{Alu, Cond, Enc, Gpr, Mem, Rm, Shift, Width};
 use x86_core::TLB_ENTRIES;
 
 /// Elements that are copied without the interpreter at most: a bound on the time without a poll, and on what
 /// the count may be in the computation of the last address.
-const MOST: i32 = 4096;
+const MAX_ELEMENTS: i32 = 4096;
 
 /// The width of an element, and the binary logarithm of its size.
 fn element(raw: &Raw) -> (Width, u8) {
@@ -30,8 +30,8 @@ impl Translation<'_> {
         let repeated = raw.rep != 0;
         self.leave_if_downwards();
         if repeated {
-            self.e.alu_imm(Alu::Cmp, Width::B64, Rm::Reg(Gpr::RCX.0), MOST);
-            self.slow_if(Cond::A);
+            self.e.alu_imm(Alu::Cmp, Width::B64, Rm::Reg(Gpr::RCX.0), MAX_ELEMENTS);
+            self.interpret_if(Cond::A);
         }
         let last = |register| {
             let count = repeated.then_some((Gpr::RCX, scale));
@@ -71,7 +71,7 @@ impl Translation<'_> {
         // DF, bit 10 of RFLAGS.
         self.e.op(Enc::one(0xf6), 0, Rm::Mem(gs(at!(cpu.rflags) + 1)));
         self.e.byte(4);
-        self.slow_if(Cond::NE);
+        self.interpret_if(Cond::NE);
         self.flags_lost();
     }
 
@@ -98,7 +98,7 @@ impl Translation<'_> {
     /// Checks one side: leaves the addend in [`S1`].
     fn string_side(&mut self, register: Gpr, last: Mem, tag: i32) {
         self.e.lea(S0, last);
-        if self.options.bmi2 {
+        if self.settings.bmi2 {
             self.e.rorx(S1, register, 7);
         } else {
             self.e.mov(S1, register);
@@ -107,7 +107,7 @@ impl Translation<'_> {
         self.e.alu_imm(Alu::And, Width::B32, Rm::Reg(S1.0), (TLB_ENTRIES as i32 - 1) << 5);
         self.e.alu_imm(Alu::And, Width::B64, Rm::Reg(S0.0), -4096);
         self.e.alu(Alu::Cmp, Width::B64, S0, Rm::Mem(Mem::indexed(BANK, S1, 0, tag)));
-        self.slow_if(Cond::NE);
+        self.interpret_if(Cond::NE);
         self.e.load(S1, Mem::indexed(BANK, S1, 0, TLB_ADDEND));
     }
 }

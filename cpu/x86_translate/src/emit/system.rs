@@ -1,10 +1,10 @@
 //! System instructions that kernels execute all the time: interrupt and access flags, SWAPGS, IRET within the
-//! kernel; and bit strings in memory.
+//! kernel, the time-stamp counter.
 
-use crate::address::Access;
-use crate::address::Ea;
-use crate::layout::{BANK, GUEST_RSP, JitVcpu, S0, S1, at, gs, host_register, segment_base, slot};
-use crate::translate::{FlagsAt, Mode, Translation};
+use crate::abi::layout::{BANK, GUEST_RSP, JitVcpu, S0, S1, at, gs, host_register, segment_base, slot};
+use crate::context::address::{Access, Ea};
+use crate::context::translation::{FlagsAt, Translation};
+use crate::guest::mode::Mode;
 use dbt_code::{Alu, Cond, Enc, Gpr, Mem, Rm, Shift, Width};
 use iced_x86::Mnemonic;
 use std::mem::{offset_of, size_of};
@@ -28,13 +28,6 @@ impl Translation<'_> {
         self.e.byte(value);
     }
 
-    /// The flags are in memory only, as those of the host were just lost.
-    pub(crate) fn flags_lost(&mut self) {
-        if self.flags == FlagsAt::Both {
-            self.flags = FlagsAt::Memory;
-        }
-    }
-
     /// CLI at CPL 0.
     pub(crate) fn cli(&mut self) {
         self.clobber_flags();
@@ -53,7 +46,7 @@ impl Translation<'_> {
 
     fn leave_if_window(&mut self) {
         self.byte_op(Alu::Cmp, at!(interrupt_window), 0);
-        self.slow_if(Cond::NE);
+        self.interpret_if(Cond::NE);
     }
 
     /// PUSHF.
@@ -61,7 +54,7 @@ impl Translation<'_> {
         self.clobber_flags();
         let (s0, s1) = (Rm::Reg(S0.0), Rm::Reg(S1.0));
         self.held = None;
-        self.e.load16(S0, gs(at!(fl)));
+        self.e.load16(S0, gs(at!(flags)));
         self.e.op(Enc::one(0x8b), S1.0, s0);
         self.e.shift_imm(Shift::Shr, Width::B32, s1, 8);
         self.e.alu_imm(Alu::And, Width::B32, s0, 1);
@@ -85,7 +78,7 @@ impl Translation<'_> {
         self.e.load32(S1, gs(at!(cpu.rflags)));
         self.e.alu(Alu::Xor, Width::B32, S1, Rm::Reg(S0.0));
         self.e.alu_imm(Alu::And, Width::B32, Rm::Reg(S1.0), !(EASY as i32));
-        self.slow_if(Cond::NE);
+        self.interpret_if(Cond::NE);
     }
 
     /// Takes over the easy bits of the image in `scratch[1]`.
@@ -104,7 +97,7 @@ impl Translation<'_> {
         self.e.shift_imm(Shift::Shr, Width::B32, s0, 11);
         self.e.alu_imm(Alu::And, Width::B32, s0, 1);
         self.e.alu(Alu::Or, Width::B32, S1, s0);
-        self.e.store(Width::B16, gs(at!(fl)), S1);
+        self.e.store(Width::B16, gs(at!(flags)), S1);
         self.flags = FlagsAt::Memory;
     }
 
@@ -134,16 +127,16 @@ impl Translation<'_> {
         for (at, seg) in [(8, Seg::Cs), (32, Seg::Ss)] {
             self.e.load(S0, slot(at));
             self.e.op(Enc::one(0x38).sized(Width::B16), S0.0, Rm::Mem(gs(selector(seg as usize))));
-            self.slow_if(Cond::NE);
+            self.interpret_if(Cond::NE);
         }
         self.e.load(S0, slot(24));
         self.e.store(Width::B64, gs(at!(scratch) + 16), S0);
         self.byte_op(Alu::Cmp, at!(cpu.interrupt_shadow), 0);
-        self.slow_if(Cond::NE);
+        self.interpret_if(Cond::NE);
         // With NT set IRET faults.
         self.e.op(Enc::one(0xf6), 0, Rm::Mem(gs(FLAGS_1)));
         self.e.byte((flags::NT >> 8) as u8);
-        self.slow_if(Cond::NE);
+        self.interpret_if(Cond::NE);
         self.e.load(S0, gs(at!(scratch) + 8));
         self.leave_unless_easy();
         self.leave_if_window();
@@ -202,11 +195,11 @@ impl Translation<'_> {
     pub(crate) fn time_stamp(&mut self, index: usize) {
         self.clobber_flags();
         self.byte_op(Alu::Cmp, at!(tsc_direct), 0);
-        self.slow_if(Cond::E);
+        self.interpret_if(Cond::E);
         if self.mode.has(Mode::USER) {
             self.e.op(Enc::one(0xf6), 0, Rm::Mem(gs(at!(cpu.cr4)))); // test
             self.e.byte(cr4::TSD as u8);
-            self.slow_if(Cond::NE);
+            self.interpret_if(Cond::NE);
         }
         let with_id = self.guest[index].insn.mnemonic() == Mnemonic::Rdtscp;
         self.e.bytes(if with_id { &[0x0f, 0x01, 0xf9] } else { &[0x0f, 0x31] });
@@ -223,35 +216,5 @@ impl Translation<'_> {
             self.e.load32(Gpr::RCX, gs(at!(cpu.msrs.tsc_aux)));
         }
         self.flags_lost();
-    }
-
-    /// BT, BTS, BTR and BTC of a bit string in memory, with the bit's number in a register: it may be far from
-    /// the operand's address.
-    pub(crate) fn bit_string(&mut self, index: usize) {
-        let guest = self.guest[index].clone();
-        let (insn, Some(raw)) = (guest.insn, guest.raw) else { return };
-        let Some(mut ea) = self.address_of(&insn) else { return };
-        let wide = raw.rex & 8 != 0;
-        let size = if wide { 8 } else { 4 };
-        self.clobber_flags();
-        self.held = None;
-        let number = insn.op1_register().full_register().number() as u8;
-        let from = host_register(number).map_or(Rm::Mem(gs(slot(number))), |host| Rm::Reg(host.0));
-        // MOV, or MOVSXD of 32 bits.
-        self.e.op(Enc::one(if wide { 0x8b } else { 0x63 }).wide(), S0.0, from);
-        self.e.mov(S1, S0);
-        self.e.shift_imm(Shift::Sar, Width::B64, Rm::Reg(S1.0), 3);
-        self.e.alu_imm(Alu::And, Width::B64, Rm::Reg(S1.0), -size);
-        self.e.store(Width::B64, gs(at!(scratch) + 8), S1);
-        self.e.alu_imm(Alu::And, Width::B32, Rm::Reg(S0.0), size * 8 - 1);
-        self.e.store(Width::B64, gs(at!(scratch)), S0);
-        ea.add_slot(at!(scratch) + 8);
-        let write = insn.mnemonic() != Mnemonic::Bt;
-        let mem = self.access(&ea, Access { size: size as u32, write, aligned: false });
-        self.flags_lost();
-        self.flags_for(index);
-        self.e.load(S0, gs(at!(scratch)));
-        let lock = raw.lock && self.options.lock_needed;
-        self.e.op(Enc { lock, w: wide, ..Enc::m0f(raw.opcode) }, S0.0, Rm::Mem(mem));
     }
 }

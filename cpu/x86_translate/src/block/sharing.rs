@@ -1,24 +1,13 @@
 //! Which accesses of a block share one check: those whose addresses differ by a constant.
 
-use crate::insn::{Class, Field};
-use crate::layout::GROUP_SLOTS;
-use crate::translate::Guest;
+use crate::abi::layout::GROUP_SLOTS;
+use crate::context::insn::{GuestInsn, Plan};
+use crate::guest::class::Class;
+use crate::guest::operand::{Field, has_memory};
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
 /// The bytes that one check may span. The more, the likelier it crosses a page and fails.
 const SPAN: i64 = 256;
-
-/// How one access is checked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Plan {
-    /// Alone.
-    Single,
-    /// With all later ones of its group: the bytes from `low` to `high`, from its own address. The addend
-    /// goes to the slot if `store`.
-    Lead { slot: u8, low: i32, high: i32, write: bool, store: bool },
-    /// Not at all: the addend is in the slot.
-    Follow { slot: u8 },
-}
 
 /// What an address is made of, besides a displacement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +62,7 @@ struct Site {
 }
 
 /// Fills in the plans of all accesses.
-pub(crate) fn plan(guest: &mut [Guest], fixed_page: bool) {
+pub(super) fn plan_checks(guest: &mut [GuestInsn], fixed_page: bool) {
     let mut values = Values::new();
     let mut open: Vec<Group> = vec![];
     let mut done: Vec<Group> = vec![];
@@ -103,7 +92,7 @@ pub(crate) fn plan(guest: &mut [Guest], fixed_page: bool) {
             guest[insn].plans[which] = Plan::Follow { slot: at };
         }
         let (insn, which) = group.lead;
-        guest[insn].plans[which] = Plan::Lead { slot: at, low, high, write: group.write, store: true };
+        guest[insn].plans[which] = Plan::Lead { slot: at, low, high, write: group.write };
     }
 }
 
@@ -141,7 +130,7 @@ fn join(open: &mut Vec<Group>, done: &mut Vec<Group>, site: &Site, at: (usize, u
 }
 
 /// The accesses of an instruction, in the order in which code is written for them.
-fn sites(guest: &Guest, values: &Values, fixed_page: bool) -> [Option<Site>; 2] {
+fn sites(guest: &GuestInsn, values: &Values, fixed_page: bool) -> [Option<Site>; 2] {
     let insn = &guest.insn;
     let stack = |disp: i64, write: bool| {
         let (value, offset) = values.registers[4];
@@ -154,7 +143,7 @@ fn sites(guest: &Guest, values: &Values, fixed_page: bool) -> [Option<Site>; 2] 
         let root = root.filter(|_| !guest.info.aligned && (1..=16).contains(&size));
         Some(Site { root, offset, size, write })
     };
-    let has_memory = (0..insn.op_count()).any(|op| insn.op_kind(op) == OpKind::Memory);
+    let has_memory = has_memory(insn);
     match guest.class {
         Class::Push if has_memory => [memory(false), stack(-8, true)],
         Class::CallIndirect if has_memory => [memory(false), stack(-8, true)],
@@ -199,7 +188,7 @@ fn address(insn: &Instruction, values: &Values, fixed_page: bool) -> (Option<Roo
 }
 
 /// Follows what the instruction does to the registers.
-fn advance(guest: &Guest, values: &mut Values) {
+fn advance(guest: &GuestInsn, values: &mut Values) {
     let insn = &guest.insn;
     match guest.class {
         Class::Push | Class::PushImm | Class::Call | Class::CallIndirect | Class::Pushf => {

@@ -1,12 +1,11 @@
 //! What generated code addresses through GS: one block for each vCPU, and where in it everything is.
 
-use crate::counters::Counters;
-use crate::fpu::FxImage;
+use super::counters::Counters;
 use dbt_code::{Gpr, Mem};
 use std::mem::offset_of;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use x86_core::{Cpu, Platform, Segment, TlbEntry, Trap, reg};
 
 /// Entries in each table of indirect jump targets; the index is the low 16 bits of the target.
@@ -27,6 +26,18 @@ pub(crate) struct IbtcEntry {
     pub(crate) host: AtomicU64,
 }
 
+impl IbtcEntry {
+    /// An address that no lookup brings to that entry.
+    pub(crate) fn empty(index: usize) -> u64 {
+        u64::from(index == 0)
+    }
+
+    /// Makes the entry of that index an empty one.
+    pub(crate) fn clear(&self, index: usize) {
+        self.va.store(Self::empty(index), Ordering::Relaxed);
+    }
+}
+
 /// Why generated code was left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
@@ -39,7 +50,7 @@ pub(crate) enum ExitReason {
     Link = 2,
     /// A poll at a direct jump saw the exit request: the argument is the link's number.
     Poll = 3,
-    /// A helper stopped with [`JitVcpu::trap`].
+    /// A function that was called stopped with [`JitVcpu::trap`].
     Trap = 4,
     /// The processor executed HLT.
     Halt = 5,
@@ -49,21 +60,47 @@ pub(crate) enum ExitReason {
     Step = 7,
 }
 
+/// What is to be done with the frames before generated code goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum FrameSwitch {
+    /// Nothing.
+    Stay = 0,
+    /// User code is left for the kernel's.
+    ToKernel = 1,
+    /// The kernel's code is left for a user's.
+    ToUser = 2,
+}
+
+/// An image as FXSAVE64 stores it.
+#[repr(C, align(64))]
+pub(crate) struct FxImage([u8; 512]);
+
+/// The control word of Rust code.
+pub(crate) const HOST_CONTROL: u16 = 0x37f;
+
 /// One vCPU's block: the processor first, then what belongs to generated code alone.
 #[repr(C, align(64))]
 pub(crate) struct JitVcpu {
     pub(crate) cpu: Cpu,
+    /// This block's own address.
     pub(crate) this: *mut JitVcpu,
+    /// The stack pointer of Rust code.
     pub(crate) host_rsp: u64,
+    /// Where generated code is entered when the guest's registers are loaded.
     pub(crate) jump_target: u64,
+    /// For use within one instruction.
     pub(crate) scratch: [u64; 4],
+    /// The addends of checks that several accesses share.
     pub(crate) groups: [u64; GROUP_SLOTS],
     /// Where FXSAVE stores to.
     pub(crate) fx: FxImage,
     /// The virtual address of the page that runs, for code that is translated independently of it.
     pub(crate) page_va: u64,
+    /// Why generated code was left, an [`ExitReason`], and what belongs to that.
     pub(crate) exit_argument: u64,
     pub(crate) exit_reason: u32,
+    /// MXCSR of Rust code.
     pub(crate) host_mxcsr: u32,
     /// The x87 control word of Rust code.
     pub(crate) host_control: u16,
@@ -73,7 +110,7 @@ pub(crate) struct JitVcpu {
     pub(crate) fpu_resume: bool,
     /// The host's time-stamp counter plus `tsc_base` is [`Platform::tsc`].
     pub(crate) tsc_direct: bool,
-    /// A [`crate::returns::Switch`].
+    /// A [`FrameSwitch`].
     pub(crate) frames_switch: u8,
     /// RSP without any frames of this privilege, under the user's frames while the kernel's code runs, without
     /// any at all, and at which no more are made.
@@ -81,9 +118,10 @@ pub(crate) struct JitVcpu {
     pub(crate) user_frames: u64,
     pub(crate) frames_bottom: u64,
     pub(crate) frames_limit: u64,
+    /// See `tsc_direct`.
     pub(crate) tsc_base: u64,
     /// The arithmetic flags in memory: LAHF's byte in the high half, OF in the low.
-    pub(crate) fl: u16,
+    pub(crate) flags: u16,
     /// Leave when interrupts become enabled.
     pub(crate) interrupt_window: bool,
     /// A repeated instruction paused, with RIP at it.
@@ -92,10 +130,14 @@ pub(crate) struct JitVcpu {
     pub(crate) page_checks: [u32; PAGE_CHECKS],
     /// For each such jump the page that it was verified from in the address space that is loaded, or 1.
     pub(crate) verified: [u64; LINK_SLOTS],
+    /// What an instruction stopped with.
     pub(crate) trap: Option<Trap>,
+    /// The VM's memory; and the surroundings while the vCPU runs.
     pub(crate) memory: *const guest_memory::GuestMemory,
     pub(crate) platform: Option<NonNull<dyn Platform>>,
-    pub(crate) translator: Arc<crate::Translator>,
+    /// Changes when blocks of the VM are dropped.
+    pub(crate) invalidations: Arc<AtomicU64>,
+    /// What was done so far.
     pub(crate) counters: Counters,
     /// Filled entries of the tables, to clear them by.
     pub(crate) filled: [Vec<u16>; 2],
@@ -109,14 +151,14 @@ pub(crate) struct JitVcpu {
 impl JitVcpu {
     /// What the arithmetic flags in memory are as RFLAGS bits.
     pub(crate) fn arithmetic_flags(&self) -> u64 {
-        let fl = u64::from(self.fl);
-        (fl >> 8 & 0xd5) | (fl & 1) << 11
+        let flags = u64::from(self.flags);
+        (flags >> 8 & 0xd5) | (flags & 1) << 11
     }
 
     /// Sets the flags in memory from RFLAGS.
     pub(crate) fn flags_from_rflags(&mut self) {
         let rflags = self.cpu.rflags;
-        self.fl = ((rflags & 0xd5 | 2) << 8 | (rflags >> 11 & 1)) as u16;
+        self.flags = ((rflags & 0xd5 | 2) << 8 | (rflags >> 11 & 1)) as u16;
     }
 
     /// Brings RFLAGS up to date with the flags in memory.
@@ -128,7 +170,7 @@ impl JitVcpu {
 
 /// The displacement of a field from GS.
 macro_rules! at {
-    ($($field:tt)+) => { std::mem::offset_of!(crate::layout::JitVcpu, $($field)+) as i32 };
+    ($($field:tt)+) => { std::mem::offset_of!(crate::abi::layout::JitVcpu, $($field)+) as i32 };
 }
 pub(crate) use at;
 
@@ -193,4 +235,7 @@ const _: () = {
     assert!(offset_of!(x86_core::FetchEntry, tag) == 0 && offset_of!(x86_core::FetchEntry, physical) == 8);
     assert!(slot(4) == slot(0) + 32 && reg::RSP == 4);
     assert!(vector_slot(0) % 16 == 0);
+    // FXSAVE and FXRSTOR want it.
+    assert!(offset_of!(JitVcpu, fx) % 16 == 0);
+    assert!((offset_of!(JitVcpu, cpu) + offset_of!(Cpu, x87)) % 16 == 0);
 };

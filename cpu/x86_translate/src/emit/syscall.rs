@@ -1,10 +1,11 @@
 //! SYSCALL and SYSRET between 64-bit code, without leaving generated code (AMD APM volume 3).
 
-use crate::insn::Class;
-use crate::layout::{BANK, JitVcpu, S0, S1, at, gs, segment_base, slot};
-use crate::returns;
-use crate::stubs::Stubs;
-use crate::translate::Translation;
+use super::frames;
+use super::jump::lookup;
+use crate::abi::layout::{BANK, JitVcpu, S0, S1, at, gs, segment_base, slot};
+use crate::abi::stubs::Stubs;
+use crate::context::translation::Translation;
+use crate::guest::class::Class;
 use dbt_code::{Alu, Cond, Emitter, Enc, Gpr, Mem, Rm, Shift, Width};
 use std::mem::offset_of;
 use x86_core::{Cpu, Seg, Segment, Tlb, TlbEntry, efer, flags};
@@ -23,7 +24,7 @@ impl Translation<'_> {
         } else {
             self.e.alu_imm(Alu::Cmp, width, Rm::Mem(gs(at)), 0);
         }
-        self.slow_if(Cond::NE);
+        self.interpret_if(Cond::NE);
     }
 
     /// SYSCALL at CPL 3, SYSRET to 64-bit code at CPL 0. Whatever must be looked at in between, or makes more
@@ -33,7 +34,7 @@ impl Translation<'_> {
         self.held = None;
         self.e.op(Enc::one(0xf6), 0, Rm::Mem(gs(at!(cpu.msrs.efer)))); // test
         self.e.byte(efer::SCE as u8);
-        self.slow_if(Cond::E);
+        self.interpret_if(Cond::E);
         self.leave_if_nonzero(Width::B8, at!(cpu.interrupt_shadow));
         self.leave_if_nonzero(Width::B8, at!(interrupt_window));
         self.leave_if_nonzero(Width::B32, at!(cpu.exit_request));
@@ -41,15 +42,13 @@ impl Translation<'_> {
             // The kernel begins without the right to access what is the user's.
             self.e.op(Enc::one(0xf7), 0, Rm::Mem(gs(at!(cpu.msrs.sfmask)))); // test
             self.e.dword(flags::AC as u32);
-            self.slow_if(Cond::E);
-            let guest = &self.guest[index];
-            let next = i64::from(guest.offset) + guest.insn.len() as i64;
-            self.guest_va(next);
+            self.interpret_if(Cond::E);
+            self.guest_va(self.guest[index].next());
             self.e.jmp_to(self.stubs.syscall);
         } else {
             self.e.load(S1, gs(slot(11)));
             self.e.alu_imm(Alu::And, Width::B64, Rm::Reg(S1.0), !(EASY as i32));
-            self.slow_if(Cond::NE);
+            self.interpret_if(Cond::NE);
             self.e.jmp_to(self.stubs.sysret);
         }
     }
@@ -91,16 +90,16 @@ fn set_flags(e: &mut Emitter) {
     e.shift_imm(Shift::Shr, Width::B32, s1, 11);
     e.alu_imm(Alu::And, Width::B32, s1, 1);
     e.alu(Alu::Or, Width::B32, Gpr::RAX, s1);
-    e.store(Width::B16, gs(at!(fl)), Gpr::RAX);
+    e.store(Width::B16, gs(at!(flags)), Gpr::RAX);
 }
 
 /// Shared code: SYSCALL with the address of the next instruction in [`S0`], flags in memory, all checks done.
-pub(crate) fn syscall(e: &mut Emitter, stubs: &Stubs) {
+pub(super) fn syscall(e: &mut Emitter, stubs: &Stubs) {
     let (rax, s1) = (Rm::Reg(Gpr::RAX.0), Rm::Reg(S1.0));
     e.store(Width::B64, gs(at!(scratch)), Gpr::RAX);
     e.mov(Gpr::RCX, S0);
     // RFLAGS with the arithmetic flags.
-    e.load16(Gpr::RAX, gs(at!(fl)));
+    e.load16(Gpr::RAX, gs(at!(flags)));
     e.op(Enc::one(0x8b), S1.0, rax);
     e.shift_imm(Shift::Shr, Width::B32, s1, 8);
     e.alu_imm(Alu::And, Width::B32, s1, (flags::ARITHMETIC & !flags::OF) as i32);
@@ -122,15 +121,15 @@ pub(crate) fn syscall(e: &mut Emitter, stubs: &Stubs) {
     e.alu_imm(Alu::Add, Width::B32, rax, 8);
     load_flat(e, Seg::Ss, DATA, 0);
     set_privilege(e, 0, Tlb::SUPERVISOR);
-    returns::enter_kernel(e, stubs);
+    frames::enter_kernel(e, stubs);
     e.load(Gpr::RAX, gs(at!(scratch)));
     e.load(S0, gs(at!(cpu.msrs.lstar)));
-    let field = returns::lookup(e, false, false);
+    let field = lookup(e, false, false);
     e.link(field, stubs.frames_end);
 }
 
 /// Shared code: SYSRET with the flags in memory, all checks done.
-pub(crate) fn sysret(e: &mut Emitter, stubs: &Stubs) {
+pub(super) fn sysret(e: &mut Emitter, stubs: &Stubs) {
     let rax = Rm::Reg(Gpr::RAX.0);
     e.store(Width::B64, gs(at!(scratch)), Gpr::RAX);
     e.load(S1, gs(slot(11)));
@@ -146,9 +145,9 @@ pub(crate) fn sysret(e: &mut Emitter, stubs: &Stubs) {
     e.alu_imm(Alu::Or, Width::B32, rax, 3);
     load_flat(e, Seg::Cs, CODE64, 3);
     set_privilege(e, 3, Tlb::USER);
-    returns::enter_user(e);
+    frames::enter_user(e);
     e.load(Gpr::RAX, gs(at!(scratch)));
     e.mov(S0, Gpr::RCX);
-    let field = returns::lookup(e, true, false);
+    let field = lookup(e, true, false);
     e.link(field, stubs.frames_end);
 }

@@ -1,8 +1,12 @@
 //! All translated blocks of a VM: finding them, linking them, and dropping them when their bytes change.
 
-use crate::layout::{IBTC_ENTRIES, JitVcpu};
-use crate::stubs::Stubs;
-use crate::translate::{Mode, Output, Settings};
+use crate::abi::layout::{IBTC_ENTRIES, JitVcpu};
+use crate::abi::stubs::Stubs;
+use crate::block::translate::Output;
+use crate::context::input::Settings;
+use crate::emit::shared::shared_code;
+use crate::guest::mode::Mode;
+use crate::runtime;
 use dbt_code::{CacheError, CodeCache, Emitter};
 use guest_memory::{CodeWriteHook, GuestMemory, PAGE_SIZE};
 use iced_x86::Instruction;
@@ -202,7 +206,7 @@ pub struct Translator {
     /// How many pages are unsettled.
     unsettled: AtomicUsize,
     /// Incremented when blocks are dropped.
-    pub(crate) invalidations: AtomicU64,
+    pub(crate) invalidations: Arc<AtomicU64>,
     /// Incremented when all code goes.
     pub(crate) epoch: AtomicU64,
     /// Held for reading while generated code runs, for writing while all of it goes.
@@ -222,7 +226,7 @@ impl Translator {
             let source = std::io::ErrorKind::OutOfMemory.into();
             return Err(CacheError { bytes: options.cache_bytes, source });
         };
-        let stubs = Stubs::emit(&mut emitter);
+        let stubs = shared_code(&mut emitter, &runtime::entries());
         assert!(!emitter.overflowed(), "the shared code fits its space");
         let settings = Settings {
             strict: options.strict,
@@ -242,7 +246,7 @@ impl Translator {
             vcpus: Mutex::default(),
             slots: AtomicU32::new(0),
             unsettled: AtomicUsize::new(0),
-            invalidations: AtomicU64::new(0),
+            invalidations: Arc::default(),
             epoch: AtomicU64::new(0),
             running: RwLock::new(()),
         }))

@@ -1,0 +1,185 @@
+//! Decoding of a block: what is in it, in which way each instruction is translated, which flags are live where.
+
+use crate::context::input::Input;
+use crate::context::insn::{GuestInsn, Plan};
+use crate::context::translation::Translation;
+use crate::emit::rewrite::registers_fit;
+use crate::guest::class::Class;
+use crate::guest::encoding::Raw;
+use crate::guest::flags::{ALL, Effect, effect};
+use crate::guest::fpu::{Unit, mmx_fits};
+use crate::guest::info::{CodeInfo, code_info};
+use crate::guest::mode::Mode;
+use crate::guest::operand::has_memory;
+use iced_x86::{Decoder, FlowControl, Instruction, Mnemonic, OpKind, Register};
+use x86_interp::DECODER_OPTIONS;
+
+/// Instructions in a block at most.
+const MAX_INSTRUCTIONS: usize = 64;
+
+impl Translation<'_> {
+    /// Decodes the block; gives where it ends in the page.
+    pub(super) fn decode(&mut self, input: &Input<'_>) -> Option<u16> {
+        let offset = input.offset;
+        let start = usize::from(offset);
+        let ip = self.page_va.wrapping_add(u64::from(offset));
+        let mut decoder = Decoder::with_ip(64, &self.page[start..], ip, DECODER_OPTIONS);
+        let mut at = start;
+        let mut side_exits = 0;
+        let most =
+            if input.next_page.is_some() { 1 } else { self.settings.max_instructions.min(MAX_INSTRUCTIONS) };
+        while self.guest.len() < most && at < 4096 {
+            let insn = decoder.decode();
+            if decoder.last_error() == iced_x86::DecoderError::NoMoreBytes {
+                break;
+            }
+            let info = code_info(&insn);
+            let len = insn.len();
+            let bytes = &self.page[at..at + len];
+            let raw = Raw::parse(bytes, info);
+            let mut class = info.class;
+            if raw.is_none_or(|raw| !self.can_translate(&insn, info, &raw)) || !(input.has)(&insn) {
+                class = Class::Interpret;
+            }
+            if class == Class::Generic
+                && matches!(insn.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc)
+                && has_memory(&insn)
+                && insn.op1_kind() == OpKind::Register
+            {
+                class = Class::BitString;
+            }
+            let mut described = effect(&insn, info);
+            if self.settings.strict && insn.rflags_undefined() != 0 {
+                // The host may leave such flags as they are: they must be the guest's.
+                described.reads = ALL;
+            }
+            if class == Class::Interpret {
+                described = Effect { reads: ALL, conditional: true, ..described };
+            }
+            self.guest.push(GuestInsn {
+                insn,
+                info,
+                class,
+                raw,
+                offset: at as u16,
+                effect: described,
+                live: ALL,
+                live_after: ALL,
+                plans: [Plan::Single; 2],
+                fpu_last: None,
+            });
+            at += len;
+            match insn.flow_control() {
+                FlowControl::Next if insn.mnemonic() == Mnemonic::Hlt => break,
+                FlowControl::Next => {}
+                FlowControl::ConditionalBranch
+                    if class == Class::Jcc && side_exits < self.settings.side_exits =>
+                {
+                    side_exits += 1;
+                }
+                _ => break,
+            }
+        }
+        if let Some(last) = self.guest.last_mut()
+            && last.class == Class::Sti
+        {
+            // Interrupts wait for the end of the next instruction, which is not here.
+            last.class = Class::Interpret;
+            last.effect = Effect { reads: ALL, conditional: true, ..last.effect };
+        }
+        self.depends.push((offset, at as u16));
+        (!self.guest.is_empty()).then_some(at as u16)
+    }
+
+    /// Whether the instruction is translated at all, as far as that hangs on its operands.
+    fn can_translate(&self, insn: &Instruction, info: &CodeInfo, raw: &Raw) -> bool {
+        let memory = has_memory(insn);
+        if info.unit != Unit::None && self.mode.has(Mode::NO_X87) || info.unit == Unit::Mmx && !mmx_fits(insn)
+        {
+            return false;
+        }
+        match info.class {
+            Class::Interpret => return false,
+            Class::Nop
+            | Class::Verbatim
+            | Class::Jmp
+            | Class::Jcc
+            | Class::Cld
+            | Class::Std
+            | Class::Fninit
+            | Class::Leave => {
+                return true;
+            }
+            Class::PushImm | Class::Ret | Class::Call => return !raw.p66,
+            Class::Syscall => return self.mode.has(Mode::USER),
+            Class::Sysret => return !self.mode.has(Mode::USER),
+            Class::Cli | Class::Sti | Class::Popf | Class::Iret | Class::Swapgs => {
+                return !self.mode.has(Mode::USER) && !raw.p66;
+            }
+            Class::Stac | Class::Clac => return !self.mode.has(Mode::USER) && self.mode.has(Mode::SMAP),
+            Class::Pushf => return !raw.p66,
+            Class::MovSeg => return insn.op0_kind() == OpKind::Register,
+            Class::Rdtsc => return true,
+            Class::Movs | Class::Stos | Class::Lods | Class::Scas => {
+                let once = matches!(info.class, Class::Lods | Class::Scas);
+                let segment = matches!(insn.segment_prefix(), Register::FS | Register::GS);
+                let repeats = raw.rep == 0xf2 || once && raw.rep != 0;
+                return !raw.p67 && !segment && !repeats;
+            }
+            _ => {}
+        }
+        if raw.p66
+            && matches!(info.class, Class::Push | Class::Pop | Class::CallIndirect | Class::JmpIndirect)
+        {
+            return false;
+        }
+        if info.class == Class::CallIndirect && !memory && insn.op0_register() == Register::RSP {
+            return false;
+        }
+        if info.vector && self.mode.has(Mode::NO_VECTOR) {
+            return false;
+        }
+        if (memory || info.class == Class::Lea) && (raw.p67 || self.address_of(insn).is_none()) {
+            return false;
+        }
+        if info.class == Class::Lea {
+            return true;
+        }
+        if memory && !matches!(insn.memory_size().size(), 1..=16) {
+            return false;
+        }
+        if matches!(insn.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc)
+            && memory
+            && insn.op1_kind() == OpKind::Register
+        {
+            // Handled in a way of its own, which needs a slot of the address.
+            let free = self.address_of(insn).is_some_and(|ea| ea.slots[1].is_none() && ea.constant.is_none());
+            return free && !raw.p66;
+        }
+        registers_fit(insn, info, memory)
+    }
+
+    /// Finds the flags live before and after each instruction of the block, which ends at `end`.
+    pub(super) fn liveness(&mut self, end: u16) {
+        let last = self.guest.len() - 1;
+        let mut live = match self.guest[last].class {
+            _ if self.settings.strict => ALL,
+            Class::Jcc => self.peek(i64::from(end)),
+            Class::Jmp => self.peek(self.target(last)),
+            _ if self.guest[last].ends_block() => ALL,
+            _ => self.peek(i64::from(end)),
+        };
+        for index in (0..=last).rev() {
+            if self.guest[index].class == Class::Jcc {
+                live |= self.peek(self.target(index));
+            }
+            let guest = &mut self.guest[index];
+            guest.live_after = live;
+            live = guest.effect.before(live);
+            if self.settings.strict {
+                live = ALL;
+            }
+            self.guest[index].live = live;
+        }
+    }
+}

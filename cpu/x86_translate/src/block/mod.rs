@@ -1,0 +1,7 @@
+//! The translation of one block: its instructions are decoded and planned for, and then the code of each is
+//! written.
+
+mod cold;
+mod decode;
+mod sharing;
+pub(crate) mod translate;

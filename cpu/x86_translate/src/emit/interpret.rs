@@ -1,0 +1,37 @@
+//! Instructions that are left to the interpreter.
+
+use crate::abi::calls::InterpretInfo;
+use crate::context::translation::{FlagsAt, Translation};
+use crate::guest::mode::Mode;
+use dbt_code::Emitter;
+use iced_x86::Instruction;
+
+impl Translation<'_> {
+    /// Leaves the instruction to the interpreter.
+    pub(crate) fn interpret(&mut self, index: usize, last: bool) {
+        if self.guest[index].live != 0 {
+            self.flags_to_memory();
+        }
+        self.e.call_to(self.stubs.interpret);
+        let resume = !(last && self.guest[index].ends_block());
+        let delta = if resume { size_of::<InterpretInfo>() as i32 } else { 0 };
+        let insn = self.guest[index].insn;
+        write_interpret_info(self.e, &mut self.kept, insn, delta, self.mode);
+        self.flags = FlagsAt::Both;
+        self.held = None;
+    }
+}
+
+/// Writes what follows a call to have `insn` interpreted; `resume` is where to go on, from there.
+pub(crate) fn write_interpret_info(
+    e: &mut Emitter,
+    kept: &mut Vec<Box<Instruction>>,
+    insn: Instruction,
+    resume: i32,
+    mode: Mode,
+) {
+    let insn = Box::new(insn);
+    let info = InterpretInfo { insn: &raw const *insn, resume, relative: u32::from(mode.has(Mode::USER)) };
+    kept.push(insn);
+    info.write(e);
+}

@@ -79,11 +79,6 @@ impl CodeCache {
         self.len
     }
 
-    /// Bytes given out.
-    pub fn used(&self) -> usize {
-        self.next.load(Ordering::Relaxed).min(self.len)
-    }
-
     /// Whether an address lies in the executable mapping.
     pub fn contains(&self, address: u64) -> bool {
         address.wrapping_sub(self.rx as u64) < self.len as u64

@@ -252,11 +252,6 @@ impl Translator {
         }))
     }
 
-    /// Bytes of the code cache in use.
-    pub fn code_bytes(&self) -> usize {
-        self.cache.used()
-    }
-
     pub(crate) fn register(&self, vcpu: *const JitVcpu) {
         self.vcpus.lock().push(Registered(vcpu));
     }

@@ -31,13 +31,3 @@ pub struct Counters {
     /// Instructions that generated code had the interpreter execute, by mnemonic.
     pub interpreted: HashMap<Mnemonic, u64>,
 }
-
-impl Counters {
-    /// The mnemonics that were interpreted most, with their counts.
-    pub fn most_interpreted(&self, count: usize) -> Vec<(Mnemonic, u64)> {
-        let mut all: Vec<_> = self.interpreted.iter().map(|(mnemonic, count)| (*mnemonic, *count)).collect();
-        all.sort_by_key(|(mnemonic, count)| (std::cmp::Reverse(*count), *mnemonic as u32));
-        all.truncate(count);
-        all
-    }
-}

@@ -1,6 +1,7 @@
 //! The accelerator itself.
 
 use crate::cpuid::CpuTemplate;
+use crate::error::NAME;
 use crate::host::{self, DEVICE};
 use crate::vm::KvmVm;
 use crate::{KvmUnavailable, cpuid};
@@ -10,8 +11,6 @@ use guest_memory::GuestMemory;
 use kvm_ioctls::Kvm;
 use std::path::Path;
 use std::sync::Arc;
-
-pub(crate) const NAME: &str = "kvm";
 
 /// Linux's KVM on this host.
 #[derive(Clone)]

@@ -1,8 +1,7 @@
 //! What the guest's CPUID says: a model's features as far as the host has them, in the machine's topology.
 
-use crate::accelerator::NAME;
+use crate::error::{NAME, refused};
 use crate::state::XsaveLayout;
-use crate::vm::refused;
 use accel::{AccelError, CpuSpec};
 use kvm_bindings::{self as kb, CpuId};
 use kvm_ioctls::Kvm;

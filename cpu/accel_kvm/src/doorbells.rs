@@ -1,5 +1,6 @@
 //! Guest writes that signal events.
 
+use crate::error::host;
 use crate::ioctl;
 use accel::{AccelError, DoorbellAddress, Doorbells};
 use kvm_bindings as kb;
@@ -35,8 +36,7 @@ impl KvmDoorbells {
             flags: flags | pio | if data.is_some() { DATAMATCH } else { 0 },
             ..kb::kvm_ioeventfd::default()
         };
-        ioctl::ioeventfd(&*self.0, argument)
-            .map_err(|source| AccelError::Host { what: "an event for guest writes", source })
+        ioctl::ioeventfd(&*self.0, argument).map_err(host("an event for guest writes"))
     }
 }
 

@@ -1,7 +1,27 @@
-//! Why KVM cannot be had.
+//! Why KVM cannot be had, and what it says when it refuses.
 
+use accel::AccelError;
 use serde::Serialize;
+use std::io;
 use std::path::PathBuf;
+
+/// The accelerator's name, on command lines and in its errors.
+pub(crate) const NAME: &str = "kvm";
+
+/// An error of `kvm-ioctls` as the kernel's.
+pub(crate) fn errno(error: kvm_ioctls::Error) -> io::Error {
+    io::Error::from_raw_os_error(error.errno())
+}
+
+/// Makes an [`AccelError`] of an error of `kvm-ioctls`: `what` was wanted.
+pub(crate) fn refused(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> AccelError {
+    move |error| AccelError::Host { what, source: errno(error) }
+}
+
+/// Makes an [`AccelError`] of the host's: `what` was wanted.
+pub(crate) fn host(what: &'static str) -> impl Fn(io::Error) -> AccelError {
+    move |source| AccelError::Host { what, source }
+}
 
 /// Why KVM cannot be had on this host, or not for what is wanted of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]

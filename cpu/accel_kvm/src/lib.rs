@@ -24,6 +24,7 @@ mod state;
 mod time;
 mod vcpu;
 mod vm;
+mod vm_shared;
 
 pub use accelerator::KvmAccelerator;
 pub use error::KvmUnavailable;

@@ -5,6 +5,7 @@
 //! them: the first time a level-triggered one comes by, it gets a place. The table is longer than the I/O
 //! APIC, and the place that was not used for longest is given away first.
 
+use crate::error::host;
 use crate::ioctl;
 use accel::{AccelError, Irqfd, IrqfdRoute};
 use irq::{MsiMessage, MsiTarget};
@@ -129,10 +130,6 @@ impl MsiTarget for Routes {
 
 /// Events that raise interrupts.
 pub(crate) struct KvmIrqfd(pub(crate) Arc<Routes>);
-
-fn host(what: &'static str) -> impl Fn(io::Error) -> AccelError {
-    move |source| AccelError::Host { what, source }
-}
 
 impl Irqfd for KvmIrqfd {
     fn route(&self, event: BorrowedFd<'_>) -> Result<Box<dyn IrqfdRoute>, AccelError> {

@@ -1,10 +1,10 @@
-//! The run loop.
+//! The run loop, and with it the whole of a vCPU.
 
 use crate::exit::{self, Exit};
 use crate::ioctl;
 use crate::kick::Entered;
 use crate::vcpu::KvmVcpu;
-use accel::{HaltReason, StopToken, VcpuBus};
+use accel::{AccelError, HaltReason, StopToken, Vcpu, VcpuBus, X86State};
 use kvm_ioctls::VcpuFd;
 use std::io;
 use std::ptr::NonNull;
@@ -18,10 +18,13 @@ enum Next {
     End(HaltReason),
 }
 
-impl KvmVcpu {
-    /// The run loop: see [`accel::Vcpu::run`].
-    pub(crate) fn run_loop(&mut self, bus: &dyn VcpuBus, stop: &StopToken) -> HaltReason {
-        let shared = self.fd.get_kvm_run();
+impl Vcpu for KvmVcpu {
+    fn id(&self) -> u32 {
+        self.kernel.id
+    }
+
+    fn run(&mut self, bus: &dyn VcpuBus, stop: &StopToken) -> HaltReason {
+        let shared = self.kernel.fd.get_kvm_run();
         let flag = NonNull::from(&mut shared.immediate_exit);
         let kicker = self.kicker.clone();
         // SAFETY: the page lives as long as the vCPU, which outlives what is entered here; nothing else in
@@ -41,6 +44,20 @@ impl KvmVcpu {
         }
     }
 
+    fn reset(&mut self) {
+        self.reset_state();
+    }
+
+    fn save(&self) -> Result<X86State, AccelError> {
+        self.save_state()
+    }
+
+    fn restore(&mut self, state: &X86State) -> Result<(), AccelError> {
+        self.restore_state(state)
+    }
+}
+
+impl KvmVcpu {
     fn loop_until_end(&mut self, bus: &dyn VcpuBus, stop: &StopToken, entered: &Entered<'_>) -> HaltReason {
         loop {
             entered.pass();
@@ -58,7 +75,7 @@ impl KvmVcpu {
 
     /// Enters the guest once, and answers its exit.
     fn step(&mut self, bus: &dyn VcpuBus) -> Next {
-        let result = exit::run(&mut self.fd);
+        let result = exit::run(&mut self.kernel.fd);
         match result {
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN)) => Next::Run,
             Err(error) => Next::End(self.broken(&format!("KVM does not run the vCPU: {error}"))),
@@ -82,7 +99,7 @@ impl KvmVcpu {
     fn finish(&mut self, bus: &dyn VcpuBus, entered: &Entered<'_>) -> Option<HaltReason> {
         loop {
             entered.kick_self();
-            match exit::run(&mut self.fd) {
+            match exit::run(&mut self.kernel.fd) {
                 Err(error) if error.raw_os_error() == Some(libc::EINTR) => return None,
                 Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
                 Err(error) => return Some(self.broken(&format!("KVM does not run the vCPU: {error}"))),
@@ -102,16 +119,16 @@ impl KvmVcpu {
 
     /// Hands the 8259 pair's interrupt over if the vCPU can take it; else asks for an exit when it can.
     fn offer_ext_int(&mut self, bus: &dyn VcpuBus) -> io::Result<()> {
-        if self.vm.ext_int.load(Ordering::SeqCst) && ready(&mut self.fd) {
+        if self.vm.ext_int.load(Ordering::SeqCst) && ready(&mut self.kernel.fd) {
             let _one_at_a_time = self.vm.acknowledging.lock();
             if self.vm.ext_int.load(Ordering::SeqCst) {
                 let vector = bus.acknowledge_ext_int();
-                ioctl::interrupt(&self.fd, vector)?;
-                self.offered = Some(vector);
+                ioctl::interrupt(&self.kernel.fd, vector)?;
+                self.kernel.offered = Some(vector);
             }
         }
         let wanted = self.vm.ext_int.load(Ordering::SeqCst);
-        self.fd.get_kvm_run().request_interrupt_window = wanted.into();
+        self.kernel.fd.get_kvm_run().request_interrupt_window = wanted.into();
         Ok(())
     }
 
@@ -122,7 +139,7 @@ impl KvmVcpu {
 
     /// Where the guest is, for people.
     fn place(&self) -> String {
-        let (Ok(regs), Ok(sregs)) = (self.fd.get_regs(), self.fd.get_sregs()) else {
+        let (Ok(regs), Ok(sregs)) = (self.kernel.fd.get_regs(), self.kernel.fd.get_sregs()) else {
             return "its state cannot be read".into();
         };
         let mode = match (sregs.cr0 & 1, sregs.efer >> 10 & 1, sregs.cs.l) {

@@ -1,11 +1,11 @@
 //! Memory slots: which guest physical addresses are which memory of this process.
 
+use crate::error::{NAME, errno, refused};
 use accel::AccelError;
 use guest_memory::GuestMemory;
 use kvm_bindings as kb;
 use kvm_ioctls::VmFd;
 use std::collections::BTreeMap;
-use std::io;
 use std::sync::Arc;
 
 /// One piece of memory.
@@ -41,7 +41,7 @@ impl Slots {
         }
         if wanted.len() > self.most as usize {
             return Err(AccelError::MemoryRegions {
-                accelerator: crate::accelerator::NAME,
+                accelerator: NAME,
                 regions: wanted.len(),
                 most: self.most,
             });
@@ -73,9 +73,9 @@ impl Slots {
         // SAFETY: the memory is guest memory, of which this VM holds a share for as long as it lives, and
         // which nobody makes Rust references to.
         unsafe { self.vm.set_user_memory_region(region) }.map_err(|error| AccelError::MemoryRegion {
-            accelerator: crate::accelerator::NAME,
+            accelerator: NAME,
             range: place.gpa..place.gpa.saturating_add(place.len),
-            source: io::Error::from_raw_os_error(error.errno()),
+            source: errno(error),
         })?;
         match slot {
             Some(slot) => self.slots.insert(number, slot),
@@ -99,11 +99,10 @@ impl Slots {
             return Ok(());
         }
         for (number, slot) in &self.slots {
-            let words =
-                self.vm.get_dirty_log(*number, slot.len as usize).map_err(|error| AccelError::Host {
-                    what: "KVM's log of written pages",
-                    source: io::Error::from_raw_os_error(error.errno()),
-                })?;
+            let words = self
+                .vm
+                .get_dirty_log(*number, slot.len as usize)
+                .map_err(refused("KVM's log of written pages"))?;
             for (index, word) in words.into_iter().enumerate() {
                 let mut left = word;
                 while left != 0 {

@@ -2,21 +2,22 @@
 
 use crate::cpuid::CpuTemplate;
 use crate::doorbells::KvmDoorbells;
+use crate::error::{host, refused};
 use crate::ioctl;
 use crate::kick::Kicker;
 use crate::routes::{KvmIrqfd, LEVEL_PLACES, Routes};
 use crate::slots::Slots;
 use crate::time::VmTime;
 use crate::vcpu::KvmVcpu;
+use crate::vm_shared::VmShared;
 use accel::{AccelError, AccelVm, Doorbells, EoiListener, Irqfd, Kick, Vcpu, VmSpec};
 use clock::TimerService;
 use guest_memory::GuestMemory;
-use irq::{MsiMessage, MsiTarget};
+use irq::MsiTarget;
 use kvm_bindings as kb;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
-use std::io;
 use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,31 +25,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Four pages that processors without "unrestricted guest" need, in the hole below the local APICs.
 const IDENTITY_MAP: u64 = 0xfeff_c000;
 const TSS: usize = 0xfeff_d000;
-
-/// Makes an [`AccelError`] of an error of `kvm-ioctls`.
-pub(crate) fn refused(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> AccelError {
-    move |error| AccelError::Host { what, source: io::Error::from_raw_os_error(error.errno()) }
-}
-
-/// What the vCPUs of a VM have in common.
-pub(crate) struct VmShared {
-    pub(crate) vm: Arc<VmFd>,
-    pub(crate) time: VmTime,
-    pub(crate) cpu: CpuTemplate,
-    /// The MSRs that this host's KVM saves.
-    pub(crate) msrs: Vec<u32>,
-    pub(crate) has_sregs2: bool,
-    /// The rate of the time-stamp counters in kHz, if it is not the host's.
-    pub(crate) set_tsc_khz: Option<u32>,
-    /// Whether the kernel can deny guests those of its features that CPUID does not announce.
-    pub(crate) enforce_pv: bool,
-    pub(crate) routes: Arc<Routes>,
-    /// The level of the 8259 pair's output.
-    pub(crate) ext_int: AtomicBool,
-    /// Held by who acknowledges the 8259 pair's interrupt.
-    pub(crate) acknowledging: Mutex<()>,
-    pub(crate) eoi_listener: RwLock<Option<EoiListener>>,
-}
 
 /// One VM.
 pub(crate) struct KvmVm {
@@ -136,8 +112,7 @@ fn restrict_msrs(kvm: &Kvm, vm: &VmFd) -> Result<(), AccelError> {
     if has(kb::KVM_CAP_X86_USER_SPACE_MSR) && has(kb::KVM_CAP_X86_MSR_FILTER) {
         let reasons = kb::KVM_MSR_EXIT_REASON_FILTER | kb::KVM_MSR_EXIT_REASON_UNKNOWN;
         enable(vm, "exits of MSR accesses", kb::KVM_CAP_X86_USER_SPACE_MSR, reasons.into())?;
-        ioctl::deny_msrs(vm, &DENIED_MSRS)
-            .map_err(|source| AccelError::Host { what: "a filter of MSRs", source })?;
+        ioctl::deny_msrs(vm, &DENIED_MSRS).map_err(host("a filter of MSRs"))?;
     }
     Ok(())
 }
@@ -147,8 +122,8 @@ const TSC_TOLERANCE_PPM: u64 = 250;
 
 /// The rate of the counters of a VM in kHz; `first` is its first vCPU.
 fn tsc_khz(kvm: &Kvm, first: &VcpuFd, spec: &VmSpec) -> Result<u32, AccelError> {
-    let host = ioctl::tsc_khz(first)
-        .map_err(|source| AccelError::Host { what: "the rate of the time-stamp counter", source })?;
+    let ask = || ioctl::tsc_khz(first).map_err(host("the rate of the time-stamp counter"));
+    let host = ask()?;
     let Some(wanted) = spec.cpu.tsc_hertz else { return Ok(host) };
     let refused = |reason: String| AccelError::CpuFeature {
         name: "tsc-frequency".into(),
@@ -163,31 +138,13 @@ fn tsc_khz(kvm: &Kvm, first: &VcpuFd, spec: &VmSpec) -> Result<u32, AccelError> 
         return Err(refused(format!("the host's is {host} kHz, and its processor cannot scale it")));
     }
     ioctl::set_tsc_khz(first, wanted).map_err(|error| refused(format!("{wanted} kHz: {error}")))?;
-    ioctl::tsc_khz(first)
-        .map_err(|source| AccelError::Host { what: "the rate of the time-stamp counter", source })
+    ask()
 }
 
 fn enable(vm: &VmFd, what: &'static str, cap: u32, argument: u64) -> Result<(), AccelError> {
     let mut request = kb::kvm_enable_cap { cap, ..kb::kvm_enable_cap::default() };
     request.args[0] = argument;
     vm.enable_cap(&request).map_err(refused(what))
-}
-
-impl VmShared {
-    /// A level-triggered interrupt is in the local APIC of vCPU `id`, from a restored state: its end is to be
-    /// reported.
-    pub(crate) fn expect_eoi(&self, id: u32, vector: u8) -> io::Result<()> {
-        let address = 0xfee0_0000 | u64::from(id & 0xff) << 12;
-        self.routes.watch(MsiMessage { address, data: 1 << 15 | u32::from(vector) })
-    }
-
-    /// A level-triggered interrupt was ended.
-    pub(crate) fn end_of_interrupt(&self, vector: u8) {
-        let listener = self.eoi_listener.read().clone();
-        if let Some(listener) = listener {
-            listener(vector);
-        }
-    }
 }
 
 impl AccelVm for KvmVm {

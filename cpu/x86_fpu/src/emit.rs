@@ -1,6 +1,6 @@
 //! The few instructions around the guest's in a stub.
 
-use crate::stub::Context;
+use crate::context::Context;
 use dbt_code::{Emitter, Enc, Gpr, Map, Mem, Rm};
 use std::mem::offset_of;
 use x86_core::VecReg;

@@ -11,11 +11,13 @@
 
 #![allow(unsafe_code)] // generated code is called, and the memory that holds it mapped
 
+mod context;
 mod control;
 mod emit;
 mod engine;
 mod environment;
 mod features;
+mod frame;
 mod masked;
 mod moves;
 mod operand;
@@ -26,6 +28,7 @@ mod stub;
 #[cfg(all(test, target_arch = "x86_64"))]
 mod tests;
 mod x87;
+mod x87_run;
 mod xsave;
 
 pub use xsave::{XSAVE_COMPONENTS, XsaveComponent, xsave_area_size};
@@ -86,7 +89,7 @@ pub fn is_recorded(code: Code) -> bool {
 pub fn last_opcode(insn: &Instruction, opcode: u8, modrm: u8) -> u16 {
     let fop = u16::from(opcode & 7) << 8 | u16::from(modrm);
     if (0..insn.op_count()).any(|operand| insn.op_kind(operand) == iced_x86::OpKind::Memory) {
-        fop & 0x738 | x87::addressing(CodeSize::Bits64, insn)
+        fop & 0x738 | x87_run::addressing(CodeSize::Bits64, insn)
     } else {
         fop
     }

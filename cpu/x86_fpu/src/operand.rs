@@ -1,6 +1,7 @@
 //! Memory operands, and what must hold before an instruction may execute.
 
 use crate::stub::Class;
+use crate::x87;
 use x86_core::{CodeSize, Core, Seg, Trap, cr0, cr4, efer, flags, vector};
 
 /// Reads `data.len()` bytes; powers of two up to 16 in one access.
@@ -93,7 +94,7 @@ pub(crate) fn check_available(core: &Core, class: Class) -> Result<(), Trap> {
 /// #MF if an x87 exception waits to be taken. With CR0.NE clear it would be signalled by FERR# instead; no
 /// interrupt controller is wired to that, so it is ignored, as if IGNNE# was asserted.
 pub(crate) fn check_pending(core: &Core) -> Result<(), Trap> {
-    if core.cpu.cr0 & cr0::NE != 0 && crate::x87::pending(&core.cpu.x87) {
+    if core.cpu.cr0 & cr0::NE != 0 && x87::pending(&core.cpu.x87) {
         Err(Trap::plain(vector::MF))
     } else {
         Ok(())

@@ -1,6 +1,5 @@
 //! Events on their way.
 
-use crate::vcpu::KvmVcpu;
 use accel::{EventState, InjectedException, MpState};
 use kvm_bindings as kb;
 
@@ -42,12 +41,9 @@ pub(super) fn save(events: &kb::kvm_vcpu_events, mp_state: kb::kvm_mp_state) -> 
     }
 }
 
-/// The 8259 pair's interrupt, if the kernel was handed it and has not delivered it: it tells nobody of it
-/// then. It was handed over when interrupts were on, so that it was delivered if they are off.
-pub(super) fn offered(vcpu: &KvmVcpu, regs: &kb::kvm_regs, events: &kb::kvm_vcpu_events) -> Option<u8> {
-    let vector = vcpu.offered?;
-    let on = regs.rflags & INTERRUPTS_ON != 0 && events.interrupt.shadow == 0;
-    (on && !vcpu.ready_for_interrupt).then_some(vector)
+/// Whether a vCPU in this state takes interrupts now.
+pub(super) fn takes_interrupts(regs: &kb::kvm_regs, events: &kb::kvm_vcpu_events) -> bool {
+    regs.rflags & INTERRUPTS_ON != 0 && events.interrupt.shadow == 0
 }
 
 pub(super) fn load(events: &EventState) -> kb::kvm_vcpu_events {

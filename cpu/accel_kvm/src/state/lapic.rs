@@ -1,9 +1,11 @@
 //! The local APIC (Intel SDM volume 3, table 11-1: registers are 16 bytes apart).
 
-use crate::vcpu::{KvmVcpu, MSR_TSC_DEADLINE};
+use crate::error::errno;
+use crate::state::msrs::{self, TSC_DEADLINE};
 use accel::{LapicState, LvtState};
 use clock::Nanos;
 use kvm_bindings as kb;
+use kvm_ioctls::VcpuFd;
 use std::io;
 
 const ID: usize = 0x20;
@@ -105,8 +107,8 @@ fn current(initial: u32, divide: u32, periodic: bool, start: Nanos, now: Nanos) 
 }
 
 /// Switches the kernel's timer off at `now`, and says what it was up to.
-pub(crate) fn stop_timer(vcpu: &KvmVcpu, now: Nanos) -> io::Result<Timer> {
-    let mut page = vcpu.fd.get_lapic().map_err(super::errno)?;
+pub(super) fn stop_timer(fd: &VcpuFd, now: Nanos) -> io::Result<Timer> {
+    let mut page = fd.get_lapic().map_err(errno)?;
     let mode = mode(read(&page, LVT_TIMER));
     let (initial, current) = (read(&page, TIMER_INITIAL), read(&page, TIMER_CURRENT));
     match mode {
@@ -118,13 +120,13 @@ pub(crate) fn stop_timer(vcpu: &KvmVcpu, now: Nanos) -> io::Result<Timer> {
             let passed = u64::from(initial.saturating_sub(current)) * divisor(read(&page, TIMER_DIVIDE));
             write(&mut page, TIMER_INITIAL, 0);
             write(&mut page, TIMER_CURRENT, 0);
-            vcpu.fd.set_lapic(&page).map_err(super::errno)?;
+            fd.set_lapic(&page).map_err(errno)?;
             Ok(Timer::Counts { initial, start: now.saturating_sub(passed) })
         }
-        Mode::TscDeadline => match vcpu.msr(MSR_TSC_DEADLINE)? {
+        Mode::TscDeadline => match msrs::read_msr(fd, TSC_DEADLINE)? {
             0 => Ok(Timer::InKernel),
             deadline => {
-                vcpu.set_msr(MSR_TSC_DEADLINE, 0)?;
+                msrs::write_msr(fd, TSC_DEADLINE, 0)?;
                 Ok(Timer::Deadline(deadline))
             }
         },
@@ -132,19 +134,19 @@ pub(crate) fn stop_timer(vcpu: &KvmVcpu, now: Nanos) -> io::Result<Timer> {
     }
 }
 
-/// Has the kernel's timer go on at `now`.
-pub(crate) fn start_timer(vcpu: &mut KvmVcpu, now: Nanos) -> io::Result<()> {
-    match std::mem::take(&mut vcpu.timer) {
+/// Has the kernel's timer, which is up to `timer`, go on at `now`.
+pub(super) fn start_timer(fd: &VcpuFd, timer: Timer, now: Nanos) -> io::Result<()> {
+    match timer {
         Timer::InKernel => Ok(()),
         Timer::Counts { initial, start } => {
-            let mut page = vcpu.fd.get_lapic().map_err(super::errno)?;
+            let mut page = fd.get_lapic().map_err(errno)?;
             let periodic = mode(read(&page, LVT_TIMER)) == Mode::Periodic;
             write(&mut page, TIMER_INITIAL, initial);
             let left = current(initial, read(&page, TIMER_DIVIDE), periodic, start, now);
             write(&mut page, TIMER_CURRENT, left);
-            vcpu.fd.set_lapic(&page).map_err(super::errno)
+            fd.set_lapic(&page).map_err(errno)
         }
-        Timer::Deadline(deadline) => vcpu.set_msr(MSR_TSC_DEADLINE, deadline),
+        Timer::Deadline(deadline) => msrs::write_msr(fd, TSC_DEADLINE, deadline),
     }
 }
 
@@ -212,7 +214,7 @@ pub(super) fn timer_of(state: &LapicState) -> Timer {
 }
 
 /// The kernel's registers of a local APIC, with its timer off.
-pub(super) fn load(state: &LapicState, _now: Nanos) -> Page {
+pub(super) fn load(state: &LapicState) -> Page {
     let mut page = Page { regs: [0; 1024] };
     let x2apic = state.apic_base & X2APIC != 0;
     write(&mut page, ID, if x2apic { state.id } else { state.id << 24 });
@@ -321,7 +323,7 @@ mod tests {
     proptest! {
         #[test]
         fn states_survive(state in states()) {
-            let again = save(&load(&state, 0), state.apic_base, &timer_of(&state));
+            let again = save(&load(&state), state.apic_base, &timer_of(&state));
             prop_assert_eq!(again, state);
         }
     }

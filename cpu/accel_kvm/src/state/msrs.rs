@@ -1,11 +1,15 @@
 //! Model-specific registers.
 
-use crate::vcpu::KvmVcpu;
-use accel::X86State;
+use crate::error::errno;
 use kvm_bindings::{self as kb, Msrs};
 use kvm_ioctls::VcpuFd;
 use std::io;
 use std::ops::RangeInclusive;
+
+/// IA32_TIME_STAMP_COUNTER.
+pub(crate) const TSC: u32 = 0x10;
+/// IA32_TSC_DEADLINE.
+pub(crate) const TSC_DEADLINE: u32 = 0x6e0;
 
 /// The MSRs of a guest's state, as far as they are no field of their own of the neutral state: not the
 /// time-stamp counter and its deadline, APIC_BASE, EFER and the bases of FS and GS.
@@ -59,34 +63,48 @@ pub(crate) fn readable_msrs(fd: &VcpuFd, msrs: &[u32]) -> Vec<u32> {
 }
 
 /// Reads MSRs up to the first that cannot be read.
-pub(crate) fn read_msrs(fd: &VcpuFd, msrs: &[u32]) -> io::Result<Vec<(u32, u64)>> {
+pub(super) fn read_msrs(fd: &VcpuFd, msrs: &[u32]) -> io::Result<Vec<(u32, u64)>> {
     let entry = |msr: &u32| kb::kvm_msr_entry { index: *msr, ..kb::kvm_msr_entry::default() };
     let entries: Vec<_> = msrs.iter().map(entry).collect();
     let mut list = Msrs::from_entries(&entries).map_err(|error| io::Error::other(format!("{error:?}")))?;
-    let count = fd.get_msrs(&mut list).map_err(super::errno)?;
+    let count = fd.get_msrs(&mut list).map_err(errno)?;
     Ok(list.as_slice()[..count].iter().map(|entry| (entry.index, entry.data)).collect())
 }
 
 /// Writes MSRs up to the first that cannot be written, whose place in the list it gives.
-pub(crate) fn write_msrs(fd: &VcpuFd, msrs: &[(u32, u64)]) -> io::Result<Option<usize>> {
+fn write_msrs(fd: &VcpuFd, msrs: &[(u32, u64)]) -> io::Result<Option<usize>> {
     let entry = |(index, data): &(u32, u64)| kb::kvm_msr_entry { index: *index, data: *data, reserved: 0 };
     let entries: Vec<_> = msrs.iter().map(entry).collect();
     let list = Msrs::from_entries(&entries).map_err(|error| io::Error::other(format!("{error:?}")))?;
-    let count = fd.set_msrs(&list).map_err(super::errno)?;
+    let count = fd.set_msrs(&list).map_err(errno)?;
     Ok((count < msrs.len()).then_some(count))
 }
 
-/// Sets all MSRs of the vCPU to those of `state`, or as after power-on if they are not there.
-pub(super) fn restore(vcpu: &KvmVcpu, state: &X86State) -> Result<(), String> {
-    let known = |msr: &u32| state.msr(*msr).or_else(|| vcpu.power_on_msr(*msr)).map(|value| (*msr, value));
-    let wanted: Vec<(u32, u64)> = vcpu.msrs.iter().filter_map(known).collect();
-    let mut left = &wanted[..];
+/// Reads one MSR.
+pub(crate) fn read_msr(fd: &VcpuFd, index: u32) -> io::Result<u64> {
+    read_msrs(fd, &[index])?
+        .first()
+        .map(|(_, value)| *value)
+        .ok_or_else(|| io::Error::other(format!("MSR {index:#x} cannot be read")))
+}
+
+/// Writes one MSR.
+pub(crate) fn write_msr(fd: &VcpuFd, index: u32, value: u64) -> io::Result<()> {
+    match write_msrs(fd, &[(index, value)])? {
+        None => Ok(()),
+        Some(_) => Err(io::Error::other(format!("MSR {index:#x} cannot be {value:#x}"))),
+    }
+}
+
+/// Has the MSRs be as `wanted`; says which cannot.
+pub(super) fn restore(fd: &VcpuFd, wanted: &[(u32, u64)]) -> Result<(), String> {
+    let mut left = wanted;
     while !left.is_empty() {
-        let stopped = write_msrs(&vcpu.fd, left).map_err(|error| error.to_string())?;
+        let stopped = write_msrs(fd, left).map_err(|error| error.to_string())?;
         let Some(stopped) = stopped else { break };
         let (index, value) = left[stopped];
         // What cannot be written may be so already.
-        let present = vcpu.msr(index).map_err(|error| error.to_string())?;
+        let present = read_msr(fd, index).map_err(|error| error.to_string())?;
         if present != value {
             return Err(format!("MSR {index:#x} cannot be {value:#x} here"));
         }

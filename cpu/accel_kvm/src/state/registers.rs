@@ -1,9 +1,10 @@
 //! General, special and segment registers.
 
+use crate::error::errno;
 use crate::ioctl;
-use crate::vcpu::KvmVcpu;
 use accel::{Segment, TableRegister, X86State};
 use kvm_bindings as kb;
+use kvm_ioctls::VcpuFd;
 use std::io;
 
 /// Flag of `kvm_sregs2`: the PDPTEs are there.
@@ -85,16 +86,16 @@ fn kernel_table(table: &TableRegister) -> kb::kvm_dtable {
     kb::kvm_dtable { base: table.base, limit: table.limit, padding: [0; 3] }
 }
 
-/// The special registers; without PDPTEs where the kernel does not tell them.
-pub(super) fn sregs(vcpu: &KvmVcpu) -> io::Result<kb::kvm_sregs2> {
-    if vcpu.vm.has_sregs2 {
-        let mut sregs = ioctl::sregs2(&vcpu.fd)?;
+/// The special registers; without PDPTEs where the kernel does not tell them (`has_sregs2`).
+pub(super) fn sregs(fd: &VcpuFd, has_sregs2: bool) -> io::Result<kb::kvm_sregs2> {
+    if has_sregs2 {
+        let mut sregs = ioctl::sregs2(fd)?;
         if sregs.flags & PDPTRS_VALID == 0 {
             sregs.pdptrs = [0; 4];
         }
         return Ok(sregs);
     }
-    let old = vcpu.fd.get_sregs().map_err(super::errno)?;
+    let old = fd.get_sregs().map_err(errno)?;
     Ok(kb::kvm_sregs2 {
         cs: old.cs,
         ds: old.ds,
@@ -123,7 +124,7 @@ fn pae_paging(state: &X86State) -> bool {
     state.cr0 >> 31 & 1 != 0 && state.cr4 >> 5 & 1 != 0 && state.efer >> 10 & 1 == 0
 }
 
-pub(super) fn set_sregs(vcpu: &KvmVcpu, state: &X86State) -> io::Result<()> {
+pub(super) fn set_sregs(fd: &VcpuFd, has_sregs2: bool, state: &X86State) -> io::Result<()> {
     let [es, cs, ss, ds, fs, gs] = state.segments.each_ref().map(kernel_segment);
     let common = kb::kvm_sregs2 {
         cs,
@@ -146,8 +147,8 @@ pub(super) fn set_sregs(vcpu: &KvmVcpu, state: &X86State) -> io::Result<()> {
         flags: if pae_paging(state) { PDPTRS_VALID } else { 0 },
         pdptrs: state.pdpte,
     };
-    if vcpu.vm.has_sregs2 {
-        return ioctl::set_sregs2(&vcpu.fd, &common);
+    if has_sregs2 {
+        return ioctl::set_sregs2(fd, &common);
     }
     // This loads the PDPTEs from memory.
     let old = kb::kvm_sregs {
@@ -170,7 +171,7 @@ pub(super) fn set_sregs(vcpu: &KvmVcpu, state: &X86State) -> io::Result<()> {
         apic_base: common.apic_base,
         interrupt_bitmap: [0; 4],
     };
-    vcpu.fd.set_sregs(&old).map_err(super::errno)
+    fd.set_sregs(&old).map_err(errno)
 }
 
 #[cfg(test)]

@@ -70,8 +70,9 @@ pub trait AccelVm: Send + Sync {
     /// may signal interrupts.
     fn set_eoi_listener(&self, listener: EoiListener);
 
-    /// Says that guest physical addresses `range` changed between memory and device or to other memory:
-    /// cached translations of them are dropped before this returns to a vCPU's next instruction.
+    /// Says that guest physical addresses `range` changed between memory, memory that processors only read
+    /// ([`GuestMemory::set_read_only`]) and device, or to other memory: cached translations of them are dropped
+    /// before this returns to a vCPU's next instruction.
     fn memory_changed(&self, range: Range<u64>);
 
     /// Begins or ends dirty logging, in the accelerator and in the [`GuestMemory`].
@@ -156,7 +157,7 @@ pub trait IrqfdRoute: Send + Sync {
 pub trait VcpuBus: Sync {
     /// A load of 1, 2, 4 or 8 bytes from guest physical addresses that are no RAM.
     fn mmio_read(&self, gpa: u64, data: &mut [u8]);
-    /// A store to guest physical addresses that are no RAM.
+    /// A store to guest physical addresses that are no RAM, or are only read.
     fn mmio_write(&self, gpa: u64, data: &[u8]);
     /// `IN` of 1, 2 or 4 bytes.
     fn pio_read(&self, port: u16, data: &mut [u8]);

@@ -1,7 +1,7 @@
 //! Ports and device memory, events of both directions, dirty tracking.
 
-use crate::guest::{APIC, CODE, DATA, boot64, exit, interrupt_handler, progress};
-use crate::rig::{Access, MMIO, Rig, Target, pattern};
+use crate::guest::{APIC, CODE, DATA, assemble, boot64, exit, interrupt_handler, progress};
+use crate::rig::{Access, MMIO, Rig, TOP, Target, pattern};
 use accel::DoorbellAddress;
 use iced_x86::code_asm::*;
 use irq::MsiMessage;
@@ -327,4 +327,120 @@ pub(crate) fn the_dirty_log_starts_over_when_taken(target: &Target<'_>) {
     let mut rest = 0;
     rig.vm.take_dirty(&mut |_| rest += 1);
     assert_eq!(rest, 0, "nothing is logged after the log's end");
+}
+
+pub(crate) fn the_dirty_log_takes_many_pages_at_once(target: &Target<'_>) {
+    const PAGE: u64 = 0x1000;
+    // More than the rings of accelerators that have such hold.
+    const PAGES: u64 = 5000;
+    let mut rig = Rig::with_ram(target, 1, DATA + (PAGES + 1) * PAGE);
+    boot64(&mut rig, |a| {
+        let (mut wait, mut again) = (a.create_label(), a.create_label());
+        a.mov(rbx, DATA)?;
+        a.mov(eax, 1)?;
+        progress(a)?;
+        a.set_label(&mut wait)?;
+        a.pause()?;
+        a.cmp(byte_ptr(rbx), 1)?;
+        a.jne(wait)?;
+        a.mov(ecx, PAGES as i32)?;
+        a.set_label(&mut again)?;
+        a.add(rbx, PAGE as i32)?;
+        a.mov(dword_ptr(rbx + 8), ecx)?;
+        a.dec(ecx)?;
+        a.jne(again)?;
+        exit(a)
+    });
+    rig.run_with(|rig| {
+        rig.bus.wait_for(1);
+        rig.vm.set_dirty_log(true);
+        rig.memory.write(DATA, &[1]).unwrap();
+    });
+    let mut taken = Vec::new();
+    rig.vm.take_dirty(&mut |gpa| taken.push(gpa));
+    taken.retain(|gpa| *gpa >= CODE);
+    assert!(
+        taken.iter().copied().eq((0..=PAGES).map(|page| DATA + page * PAGE)),
+        "{} pages from {:x?} on",
+        taken.len(),
+        taken.first()
+    );
+    rig.vm.set_dirty_log(false);
+    // What was not taken is not in the next log.
+    boot64(&mut rig, |a| {
+        a.mov(rbx, DATA)?;
+        a.mov(dword_ptr(rbx), 1)?;
+        exit(a)
+    });
+    rig.vm.set_dirty_log(true);
+    rig.run();
+    rig.vm.set_dirty_log(false);
+    rig.vm.set_dirty_log(true);
+    let mut rest = Vec::new();
+    rig.vm.take_dirty(&mut |gpa| rest.push(gpa));
+    assert!(rest.is_empty(), "{rest:x?}");
+    rig.vm.set_dirty_log(false);
+}
+
+pub(crate) fn stores_to_memory_that_is_only_read_reach_the_bus(target: &Target<'_>) {
+    const FUNCTION: u64 = TOP.start + 0x100;
+    let rom = TOP.start;
+    let mut rig = Rig::new(target, 1);
+    let guest = |a: &mut CodeAssembler| {
+        a.mov(rbx, rom)?;
+        a.mov(rsi, DATA)?;
+        a.mov(rax, qword_ptr(rbx))?;
+        a.mov(qword_ptr(rsi), rax)?;
+        a.mov(eax, 0x4433_2211)?;
+        a.mov(byte_ptr(rbx + 1), al)?;
+        a.mov(word_ptr(rbx + 2), ax)?;
+        a.mov(dword_ptr(rbx + 4), eax)?;
+        a.mov(qword_ptr(rbx + 8), rax)?;
+        a.add(dword_ptr(rbx), 1)?; // read, and not changed
+        a.lock().inc(dword_ptr(rbx + 4))?;
+        a.lea(rdi, ptr(rbx + 0x20))?;
+        a.mov(ecx, 2)?;
+        a.cld()?;
+        a.rep().stosd()?;
+        a.mov(rax, qword_ptr(rbx))?;
+        a.mov(qword_ptr(rsi + 8), rax)?;
+        a.mov(rdi, FUNCTION)?;
+        a.call(rdi)?; // code is executed there
+        exit(a)
+    };
+    let content = 0x8877_6655_0403_0201u64;
+    let stores = [
+        Access::Write(rom + 1, 1, 0x11),
+        Access::Write(rom + 2, 2, 0x2211),
+        Access::Write(rom + 4, 4, 0x4433_2211),
+        Access::Write(rom + 8, 8, 0x4433_2211),
+        Access::Write(rom, 4, 0x0403_0202),
+        Access::Write(rom + 4, 4, 0x8877_6656),
+        Access::Write(rom + 0x20, 4, 0x4433_2211),
+        Access::Write(rom + 0x24, 4, 0x4433_2211),
+    ];
+    let code = assemble(64, FUNCTION, |a| {
+        a.mov(eax, 0x77)?;
+        a.ret()
+    });
+    // As RAM between two times as ROM, so that what is known of it from before is seen to be forgotten.
+    for (round, read_only) in [true, false, true].into_iter().enumerate() {
+        rig.memory.set_read_only(rom, read_only).unwrap();
+        rig.vm.memory_changed(TOP);
+        rig.write(rom, &content.to_le_bytes());
+        rig.write(rom + 8, &[0; 0x20]);
+        rig.write(FUNCTION, &code);
+        rig.bus.forget();
+        boot64(&mut rig, guest);
+        assert_eq!(rig.run(), 0x77, "round {round}");
+        let mut seen = rig.bus.log();
+        seen.pop(); // the end
+        let (expected, after, word) = match read_only {
+            true => (&stores[..], content, 0),
+            false => (&[][..], 0x4433_2212_2211_1102, 0x4433_2211),
+        };
+        assert_eq!(seen, expected, "round {round}");
+        assert_eq!((rig.read_u64(DATA), rig.read_u64(DATA + 8)), (content, after), "round {round}");
+        assert_eq!((rig.read_u64(rom), rig.read_u64(rom + 8)), (after, word), "round {round}");
+    }
 }

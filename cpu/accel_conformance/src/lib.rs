@@ -48,6 +48,8 @@ macro_rules! for_each_case {
             io::doorbells_signal_without_the_bus,
             io::events_raise_interrupts,
             io::the_dirty_log_starts_over_when_taken,
+            io::the_dirty_log_takes_many_pages_at_once,
+            io::stores_to_memory_that_is_only_read_reach_the_bus,
             modes::real_mode_interrupts_use_the_vector_table,
             modes::protected_mode_pages_with_two_levels,
             modes::protected_mode_pages_with_pae,
@@ -79,6 +81,19 @@ macro_rules! for_each_case {
             snapshot::any_state_is_saved_as_it_was_restored,
             snapshot::impossible_states_are_refused,
             snapshot::reset_starts_over,
+        }
+    };
+}
+
+/// Hands the list of the cases of dirty tracking, as `name, ...`, to the macro `$callback`: for accelerators that have
+/// more than one way of it.
+#[macro_export]
+macro_rules! for_each_dirty_case {
+    ($callback:ident) => {
+        $callback! {
+            the_dirty_log_has_the_pages_written,
+            the_dirty_log_starts_over_when_taken,
+            the_dirty_log_takes_many_pages_at_once,
         }
     };
 }

@@ -188,7 +188,12 @@ pub(crate) struct Rig {
 
 impl Rig {
     pub(crate) fn new(target: &Target<'_>, vcpus: u32) -> Self {
-        let memory = GuestMemory::new(&[0..RAM, TOP]).expect("the host has some memory");
+        Self::with_ram(target, vcpus, RAM)
+    }
+
+    /// The same with `ram` bytes of RAM from address 0.
+    pub(crate) fn with_ram(target: &Target<'_>, vcpus: u32, ram: u64) -> Self {
+        let memory = GuestMemory::new(&[0..ram, TOP]).expect("the host has some memory");
         let clock = VmClock::new();
         let timers = TimerService::new(clock.clone()).expect("the host has threads");
         let spec = VmSpec { vcpus, tier: target.tier, ..VmSpec::default() };

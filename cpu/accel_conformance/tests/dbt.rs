@@ -80,6 +80,7 @@ lockstep![
     the_periodic_timer_counts,
     tsc_deadlines_arrive,
     the_counter_advances_and_stops,
+    stores_to_memory_that_is_only_read_reach_the_bus,
     a_timer_goes_on_after_a_restore,
     impossible_states_are_refused,
 ];

@@ -2,7 +2,7 @@
 //! listed, and not run.
 
 use accel::Tier;
-use accel_conformance::{Target, for_each_case, for_each_cross_case};
+use accel_conformance::{Target, for_each_case, for_each_cross_case, for_each_dirty_case};
 use accel_dbt::DbtAccelerator;
 use accel_kvm::{Engine, HostReport, KvmAccelerator};
 
@@ -33,6 +33,25 @@ macro_rules! kvm {
 
 for_each_case!(kvm);
 
+macro_rules! dirty_logs {
+    ($($name:ident),* $(,)?) => {
+        mod with_dirty_bitmaps {
+            $(#[test]
+            fn $name() {
+                super::run_with_dirty_rings(stringify!($name), false);
+            })*
+        }
+        mod with_dirty_rings {
+            $(#[test]
+            fn $name() {
+                super::run_with_dirty_rings(stringify!($name), true);
+            })*
+        }
+    };
+}
+
+for_each_dirty_case!(dirty_logs);
+
 macro_rules! between_accelerators {
     ($($name:ident),* $(,)?) => {
         mod with_the_translator {
@@ -57,6 +76,21 @@ fn run(name: &str) {
     if let Some(accelerator) = kvm_for(name) {
         accel_conformance::run(name, &Target { accelerator: &accelerator, tier: Tier::Auto });
     }
+}
+
+/// Runs a case on a KVM that tells of written pages by rings, or by bitmaps.
+fn run_with_dirty_rings(name: &str, rings: bool) {
+    let (Some(accelerator), software) =
+        (kvm_for(name), matches!(HostReport::probe().engine, Engine::Software { .. }))
+    else {
+        return;
+    };
+    if rings && software && name == "the_dirty_log_takes_many_pages_at_once" {
+        eprintln!("{name} is NOT RUN on the software KVM: it overfills its rings");
+        return;
+    }
+    let accelerator = accelerator.with_dirty_rings(rings);
+    accel_conformance::run(name, &Target { accelerator: &accelerator, tier: Tier::Auto });
 }
 
 /// Runs a case of two accelerators on KVM and the other one, in both directions.

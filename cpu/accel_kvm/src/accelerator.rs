@@ -1,6 +1,7 @@
 //! The accelerator itself.
 
 use crate::cpuid::CpuTemplate;
+use crate::dirty_ring;
 use crate::error::NAME;
 use crate::host::{self, DEVICE};
 use crate::vm::KvmVm;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 #[derive(Clone)]
 pub struct KvmAccelerator {
     kvm: Arc<Kvm>,
+    dirty_rings: bool,
 }
 
 impl KvmAccelerator {
@@ -27,7 +29,16 @@ impl KvmAccelerator {
     pub fn open() -> Result<Self, KvmUnavailable> {
         let kvm = host::open(Path::new(DEVICE))?;
         host::check(&kvm)?;
-        Ok(Self { kvm: Arc::new(kvm) })
+        // A KVM in software overfills its rings, and what does not fit is lost.
+        let dirty_rings = dirty_ring::offered(&kvm).is_some() && !host::is_software(Path::new("/"));
+        Ok(Self { kvm: Arc::new(kvm), dirty_rings })
+    }
+
+    /// The same, with the kernel noting the pages that guests write in rings, one for each vCPU, if it offers them and
+    /// this says so, else in bitmaps. Rings are the default where they can be relied on.
+    #[must_use]
+    pub fn with_dirty_rings(self, rings: bool) -> Self {
+        Self { dirty_rings: rings, ..self }
     }
 
     /// The most vCPUs of a VM.
@@ -62,6 +73,6 @@ impl Accelerator for KvmAccelerator {
             return Err(AccelError::VcpuCount { accelerator: NAME, vcpus: spec.vcpus, most });
         }
         let cpu = CpuTemplate::new(&self.kvm, &spec.cpu, spec.vcpus_per_socket())?;
-        Ok(Arc::new(KvmVm::new(&self.kvm, spec, cpu, memory, timers)?))
+        Ok(Arc::new(KvmVm::new(&self.kvm, spec, cpu, memory, timers, self.dirty_rings)?))
     }
 }

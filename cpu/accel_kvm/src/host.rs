@@ -44,6 +44,7 @@ const USED: &[(&str, u32)] = &[
     ("COALESCED_MMIO", kb::KVM_CAP_COALESCED_MMIO),
     ("MANUAL_DIRTY_LOG_PROTECT2", kb::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2),
     ("DIRTY_LOG_RING", kb::KVM_CAP_DIRTY_LOG_RING),
+    ("DIRTY_LOG_RING_ACQ_REL", kb::KVM_CAP_DIRTY_LOG_RING_ACQ_REL),
     ("X86_USER_SPACE_MSR", kb::KVM_CAP_X86_USER_SPACE_MSR),
     ("X86_MSR_FILTER", kb::KVM_CAP_X86_MSR_FILTER),
     ("SREGS2", kb::KVM_CAP_SREGS2),
@@ -204,15 +205,20 @@ pub(crate) fn check(kvm: &Kvm) -> Result<(), KvmUnavailable> {
     }
 }
 
+/// Whether a module serves the device that does without the processor's extensions.
+pub(crate) fn is_software(root: &Path) -> bool {
+    let loaded = |name: &str| root.join("sys/module").join(name).is_dir();
+    loaded("kvm_pvm") && !loaded("kvm_intel") && !loaded("kvm_amd")
+}
+
 impl Engine {
     /// By the processor's flags, and by the kernel's modules.
     fn find(root: &Path) -> Self {
         let text = fs::read_to_string(root.join("proc/cpuinfo")).unwrap_or_default();
         let flags = text.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
         let has = |wanted: &str| flags.split_whitespace().any(|flag| flag == wanted);
-        let loaded = |name: &str| root.join("sys/module").join(name).is_dir();
         // What the processor has is of no use if another module serves the device.
-        let other = loaded("kvm_pvm") && !loaded("kvm_intel") && !loaded("kvm_amd");
+        let other = is_software(root);
         match () {
             () if has("vmx") && !other => Self::VtX,
             () if has("svm") && !other => Self::AmdV,

@@ -23,6 +23,7 @@ const KVM_SET_TSC_KHZ: u64 = number(0, 0xa2, 0);
 const KVM_X86_SET_MSR_FILTER: u64 = number(WRITE, 0xc6, size_of::<kb::kvm_msr_filter>());
 const KVM_GET_SREGS2: u64 = number(READ, 0xcc, size_of::<kb::kvm_sregs2>());
 const KVM_SET_SREGS2: u64 = number(WRITE, 0xcd, size_of::<kb::kvm_sregs2>());
+const KVM_RESET_DIRTY_RINGS: u64 = number(0, 0xc7, 0);
 const KVM_SET_DEVICE_ATTR: u64 = number(WRITE, 0xe1, size_of::<kb::kvm_device_attr>());
 const KVM_GET_DEVICE_ATTR: u64 = number(WRITE, 0xe2, size_of::<kb::kvm_device_attr>());
 
@@ -73,6 +74,11 @@ pub(crate) fn tsc_khz(vcpu: &impl AsRawFd) -> io::Result<u32> {
 /// Sets the rate of a vCPU's time-stamp counter.
 pub(crate) fn set_tsc_khz(vcpu: &impl AsRawFd, khz: u32) -> io::Result<()> {
     plain(vcpu, KVM_SET_TSC_KHZ, khz.into()).map(drop)
+}
+
+/// Gives entries of dirty rings that were taken back to the kernel.
+pub(crate) fn reset_dirty_rings(vm: &impl AsRawFd) -> io::Result<()> {
+    plain(vm, KVM_RESET_DIRTY_RINGS, 0).map(drop)
 }
 
 /// Has guests' accesses of the MSRs in `denied` leave the kernel, or fault.

@@ -8,8 +8,9 @@ use accel::Kick;
 use parking_lot::Mutex;
 use std::io;
 use std::ptr::NonNull;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 extern "C" fn nothing(_signal: libc::c_int) {}
 
@@ -66,7 +67,12 @@ struct Running {
 pub(crate) struct Kicker {
     /// There while the vCPU's thread is in [`Kicker::enter`]'s scope.
     running: Mutex<Option<Running>>,
+    /// How often the vCPU entered or left `KVM_RUN`: odd while it is in there.
+    passages: AtomicU64,
 }
+
+/// Between looks at whether a vCPU has come out: about what that takes.
+const OUT: Duration = Duration::from_micros(20);
 
 impl Kicker {
     /// Makes this thread the one that runs the vCPU whose flag is at `immediate_exit`, until what this
@@ -81,6 +87,23 @@ impl Kicker {
         let thread = unsafe { libc::pthread_self() };
         *self.running.lock() = Some(Running { thread, flag: Flag(immediate_exit) });
         Ok(Entered { kicker: self, flag: immediate_exit })
+    }
+}
+
+impl Kicker {
+    /// Returns when each of the vCPUs has been outside `KVM_RUN` since this was called.
+    pub(crate) fn bring_out(vcpus: &[Arc<Self>]) {
+        let inside = |vcpu: &Arc<Self>| {
+            let passages = vcpu.passages.load(Ordering::SeqCst);
+            (passages % 2 == 1).then(|| (vcpu.clone(), passages))
+        };
+        let inside: Vec<_> = vcpus.iter().filter_map(inside).collect();
+        inside.iter().for_each(|(vcpu, _)| vcpu.kick());
+        for (vcpu, passages) in inside {
+            while vcpu.passages.load(Ordering::SeqCst) == passages {
+                std::thread::sleep(OUT);
+            }
+        }
     }
 }
 
@@ -117,6 +140,30 @@ impl Entered<'_> {
     /// Has the next `KVM_RUN` finish what the last one left open, and return.
     pub(crate) fn kick_self(&self) {
         self.flag().store(1, Ordering::SeqCst);
+    }
+}
+
+impl Entered<'_> {
+    /// The scope of one `KVM_RUN`.
+    pub(crate) fn passage(&self) -> Passage<'_> {
+        Passage::new(&self.kicker.passages)
+    }
+}
+
+/// The scope of one `KVM_RUN`.
+pub(crate) struct Passage<'a>(&'a AtomicU64);
+
+impl<'a> Passage<'a> {
+    fn new(passages: &'a AtomicU64) -> Self {
+        // Only the vCPU's own thread writes it.
+        passages.store(passages.load(Ordering::Relaxed) + 1, Ordering::Release);
+        Self(passages)
+    }
+}
+
+impl Drop for Passage<'_> {
+    fn drop(&mut self) {
+        self.0.store(self.0.load(Ordering::Relaxed) + 1, Ordering::Release);
     }
 }
 

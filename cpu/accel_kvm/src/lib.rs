@@ -5,12 +5,21 @@
 //! them. A vCPU runs on the thread that calls its `run`; others reach it by a signal and a flag that makes
 //! the kernel return ([`kick`]). Guest time follows the VM's clock: while no vCPU runs, the time-stamp
 //! counters, kvmclock and the APIC timers stand still ([`time`]).
+//!
+//! Pages that a guest writes are learned of from rings, one for each vCPU, where the kernel offers them and they can be
+//! relied on ([`dirty_ring`]), else from bitmaps. Memory that processors only read is a read-only slot: stores to it come out as
+//! those to a device do.
+//!
+//! What KVM has beside and is not used: coalesced MMIO, which gathers stores that need no answer at once, as no device
+//! here has such (those that can wait are doorbells, which are events); and guest debugging, as the accelerator traits
+//! know no breakpoints yet.
 
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 #![allow(unsafe_code)] // memory slots, the page shared with the kernel, signals, ioctls that have no wrapper
 
 mod accelerator;
 mod cpuid;
+mod dirty_ring;
 mod doorbells;
 mod error;
 mod exit;

@@ -67,16 +67,15 @@ impl KvmVcpu {
             if let Err(error) = self.offer_ext_int(bus) {
                 return self.broken(&format!("KVM takes no interrupt: {error}"));
             }
-            if let Next::End(reason) = self.step(bus) {
+            if let Next::End(reason) = self.step(bus, entered) {
                 return reason;
             }
         }
     }
 
     /// Enters the guest once, and answers its exit.
-    fn step(&mut self, bus: &dyn VcpuBus) -> Next {
-        let result = exit::run(&mut self.kernel.fd);
-        match result {
+    fn step(&mut self, bus: &dyn VcpuBus, entered: &Entered<'_>) -> Next {
+        match enter(&mut self.kernel.fd, entered) {
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN)) => Next::Run,
             Err(error) => Next::End(self.broken(&format!("KVM does not run the vCPU: {error}"))),
             Ok(Exit::Broken(why)) => Next::End(self.broken(&why)),
@@ -85,6 +84,10 @@ impl KvmVcpu {
                 Answer::Eoi(vector) => {
                     self.vm.end_of_interrupt(vector);
                     Next::Run
+                }
+                Answer::DirtyRingFull => {
+                    let emptied = self.vm.slots.lock().collect_dirty();
+                    emptied.map_or_else(|error| Next::End(self.broken(&error.to_string())), |()| Next::Run)
                 }
                 Answer::Shutdown => Next::End(HaltReason::TripleFault),
                 Answer::SystemEvent(kind) => {
@@ -99,14 +102,15 @@ impl KvmVcpu {
     fn finish(&mut self, bus: &dyn VcpuBus, entered: &Entered<'_>) -> Option<HaltReason> {
         loop {
             entered.kick_self();
-            match exit::run(&mut self.kernel.fd) {
+            match enter(&mut self.kernel.fd, entered) {
                 Err(error) if error.raw_os_error() == Some(libc::EINTR) => return None,
                 Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
                 Err(error) => return Some(self.broken(&format!("KVM does not run the vCPU: {error}"))),
                 // An access can have several parts, each with an exit of its own.
                 Ok(Exit::Broken(why)) => return Some(self.broken(&why)),
                 Ok(exit) => match answer(exit, bus) {
-                    Answer::Done => {}
+                    // A ring that is full is emptied when the log is taken, or in the next run.
+                    Answer::Done | Answer::DirtyRingFull => {}
                     Answer::Eoi(vector) => self.vm.end_of_interrupt(vector),
                     Answer::Shutdown => return Some(HaltReason::TripleFault),
                     Answer::SystemEvent(kind) => {
@@ -164,6 +168,12 @@ impl KvmVcpu {
     }
 }
 
+/// Enters the guest, and says why it came back.
+fn enter<'a>(fd: &'a mut VcpuFd, entered: &Entered<'_>) -> io::Result<Exit<'a>> {
+    let _passage = entered.passage();
+    exit::run(fd)
+}
+
 fn ready(fd: &mut VcpuFd) -> bool {
     fd.get_kvm_run().ready_for_interrupt_injection != 0
 }
@@ -172,6 +182,7 @@ fn ready(fd: &mut VcpuFd) -> bool {
 enum Answer {
     Done,
     Eoi(u8),
+    DirtyRingFull,
     Shutdown,
     SystemEvent(u32),
 }
@@ -202,7 +213,8 @@ fn answer(exit: Exit<'_>, bus: &dyn VcpuBus) -> Answer {
         Exit::Eoi { vector } => return Answer::Eoi(vector),
         Exit::Shutdown => return Answer::Shutdown,
         Exit::SystemEvent { kind } => return Answer::SystemEvent(kind),
-        Exit::Nothing | Exit::DirtyRingFull | Exit::Broken(_) => {}
+        Exit::DirtyRingFull => return Answer::DirtyRingFull,
+        Exit::Nothing | Exit::Broken(_) => {}
     }
     Answer::Done
 }

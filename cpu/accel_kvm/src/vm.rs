@@ -1,12 +1,13 @@
 //! One VM.
 
 use crate::cpuid::CpuTemplate;
+use crate::dirty_ring;
 use crate::doorbells::KvmDoorbells;
 use crate::error::{host, refused};
 use crate::ioctl;
 use crate::kick::Kicker;
 use crate::routes::{KvmIrqfd, LEVEL_PLACES, Routes};
-use crate::slots::Slots;
+use crate::slots::{DirtyLog, Slots};
 use crate::time::VmTime;
 use crate::vcpu::KvmVcpu;
 use crate::vm_shared::VmShared;
@@ -30,7 +31,6 @@ const TSS: usize = 0xfeff_d000;
 pub(crate) struct KvmVm {
     shared: Arc<VmShared>,
     memory: GuestMemory,
-    slots: Mutex<Slots>,
     vcpus: u32,
     /// The bootstrap processor, until it is asked for: it is what the counter's rate is asked of.
     first: Mutex<Option<VcpuFd>>,
@@ -44,8 +44,10 @@ impl KvmVm {
         cpu: CpuTemplate,
         memory: &GuestMemory,
         timers: &Arc<TimerService>,
+        dirty_rings: bool,
     ) -> Result<Self, AccelError> {
         let vm = Arc::new(create(kvm)?);
+        let dirty_log = if dirty_rings { rings(kvm, &vm) } else { DirtyLog::Bitmaps };
         vm.set_identity_map_address(IDENTITY_MAP).map_err(refused("KVM's identity map"))?;
         vm.set_tss_address(TSS).map_err(refused("KVM's task state segment"))?;
         enable(&vm, "a split interrupt controller", kb::KVM_CAP_SPLIT_IRQCHIP, LEVEL_PLACES.into())?;
@@ -57,7 +59,7 @@ impl KvmVm {
         }
         restrict_msrs(kvm, &vm)?;
         let most = u32::try_from(kvm.get_nr_memslots()).unwrap_or(u32::MAX);
-        let mut slots = Slots::new(vm.clone(), memory.clone(), most);
+        let mut slots = Slots::new(vm.clone(), memory.clone(), most, dirty_log);
         slots.update()?;
         let first = vm.create_vcpu(0).map_err(refused("a vCPU"))?;
         let khz = tsc_khz(kvm, &first, spec)?;
@@ -70,6 +72,7 @@ impl KvmVm {
             msrs: crate::state::saved_msrs(list.as_slice()),
             has_sregs2: kvm.check_extension_raw(kb::KVM_CAP_SREGS2.into()) > 0,
             routes: Arc::new(Routes::new(vm.clone())),
+            slots: Mutex::new(slots),
             ext_int: AtomicBool::new(false),
             acknowledging: Mutex::default(),
             eoi_listener: RwLock::default(),
@@ -78,7 +81,6 @@ impl KvmVm {
         Ok(Self {
             shared: Arc::new(shared),
             memory: memory.clone(),
-            slots: Mutex::new(slots),
             vcpus: spec.vcpus,
             first: Mutex::new(Some(first)),
             kickers: Mutex::default(),
@@ -98,6 +100,18 @@ fn create(kvm: &Kvm) -> Result<VmFd, AccelError> {
         match kvm.create_vm() {
             Err(error) if error.errno() == libc::EINTR => {}
             other => return other.map_err(refused("a VM")),
+        }
+    }
+}
+
+/// Has the kernel tell of written pages by rings, if it offers them. To be called before there are vCPUs.
+fn rings(kvm: &Kvm, vm: &VmFd) -> DirtyLog {
+    let Some((cap, bytes)) = dirty_ring::offered(kvm) else { return DirtyLog::Bitmaps };
+    match enable(vm, "rings of written pages", cap, bytes) {
+        Ok(()) => DirtyLog::Rings { bytes, rings: Vec::new() },
+        Err(error) => {
+            tracing::warn!("KVM offers rings of written pages, but has none; its bitmaps are used: {error}");
+            DirtyLog::Bitmaps
         }
     }
 }
@@ -161,6 +175,7 @@ impl AccelVm for KvmVm {
             Some(fd) => fd,
             None => self.shared.vm.create_vcpu(id.into()).map_err(refused("a vCPU"))?,
         };
+        self.shared.slots.lock().add_vcpu(&fd)?;
         let kicker = Arc::new(Kicker::default());
         let vcpu = KvmVcpu::new(id, fd, self.shared.clone(), kicker.clone())?;
         kickers.insert(id, kicker);
@@ -183,7 +198,7 @@ impl AccelVm for KvmVm {
     }
 
     fn memory_changed(&self, _range: Range<u64>) {
-        if let Err(error) = self.slots.lock().update() {
+        if let Err(error) = self.shared.slots.lock().update() {
             tracing::error!("the guest does not see its memory as it is now: {error}");
         }
     }
@@ -193,7 +208,7 @@ impl AccelVm for KvmVm {
         if on {
             self.memory.set_dirty_log(true);
         }
-        if let Err(error) = self.slots.lock().set_dirty_log(on) {
+        if let Err(error) = self.shared.slots.lock().set_dirty_log(on) {
             tracing::error!("KVM logs no written pages: {error}");
         }
         if !on {
@@ -202,7 +217,13 @@ impl AccelVm for KvmVm {
     }
 
     fn take_dirty(&self, page: &mut dyn FnMut(u64)) {
-        if let Err(error) = self.slots.lock().collect_dirty() {
+        let hears_late = self.shared.slots.lock().hears_late();
+        if hears_late {
+            // Processors that log pages by themselves tell the kernel of them when they leave the guest.
+            let kickers: Vec<_> = self.kickers.lock().values().cloned().collect();
+            Kicker::bring_out(&kickers);
+        }
+        if let Err(error) = self.shared.slots.lock().collect_dirty() {
             tracing::error!("{error}");
         }
         self.memory.take_dirty(page);

@@ -2,6 +2,7 @@
 
 use crate::cpuid::CpuTemplate;
 use crate::routes::Routes;
+use crate::slots::Slots;
 use crate::time::VmTime;
 use accel::EoiListener;
 use irq::MsiMessage;
@@ -24,6 +25,7 @@ pub(crate) struct VmShared {
     /// Whether the kernel can deny guests those of its features that CPUID does not announce.
     pub(crate) enforce_pv: bool,
     pub(crate) routes: Arc<Routes>,
+    pub(crate) slots: Mutex<Slots>,
     /// The level of the 8259 pair's output.
     pub(crate) ext_int: AtomicBool,
     /// Held by who acknowledges the 8259 pair's interrupt.

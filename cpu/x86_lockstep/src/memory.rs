@@ -125,6 +125,10 @@ impl Memories {
 
     /// Makes the copy as the real memory.
     pub(crate) fn synchronise(&mut self) {
+        for region in self.real.regions() {
+            let same = self.copy.set_read_only(region.gpa, region.is_read_only());
+            debug_assert!(same.is_ok(), "both memories have the same layout");
+        }
         self.device_writes.too_many.store(false, Ordering::SeqCst);
         self.device_writes.take();
         self.stores.list.lock().clear();

@@ -1,7 +1,7 @@
 //! The suite of bare guests on a KVM that is real: all cases run in one lab, and each is a test of its own here.
 
 use accel::Tier;
-use accel_conformance::{Target, for_each_case};
+use accel_conformance::{Target, for_each_case, for_each_dirty_case};
 use accel_kvm::KvmAccelerator;
 use end_to_end::in_lab::lab_of_tests;
 use std::path::PathBuf;
@@ -11,24 +11,38 @@ macro_rules! kvm {
     ($($module:ident::$name:ident),* $(,)?) => {
         $(#[test]
         fn $name() {
-            run(stringify!($name));
+            run(stringify!($name), stringify!($name), |kvm| kvm);
         })*
     };
 }
 
 for_each_case!(kvm);
 
+macro_rules! dirty_bitmaps {
+    ($($name:ident),* $(,)?) => {
+        mod with_dirty_bitmaps {
+            $(#[test]
+            fn $name() {
+                let test = concat!("with_dirty_bitmaps::", stringify!($name));
+                super::run(test, stringify!($name), |kvm| kvm.with_dirty_rings(false));
+            })*
+        }
+    };
+}
+
+for_each_dirty_case!(dirty_bitmaps);
+
 /// In the lab, runs the case; outside, looks up what came of it there.
-fn run(name: &str) {
+fn run(test: &str, name: &str, configure: fn(KvmAccelerator) -> KvmAccelerator) {
     if kvm_lab::is_inside() {
-        let accelerator = KvmAccelerator::open().expect("the lab has KVM");
+        let accelerator = configure(KvmAccelerator::open().expect("the lab has KVM"));
         accel_conformance::run(name, &Target { accelerator: &accelerator, tier: Tier::Auto });
         return;
     }
     let text = results();
-    let line = format!("test {name} ... ok");
+    let line = format!("test {test} ... ok");
     if !text.lines().any(|known| known == line) {
-        panic!("{name} did not pass in the lab:\n{text}");
+        panic!("{test} did not pass in the lab:\n{text}");
     }
 }
 

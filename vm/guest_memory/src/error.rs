@@ -11,6 +11,12 @@ pub enum MemoryError {
     /// A region is empty, unaligned, overlapping, or past the address space.
     #[error("guest memory region {:#x}..{:#x} is empty, not page-aligned or overlaps another", .0.start, .0.end)]
     BadRegion(Range<u64>),
+    /// No region begins at an address.
+    #[error("no region of guest memory begins at {gpa:#x}")]
+    NoRegion {
+        /// The address.
+        gpa: u64,
+    },
     /// The host cannot give the memory.
     #[error("the host cannot provide {} of guest memory: {source}", Size(*.bytes))]
     NoMemory {

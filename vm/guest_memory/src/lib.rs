@@ -61,6 +61,13 @@ pub struct Region {
     pages: Arc<PageTable>,
 }
 
+impl Region {
+    /// Whether processors only read it: see [`GuestMemory::set_read_only`].
+    pub fn is_read_only(&self) -> bool {
+        self.pages.is_read_only()
+    }
+}
+
 // SAFETY: the pointer is only handed out; the mapping behind it lives as long as `pages`, and is never used
 // as a Rust reference.
 unsafe impl Send for Region {}
@@ -138,8 +145,26 @@ impl GuestMemory {
         self.region_of(gpa).map_or(PageState::empty(), |region| region.pages.state(gpa))
     }
 
+    /// Makes the region that begins at `gpa` one that processors only read, as ROM is, or ends that. Their stores
+    /// there then go where stores to no memory go, and so do not change it; devices and the host may write it still.
+    /// Who executes guests is to be told of the change.
+    ///
+    /// # Errors
+    /// [`MemoryError::NoRegion`] if no region begins there.
+    pub fn set_read_only(&self, gpa: u64, read_only: bool) -> Result<(), MemoryError> {
+        let region = self.region_of(gpa).filter(|region| region.gpa == gpa);
+        region.ok_or(MemoryError::NoRegion { gpa })?.pages.set_read_only(read_only);
+        Ok(())
+    }
+
+    /// Whether processors only read the page that contains `gpa`: their stores go where stores to no memory go.
+    pub fn is_read_only(&self, gpa: u64) -> bool {
+        self.region_of(gpa).is_some_and(Region::is_read_only)
+    }
+
     /// Whether a processor may write the page that contains `gpa` through its [`HostPage`] without a word
-    /// to anybody: no code came from it, and it is dirty already or the dirty log is off.
+    /// to anybody: no code came from it, it is dirty already or the dirty log is off, and it is not one that
+    /// processors only read.
     pub fn may_write_directly(&self, gpa: u64) -> bool {
         self.region_of(gpa).is_some_and(|region| region.pages.may_write_directly(gpa))
     }

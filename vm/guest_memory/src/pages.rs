@@ -43,6 +43,8 @@ pub(crate) struct PageTable {
     mapping: Mapping,
     states: Box<[AtomicU8]>,
     dirty_log: AtomicBool,
+    /// Processors' stores go elsewhere.
+    read_only: AtomicBool,
     hook: OnceLock<Arc<dyn CodeWriteHook>>,
     device_hook: OnceLock<Arc<dyn DeviceWriteHook>>,
 }
@@ -53,8 +55,15 @@ impl PageTable {
         let states = Box::<[AtomicU8]>::new_zeroed_slice((len / PAGE_SIZE) as usize);
         // SAFETY: an atomic byte of zeros is a zero.
         let states = unsafe { states.assume_init() };
-        let dirty_log = AtomicBool::new(false);
-        Self { base, mapping, states, dirty_log, hook: OnceLock::new(), device_hook: OnceLock::new() }
+        Self {
+            base,
+            mapping,
+            states,
+            dirty_log: AtomicBool::new(false),
+            read_only: AtomicBool::new(false),
+            hook: OnceLock::new(),
+            device_hook: OnceLock::new(),
+        }
     }
 
     pub(crate) fn mapping(&self) -> &Mapping {
@@ -72,7 +81,15 @@ impl PageTable {
     pub(crate) fn may_write_directly(&self, gpa: u64) -> bool {
         let state = self.state(gpa);
         let clean = !state.contains(PageState::DIRTY) && self.dirty_log.load(Ordering::SeqCst);
-        !state.contains(PageState::CODE) && !clean
+        !state.contains(PageState::CODE) && !clean && !self.is_read_only()
+    }
+
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.read_only.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn set_read_only(&self, read_only: bool) {
+        self.read_only.store(read_only, Ordering::SeqCst);
     }
 
     pub(crate) fn insert(&self, gpa: u64, state: PageState) {

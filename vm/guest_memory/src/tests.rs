@@ -61,6 +61,26 @@ fn the_dirty_log_names_the_pages_written() {
 }
 
 #[test]
+fn read_only_regions_are_for_processors_only() {
+    let memory = two_regions();
+    let [first, second] = [memory.regions()[0].gpa, memory.regions()[1].gpa];
+    memory.set_read_only(second, true).unwrap();
+    assert!(memory.is_read_only(second + PAGE_SIZE - 1) && !memory.is_read_only(first));
+    assert!(memory.may_write_directly(first) && !memory.may_write_directly(second));
+    // Who loads a ROM writes it.
+    memory.write(second, &[7]).unwrap();
+    let mut byte = [0];
+    memory.read(second, &mut byte).unwrap();
+    assert_eq!(byte, [7]);
+    memory.set_read_only(second, false).unwrap();
+    assert!(memory.may_write_directly(second));
+    assert!(matches!(
+        memory.set_read_only(second + PAGE_SIZE, true),
+        Err(MemoryError::NoRegion { gpa }) if gpa == second + PAGE_SIZE
+    ));
+}
+
+#[test]
 fn writes_to_code_reach_the_hook() {
     let memory = two_regions();
     let recorder = Arc::new(Recorder::default());

@@ -40,6 +40,9 @@ pub(crate) enum Target {
         /// Whether a store must be reported to guest memory.
         tracked: bool,
     },
+    /// A store to memory that is only read: loads find it, stores do not change it. (An instruction that loads and
+    /// stores translates for the store.)
+    Rom { host: *mut u8, gpa: u64 },
     /// No RAM.
     Mmio { gpa: u64 },
 }
@@ -50,7 +53,7 @@ impl Target {
     unsafe fn load<T: Scalar>(self, core: &Core) -> T {
         match self {
             // SAFETY: inside a page of guest memory, as the caller says.
-            Self::Ram { host, .. } => unsafe { T::load(host) },
+            Self::Ram { host, .. } | Self::Rom { host, .. } => unsafe { T::load(host) },
             Self::Mmio { gpa } => {
                 let mut data = [0; 16];
                 core.mmio_read(gpa, &mut data[..T::BYTES]);
@@ -70,7 +73,9 @@ impl Target {
                     core.memory.written(gpa, T::BYTES as u64);
                 }
             }
-            Self::Mmio { gpa } => core.mmio_write(gpa, &value.to_bytes()[..T::BYTES]),
+            Self::Rom { gpa, .. } | Self::Mmio { gpa } => {
+                core.mmio_write(gpa, &value.to_bytes()[..T::BYTES]);
+            }
         }
     }
 
@@ -78,7 +83,7 @@ impl Target {
     /// The target must have room for `data.len()` bytes in its page.
     unsafe fn load_bytes(self, core: &Core, data: &mut [u8]) {
         match self {
-            Self::Ram { host, .. } => {
+            Self::Ram { host, .. } | Self::Rom { host, .. } => {
                 let mut at = 0;
                 while at + 8 <= data.len() {
                     // SAFETY: inside a page of guest memory, as the caller says.
@@ -116,7 +121,7 @@ impl Target {
                     core.memory.written(gpa, data.len() as u64);
                 }
             }
-            Self::Mmio { gpa } => core.mmio_write(gpa, data),
+            Self::Rom { gpa, .. } | Self::Mmio { gpa } => core.mmio_write(gpa, data),
         }
     }
 }
@@ -185,7 +190,7 @@ impl Core<'_> {
         let target = self.translate(va, write, bank)?;
         let direct = match target {
             Target::Ram { tracked, .. } => !(self.cpu.align_check || self.cpu.watched || write && tracked),
-            Target::Mmio { .. } => false,
+            Target::Rom { .. } | Target::Mmio { .. } => false,
         };
         Ok(if direct { Fill::Direct } else { Fill::Interpret })
     }
@@ -225,21 +230,21 @@ impl Core<'_> {
             shift: mapping.shift,
         };
         let entry = self.cpu.tlb.install(bank, new);
+        let mut tracked = !direct;
         if new.write {
             // The page may have become code, or the dirty log have begun, since it was looked at: either
             // that is seen here, or whoever did it sees the entry.
             fence(Ordering::SeqCst);
             if !self.memory.may_write_directly(gpa) {
                 entry.write.store(INVALID_TAG, Ordering::SeqCst);
-                return Ok(Target::Ram {
-                    host: host.ptr.wrapping_add((va & !PAGE_MASK) as usize),
-                    gpa,
-                    tracked: true,
-                });
+                tracked = true;
             }
         }
         let host = host.ptr.wrapping_add((va & !PAGE_MASK) as usize);
-        Ok(Target::Ram { host, gpa, tracked: !direct })
+        if write && tracked && self.memory.is_read_only(gpa) {
+            return Ok(Target::Rom { host, gpa });
+        }
+        Ok(Target::Ram { host, gpa, tracked })
     }
 
     /// The page after that of `va`.

@@ -357,6 +357,29 @@ fn writes_to_code_and_logged_pages_are_told() {
 }
 
 #[test]
+fn memory_that_is_only_read_sends_stores_to_the_bus() {
+    let mut machine = Machine::long();
+    let start = machine.memory.regions()[0].gpa;
+    machine.poke(DATA, 0x1122_3344);
+    machine.core().read::<u32>(Seg::Ds, DATA).unwrap();
+    machine.memory.set_read_only(start, true).unwrap();
+    let mut core = machine.core();
+    core.flush_tlb(false);
+    assert_eq!(core.read::<u32>(Seg::Ds, DATA), Ok(0x1122_3344));
+    core.write::<u32>(Seg::Ds, DATA, 1).unwrap();
+    core.write_bytes(Seg::Ds, DATA + 1, &[1, 2, 3]).unwrap();
+    assert_eq!(core.update::<u32>(Seg::Ds, DATA, true, |old| Some(old + 1)), Ok(0x1122_3344));
+    assert_eq!(core.read::<u32>(Seg::Ds, DATA), Ok(0x1122_3344));
+    assert_eq!((core.fill(DATA, false), core.fill(DATA, true)), (Ok(Fill::Direct), Ok(Fill::Interpret)));
+    assert_eq!(core.host_span(Seg::Ds, DATA, 8, true), Ok(None));
+    assert!(core.host_span(Seg::Ds, DATA, 8, false).unwrap().is_some());
+    machine.memory.set_read_only(start, false).unwrap();
+    let mut core = machine.core();
+    core.write::<u32>(Seg::Ds, DATA, 1).unwrap();
+    assert_eq!(core.read::<u32>(Seg::Ds, DATA), Ok(1));
+}
+
+#[test]
 fn generations_of_code_mappings() {
     let mut machine = Machine::long();
     map(&machine, DATA, 1, 7);

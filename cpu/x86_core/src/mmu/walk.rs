@@ -283,6 +283,9 @@ impl Core<'_> {
 
     fn replace_entry(&self, gpa: u64, size: u64, old: u64, new: u64) -> bool {
         let Some(page) = self.memory.host_page(gpa) else { return true };
+        if self.memory.is_read_only(gpa) {
+            return true;
+        }
         let ptr = page.ptr.wrapping_add((gpa & 0xfff) as usize);
         // SAFETY: inside a page of guest memory, as entries are aligned.
         let done = unsafe {

@@ -18,7 +18,6 @@ const BEYOND_SOFTWARE: &[(&str, &str)] = &[
     ("interrupts_wait_for_their_shadow", "it delivers interrupts late in privileged code"),
     ("task_priority_holds_interrupts_back", "it delivers interrupts late in privileged code"),
     ("level_triggered_interrupts_are_ended", "it does not report the end of an interrupt"),
-    ("a_timer_goes_on_elsewhere", "its deadline timer is early at times"),
     ("an_interrupt_is_ended_elsewhere", "it does not report the end of an interrupt"),
 ];
 

@@ -82,9 +82,10 @@ impl KvmVcpu {
                 vm.set_clock(&clock).map_err(errno)
             },
         )?;
-        let result = self.set_counter(offset).and_then(|()| {
+        // The counter first: the kernel reckons by it how long a deadline is off.
+        let result = self.set_counter(offset).and_then(|ahead| {
             let now = self.vm.time.clock().now();
-            self.kernel.start_timer(now)
+            self.kernel.start_timer(now, ahead)
         });
         if result.is_err() {
             self.vm.time.leave(0);
@@ -92,16 +93,18 @@ impl KvmVcpu {
         result
     }
 
-    /// Sets the counter to the VM's, whose offset is `offset`, with what the guest made of it.
-    fn set_counter(&mut self, offset: u64) -> io::Result<()> {
+    /// Sets the counter to the VM's, whose offset is `offset`, with what the guest made of it. Gives by how much it
+    /// is ahead of that even so: a KVM in software takes the offset and leaves the counter as it is.
+    fn set_counter(&mut self, offset: u64) -> io::Result<u64> {
         let offset_here = offset.wrapping_add(self.tsc_delta);
+        self.applied = offset;
         if self.has_tsc_offset {
             ioctl::set_tsc_offset(&self.kernel.fd, offset_here)?;
+            Ok(ioctl::tsc_offset(&self.kernel.fd)?.wrapping_sub(offset_here))
         } else {
             self.kernel.set_msr(TSC, self.host_counter()?.wrapping_add(offset_here))?;
+            Ok(0)
         }
-        self.applied = offset;
-        Ok(())
     }
 
     /// Stops the guest's time.

@@ -80,9 +80,14 @@ impl KernelVcpu {
         Ok(())
     }
 
-    /// Has the kernel's APIC timer go on at `now`. The time-stamp counter must be what it is to be.
-    pub(crate) fn start_timer(&mut self, now: Nanos) -> io::Result<()> {
-        lapic::start_timer(&self.fd, std::mem::take(&mut self.timer), now)
+    /// Has the kernel's APIC timer go on at `now`. The time-stamp counter must run already; it is `ahead` of what the
+    /// timer's deadline was set by.
+    pub(crate) fn start_timer(&mut self, now: Nanos, ahead: u64) -> io::Result<()> {
+        let timer = match std::mem::take(&mut self.timer) {
+            Timer::Deadline(deadline) => Timer::Deadline(deadline.wrapping_add(ahead)),
+            other => other,
+        };
+        lapic::start_timer(&self.fd, timer, now)
     }
 
     /// The 8259 pair's interrupt, if the kernel was handed it and has not delivered it: it tells nobody of it

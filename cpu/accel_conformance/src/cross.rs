@@ -199,7 +199,8 @@ pub(crate) fn a_busy_run_alternates(from: &Target<'_>, to: &Target<'_>) {
             if moves == 1 {
                 rig.bus.wait_for(1);
             }
-            std::thread::sleep(Duration::from_micros(300));
+            // Longer each time, so that it gets on however late its thread starts.
+            std::thread::sleep(Duration::from_micros(300 + moves * 10));
             stop.stop();
         });
         if let Some(result) = rig.bus.exit() {
@@ -347,16 +348,7 @@ pub(crate) fn a_halted_processor_is_woken_elsewhere(from: &Target<'_>, to: &Targ
         a.mov(dword_ptr(rbx + 0xb0), 0)?;
         a.iretq()
     });
-    loop {
-        rig.run_while(|rig, stop| {
-            rig.bus.wait_for(1);
-            std::thread::sleep(Duration::from_millis(1));
-            stop.stop();
-        });
-        if rig.vcpus[0].save().unwrap().events.mp_state == MpState::Halted {
-            break;
-        }
-    }
+    rig.run_until_halted(0);
     let mut rig = moved(&rig, to);
     let result = rig.run_with(|rig| {
         rig.vm.msi_target().signal(MsiMessage { address: 0xfee0_0000, data: 0x41 });

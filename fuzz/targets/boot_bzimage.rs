@@ -56,7 +56,7 @@ fuzz_target!(|data: &[u8]| {
     let initrd = vec![0; usize::from(input.u16())];
     let high = input.flag();
     vireo_fuzz::patch(&mut input, &mut kernel);
-    if let Ok(header) = SetupHeader::parse(&kernel) {
+    if let Ok(header) = SetupHeader::parse(&(&kernel).into()) {
         assert!(header.kernel_offset + header.kernel_size <= kernel.len() as u64);
     }
     boot(&kernel, Some(&initrd), "console=ttyS0", high);

@@ -52,7 +52,7 @@ fuzz_target!(|data: &[u8]| {
     }
     payload.extend(size.to_le_bytes());
     let file = bzimage(&payload);
-    let header = SetupHeader::parse(&file).expect("the header is as it should be");
+    let header = SetupHeader::parse(&(&file).into()).expect("the header is as it should be");
     let mut vmlinux = match Vmlinux::unpack(&file, LIMIT) {
         Ok((vmlinux, _)) => vmlinux,
         Err(error) => {

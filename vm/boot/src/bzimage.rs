@@ -10,8 +10,8 @@ use crate::{BootError, FileKind, Loader, vmlinux};
 const ENTRY_64_OFFSET: u64 = 0x200;
 
 /// Whether `kernel` has the signature of a bzImage's setup header.
-pub(crate) fn is_bzimage(kernel: &[u8]) -> bool {
-    kernel.get(0x202..0x206) == Some(b"HdrS".as_slice())
+pub(crate) fn is_bzimage(head: &[u8]) -> bool {
+    head.get(0x202..0x206) == Some(b"HdrS".as_slice())
 }
 
 /// Finds the load address and takes its memory.
@@ -38,13 +38,13 @@ fn place_kernel(loader: &mut Loader<'_>, header: &SetupHeader) -> Result<u64, Bo
 
 /// Loads a bzImage.
 pub(crate) fn load(loader: &mut Loader<'_>) -> Result<EntryState, BootError> {
-    let kernel = loader.spec.kernel;
+    let kernel = &loader.spec.kernel;
     let header = SetupHeader::parse(kernel)?;
     let file = Fields::new(FileKind::BzImage, kernel);
     let mut params = BootParams::new();
     let header_bytes =
         file.bytes("setup header", header.header.start, header.header.end - header.header.start)?;
-    params.set_header(header_bytes);
+    params.set_header(&header_bytes);
     let mut entry = match loader.spec.direct {
         Some(direct) => {
             params.set_randomized(direct.vmlinux.slide_distance() != 0);
@@ -68,8 +68,7 @@ fn load_packed(
     params: &mut BootParams,
 ) -> Result<EntryState, BootError> {
     let start = place_kernel(loader, header)?;
-    let code = file.bytes("protected-mode kernel", header.kernel_offset, header.kernel_size)?;
-    loader.write(start, code)?;
+    loader.copy(file, "protected-mode kernel", header.kernel_offset, header.kernel_size, start)?;
     loader.note("kernel", start..start + header.run_size());
     params.set_code32_start(start as u32);
     if header.has_64_bit_entry() {
@@ -83,7 +82,7 @@ fn load_packed(
 pub(crate) mod tests {
     use super::*;
     use crate::testing::{Ram, spec};
-    use crate::{CpuMode, MemoryMap, Protocol, load};
+    use crate::{CpuMode, KernelFile, MemoryMap, Protocol, load};
     use proptest::prelude::*;
 
     pub(crate) const CODE: &[u8] = &[0x90; 0x1230];
@@ -243,7 +242,10 @@ pub(crate) mod tests {
 
     #[test]
     fn the_version_text_is_read() {
-        assert_eq!(SetupHeader::parse(&image()).unwrap().kernel_version.unwrap(), "6.1.0-test (someone)");
+        assert_eq!(
+            SetupHeader::parse(&KernelFile::from(&image())).unwrap().kernel_version.unwrap(),
+            "6.1.0-test (someone)"
+        );
     }
 
     proptest! {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::fields::Fields;
-use crate::{BootError, FileKind, Loader};
+use crate::{BootError, FileKind, KernelFile, Loader};
 
 const EM_386: u16 = 3;
 const EM_X86_64: u16 = 62;
@@ -47,8 +47,8 @@ pub(crate) struct ElfFile<'a> {
 
 impl<'a> ElfFile<'a> {
     /// Reads the file header and the program headers (at most 65,535, each within the file).
-    pub(crate) fn parse(data: &'a [u8]) -> Result<Self, BootError> {
-        let file = Fields::new(FileKind::Elf, data);
+    pub(crate) fn parse(kernel: &'a KernelFile<'a>) -> Result<Self, BootError> {
+        let file = Fields::new(FileKind::Elf, kernel);
         let class = file.u8("EI_CLASS", 4)?;
         let is_64 = match class {
             1 => false,
@@ -84,7 +84,7 @@ impl<'a> ElfFile<'a> {
         if count > 0 && entry_size != expected_size {
             return Err(file.bad("e_phentsize", size_at, entry_size, "expected 32 (ELF32) or 56 (ELF64)"));
         }
-        file.bytes("program headers", table, count * entry_size)?;
+        file.check("program headers", table, count * entry_size)?;
         let segments = (0..count)
             .map(|index| Self::segment(&file, is_64, table + index * entry_size))
             .collect::<Result<_, _>>()?;
@@ -142,7 +142,7 @@ impl<'a> ElfFile<'a> {
         if size != 64 {
             return Err(self.file.bad("e_shentsize", 58, size, "expected 64"));
         }
-        self.file.bytes("section headers", table, count * size)?;
+        self.file.check("section headers", table, count * size)?;
         for at in (0..count).map(|index| table + index * size) {
             if self.file.u32("sh_type", at + 4)? != SHT_NOBITS {
                 let (offset, len) =
@@ -153,9 +153,9 @@ impl<'a> ElfFile<'a> {
         Ok(end.max(table + count * size))
     }
 
-    /// What of `segment` is in the file.
-    pub(crate) fn data(&self, segment: &Segment) -> Result<&'a [u8], BootError> {
-        self.file.bytes("segment", segment.offset, segment.file_size)
+    /// Writes what of `segment` is in the file to `gpa`.
+    pub(crate) fn copy(&self, loader: &mut Loader<'_>, segment: &Segment, gpa: u64) -> Result<(), BootError> {
+        loader.copy(&self.file, "segment", segment.offset, segment.file_size, gpa)
     }
 
     /// `e_entry` as a physical address in a loaded segment below 4 GiB. Linux gives the physical one; a
@@ -183,13 +183,19 @@ impl<'a> ElfFile<'a> {
         self.segments.iter().filter(|segment| segment.kind == PT_LOAD && segment.memory_size > 0)
     }
 
-    /// The descriptor of the note with `name` (without its zero) and `kind`, if there's one.
-    pub(crate) fn note(&self, name: &[u8], kind: u32) -> Result<Option<&'a [u8]>, BootError> {
+    /// The descriptor of the note with `name` (without its zero) and `kind`, if there's one in the first MiB
+    /// of notes.
+    pub(crate) fn note(&self, name: &[u8], kind: u32) -> Result<Option<Vec<u8>>, BootError> {
+        const MAX_NOTES: u64 = 1 << 20;
+        let mut room = MAX_NOTES;
         for segment in self.segments.iter().filter(|segment| segment.kind == PT_NOTE) {
-            let data = self.file.bytes("note segment", segment.offset, segment.file_size)?;
+            self.file.check("note segment", segment.offset, segment.file_size)?;
+            let len = segment.file_size.min(room);
+            room -= len;
+            let data = self.file.bytes("note segment", segment.offset, len)?;
             let align = if segment.align == 8 { 8 } else { 4 };
-            if let Some(found) = find_note(data, align, name, kind) {
-                return Ok(Some(found));
+            if let Some(found) = find_note(&data, align, name, kind) {
+                return Ok(Some(found.to_vec()));
             }
         }
         Ok(None)
@@ -201,28 +207,31 @@ impl<'a> ElfFile<'a> {
             return Err(BootError::Unsupported { file: FileKind::Elf, what: "no segment to load" });
         }
         for segment in self.loadable() {
-            let data = self.data(segment)?;
             let start = segment.physical_address;
             let range = start..start.saturating_add(segment.memory_size);
-            load_part(loader, FileKind::Elf, data, range)?;
+            let part = segment.offset..segment.offset.saturating_add(segment.file_size);
+            load_part(loader, &self.file, "segment", part, range)?;
         }
         Ok(())
     }
 }
 
-/// Takes `range`, writes `data` at its start and zeroes the rest.
+/// Takes `range`, writes the `part` of the file at its start and zeroes the rest.
 pub(crate) fn load_part(
     loader: &mut Loader<'_>,
-    file: FileKind,
-    data: &[u8],
+    file: &Fields<'_>,
+    name: &'static str,
+    part: Range<u64>,
     range: Range<u64>,
 ) -> Result<(), BootError> {
+    let len = part.end - part.start;
+    file.check(name, part.start, len)?;
     if !loader.free.take(&range) {
         let what = "a segment of the kernel";
-        return Err(BootError::OutsideRam { file, what, start: range.start, end: range.end });
+        return Err(BootError::OutsideRam { file: file.file, what, start: range.start, end: range.end });
     }
-    loader.write(range.start, data)?;
-    loader.zero(range.start + data.len() as u64..range.end)?;
+    loader.copy(file, name, part.start, len, range.start)?;
+    loader.zero(range.start + len..range.end)?;
     loader.note("kernel", range);
     Ok(())
 }

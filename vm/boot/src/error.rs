@@ -70,6 +70,18 @@ pub enum BootError {
         /// The length of the file.
         have: u64,
     },
+    /// The host can't read the file there.
+    #[error("{file}: {field} at offset {offset:#x} cannot be read: {error}")]
+    Unreadable {
+        /// The file.
+        file: FileKind,
+        /// The field or part.
+        field: &'static str,
+        /// Where it starts in the file.
+        offset: u64,
+        /// What the host says.
+        error: String,
+    },
     /// A field's value makes no sense.
     #[error("{file}: {field} at offset {offset:#x} is {value:#x}, {expected}")]
     BadField {

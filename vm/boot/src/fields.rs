@@ -1,37 +1,53 @@
 //! Reading little-endian fields of an untrusted file, with errors that name the place.
 
-use crate::{BootError, FileKind};
+use crate::{BootError, FileKind, KernelFile};
+use std::borrow::Cow;
 
-/// A file's bytes with the kind that its errors name.
+/// A file with the kind that its errors name.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Fields<'a> {
     pub(crate) file: FileKind,
-    pub(crate) data: &'a [u8],
+    pub(crate) kernel: &'a KernelFile<'a>,
 }
 
 impl<'a> Fields<'a> {
-    pub(crate) fn new(file: FileKind, data: &'a [u8]) -> Self {
-        Self { file, data }
+    pub(crate) fn new(file: FileKind, kernel: &'a KernelFile<'a>) -> Self {
+        Self { file, kernel }
+    }
+
+    /// Sees to it that the file has `len` bytes from `offset`.
+    pub(crate) fn check(&self, field: &'static str, offset: u64, len: u64) -> Result<(), BootError> {
+        let have = self.kernel.len();
+        if offset.checked_add(len).is_some_and(|end| end <= have) {
+            return Ok(());
+        }
+        Err(BootError::Truncated { file: self.file, field, offset, need: len, have })
     }
 
     /// `len` bytes from `offset`.
-    pub(crate) fn bytes(&self, field: &'static str, offset: u64, len: u64) -> Result<&'a [u8], BootError> {
-        usize::try_from(offset)
-            .ok()
-            .zip(offset.checked_add(len).and_then(|end| usize::try_from(end).ok()))
-            .and_then(|(start, end)| self.data.get(start..end))
-            .ok_or(BootError::Truncated {
-                file: self.file,
-                field,
-                offset,
-                need: len,
-                have: self.data.len() as u64,
-            })
+    pub(crate) fn bytes(
+        &self,
+        field: &'static str,
+        offset: u64,
+        len: u64,
+    ) -> Result<Cow<'a, [u8]>, BootError> {
+        self.check(field, offset, len)?;
+        self.kernel.bytes(offset, len).map_err(|error| self.unreadable(field, offset, &error))
+    }
+
+    /// Fills `bytes` from `offset`.
+    pub(crate) fn read(&self, field: &'static str, offset: u64, bytes: &mut [u8]) -> Result<(), BootError> {
+        self.check(field, offset, bytes.len() as u64)?;
+        self.kernel.read(offset, bytes).map_err(|error| self.unreadable(field, offset, &error))
+    }
+
+    fn unreadable(&self, field: &'static str, offset: u64, error: &std::io::Error) -> BootError {
+        BootError::Unreadable { file: self.file, field, offset, error: error.to_string() }
     }
 
     fn array<const N: usize>(&self, field: &'static str, offset: u64) -> Result<[u8; N], BootError> {
         let mut value = [0; N];
-        value.copy_from_slice(self.bytes(field, offset, N as u64)?);
+        value.copy_from_slice(&self.bytes(field, offset, N as u64)?);
         Ok(value)
     }
 

@@ -1,7 +1,7 @@
 //! Telling kernels from other files, and from each other, by content.
 
 use crate::elf::ElfFile;
-use crate::{BootError, FileKind, bzimage, multiboot, pvh};
+use crate::{BootError, FileKind, KernelFile, bzimage, multiboot, pvh};
 
 /// The boot protocol that a file is loaded by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -20,16 +20,17 @@ pub enum Protocol {
 ///
 /// # Errors
 /// The file isn't a kernel for x86, or its headers are damaged; the error says what it is.
-pub fn identify(kernel: &[u8]) -> Result<Protocol, BootError> {
-    if bzimage::is_bzimage(kernel) {
+pub fn identify(kernel: &KernelFile<'_>) -> Result<Protocol, BootError> {
+    let head = kernel.head();
+    if bzimage::is_bzimage(head) {
         return Ok(Protocol::BzImage);
     }
-    if kernel.starts_with(b"\x7fELF") {
+    if head.starts_with(b"\x7fELF") {
         let elf = ElfFile::parse(kernel)?;
         if pvh::entry_point(&elf)?.is_some() {
             return Ok(Protocol::Pvh);
         }
-        if multiboot::find_header(kernel).is_some() {
+        if multiboot::find_header(head).is_some() {
             return Ok(Protocol::Multiboot);
         }
         if elf.is_64 {
@@ -40,15 +41,15 @@ pub fn identify(kernel: &[u8]) -> Result<Protocol, BootError> {
             what: "a 32-bit ELF file needs a PVH note or a multiboot header, this one has neither",
         });
     }
-    if multiboot::find_header(kernel).is_some() {
+    if multiboot::find_header(head).is_some() {
         return Ok(Protocol::Multiboot);
     }
-    Err(something_else(kernel))
+    Err(something_else(head))
 }
 
 /// The error for a file that can't be booted.
-fn something_else(file: &[u8]) -> BootError {
-    let at = |offset: usize, magic: &[u8]| file.get(offset..).is_some_and(|rest| rest.starts_with(magic));
+fn something_else(head: &[u8]) -> BootError {
+    let at = |offset: usize, magic: &[u8]| head.get(offset..).is_some_and(|rest| rest.starts_with(magic));
     if at(0x38, b"ARM\x64") {
         return BootError::WrongArchitecture { found: "arm64 (a Linux Image)".into() };
     }
@@ -75,7 +76,7 @@ fn something_else(file: &[u8]) -> BootError {
         (0, b"#!", "a script"),
         (510, &[0x55, 0xaa], "a disk image or an old boot sector, without a Linux header"),
     ];
-    let found = match file.len() {
+    let found = match head.len() {
         0 => "empty",
         1..512 => "too short to be one",
         _ => "nothing known",
@@ -93,7 +94,7 @@ mod tests {
         let with = |offset: usize, magic: &[u8]| {
             let mut file = vec![0u8; 0x9000];
             file[offset..offset + magic.len()].copy_from_slice(magic);
-            identify(&file).unwrap_err().to_string()
+            identify(&KernelFile::from(&file)).unwrap_err().to_string()
         };
         assert!(with(0x38, b"ARM\x64").contains("arm64"));
         assert!(with(0x30, b"RISCV\0\0\0").contains("RISC-V"));
@@ -104,15 +105,16 @@ mod tests {
         assert!(with(0, b"07070100").contains("cpio"));
         assert!(with(510, &[0x55, 0xaa]).contains("boot sector"));
         assert!(with(0, &[1]).contains("nothing known"));
-        assert!(identify(b"").unwrap_err().to_string().contains("empty"));
-        assert!(identify(b"hello").unwrap_err().to_string().contains("too short"));
+        let short = |bytes: &[u8]| identify(&bytes.into()).unwrap_err().to_string();
+        assert!(short(b"").contains("empty"));
+        assert!(short(b"hello").contains("too short"));
         let mut arm = vec![0u8; 64];
         arm[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
         arm[18] = 183;
         assert_eq!(
-            identify(&arm),
+            identify(&KernelFile::from(&arm)),
             Err(BootError::WrongArchitecture { found: "arm64 (an ELF file)".to_owned() })
         );
-        assert!(matches!(identify(&arm[..17]), Err(BootError::Truncated { field: "e_machine", .. })));
+        assert!(matches!(identify(&arm[..17].into()), Err(BootError::Truncated { field: "e_machine", .. })));
     }
 }

@@ -1,6 +1,6 @@
 //! Loading kernels: bzImage, unpacked or not, PVH and multiboot ELF.
 //!
-//! [`load`] takes the bytes of a kernel, perhaps an initrd and a command line, puts them into guest memory
+//! [`load`] takes a kernel's file, perhaps an initrd and a command line, puts them into guest memory
 //! as the kernel's boot protocol wants it and returns the [`EntryState`] in which the boot processor must
 //! start. Files are untrusted: every field is checked, and every error names the file, the field and the
 //! place.
@@ -12,6 +12,7 @@ mod entry;
 mod error;
 mod fields;
 mod identify;
+mod kernel_file;
 pub mod layout;
 mod linux_elf;
 mod memory_map;
@@ -31,7 +32,9 @@ pub use entry::{
     EntryState, RFLAGS_FIXED, Segment, TSS_SELECTOR, TableRegister,
 };
 pub use error::{BootError, FileKind, OutOfMemoryRange};
+use fields::Fields;
 pub use identify::{Protocol, identify};
+pub use kernel_file::KernelFile;
 use memory_map::Placement;
 pub use memory_map::{EBDA_START, FIRMWARE_START, MemoryMap, MemoryMapError, MemoryRegion, RegionKind};
 
@@ -52,7 +55,7 @@ pub trait LoadMemory {
 #[derive(Debug, Clone)]
 pub struct BootSpec<'a> {
     /// The kernel file.
-    pub kernel: &'a [u8],
+    pub kernel: KernelFile<'a>,
     /// The initial RAM disk: an initrd, initramfs, or a multiboot or PVH module.
     pub initrd: Option<&'a [u8]>,
     /// The kernel's command line.
@@ -98,7 +101,7 @@ pub fn load(spec: &BootSpec<'_>, memory: &mut dyn LoadMemory) -> Result<Loaded, 
     if let Some(position) = spec.cmdline.bytes().position(|byte| byte == 0) {
         return Err(BootError::CommandLineNul { position });
     }
-    let protocol = identify(spec.kernel)?;
+    let protocol = identify(&spec.kernel)?;
     let mut loader = Loader::new(spec, memory)?;
     let entry = match protocol {
         Protocol::BzImage => bzimage::load(&mut loader)?,
@@ -138,6 +141,32 @@ impl<'a> Loader<'a> {
 
     fn write(&mut self, gpa: u64, bytes: &[u8]) -> Result<(), BootError> {
         Ok(self.memory.write(gpa, bytes)?)
+    }
+
+    /// Writes `len` bytes at `offset` of `file` to `gpa`. Of a file of the host, no more than a piece is in the
+    /// loader's own memory at a time.
+    fn copy(
+        &mut self,
+        file: &Fields<'_>,
+        part: &'static str,
+        offset: u64,
+        len: u64,
+        gpa: u64,
+    ) -> Result<(), BootError> {
+        const PIECE: u64 = 1 << 18;
+        file.check(part, offset, len)?;
+        if let Some(bytes) = file.kernel.part_of_head(offset, len) {
+            return self.write(gpa, bytes);
+        }
+        let mut buffer = vec![0; len.min(PIECE) as usize];
+        let mut done = 0;
+        while done < len {
+            let piece = &mut buffer[..(len - done).min(PIECE) as usize];
+            file.read(part, offset + done, piece)?;
+            self.memory.write(gpa.saturating_add(done), piece)?;
+            done += piece.len() as u64;
+        }
+        Ok(())
     }
 
     /// Zeroes a range that's known to be RAM, without allocating its size.

@@ -12,7 +12,7 @@ const CMDLINE_MAX: u64 = 2047;
 
 /// Loads the file.
 pub(crate) fn load(loader: &mut Loader<'_>) -> Result<EntryState, BootError> {
-    let elf = ElfFile::parse(loader.spec.kernel)?;
+    let elf = ElfFile::parse(&loader.spec.kernel)?;
     let rip = elf.physical_entry()?;
     elf.load(loader)?;
     let cmdline = loader.write_cmdline(CMDLINE_MAX)?;

@@ -25,11 +25,11 @@ const LOADER_NAME: &[u8] = b"Vireo\0";
 const REGION_SIZE: u64 = 24;
 
 /// The offset of the multiboot header, if there's one.
-pub(crate) fn find_header(kernel: &[u8]) -> Option<u64> {
-    let searched = &kernel[..kernel.len().min(SEARCH_LENGTH)];
+pub(crate) fn find_header(head: &[u8]) -> Option<u64> {
+    let searched = &head[..head.len().min(SEARCH_LENGTH)];
     let word = |chunk: &[u8]| chunk.try_into().map(u32::from_le_bytes).unwrap_or(0);
     searched.chunks_exact(4).enumerate().find_map(|(index, chunk)| {
-        let rest = kernel.get(index * 4..index * 4 + 12)?;
+        let rest = head.get(index * 4..index * 4 + 12)?;
         let sum = word(chunk).wrapping_add(word(&rest[4..8])).wrapping_add(word(&rest[8..12]));
         (word(chunk) == HEADER_MAGIC && sum == 0).then_some(index as u64 * 4)
     })
@@ -37,9 +37,10 @@ pub(crate) fn find_header(kernel: &[u8]) -> Option<u64> {
 
 /// Loads a multiboot kernel.
 pub(crate) fn load(loader: &mut Loader<'_>) -> Result<EntryState, BootError> {
-    let kernel = loader.spec.kernel;
+    let kernel = &loader.spec.kernel;
     let file = Fields::new(FileKind::Multiboot, kernel);
-    let header = find_header(kernel).ok_or(BootError::NotAKernel { found: "without multiboot header" })?;
+    let header =
+        find_header(kernel.head()).ok_or(BootError::NotAKernel { found: "without multiboot header" })?;
     let flags = file.u32("flags", header + 4)?;
     if flags & 0xffff & !KNOWN_REQUIREMENTS != 0 {
         return Err(file.bad(
@@ -51,7 +52,7 @@ pub(crate) fn load(loader: &mut Loader<'_>) -> Result<EntryState, BootError> {
     }
     let eip = if flags & HAS_ADDRESSES != 0 {
         load_by_addresses(loader, &file, header)?
-    } else if kernel.starts_with(b"\x7fELF") {
+    } else if kernel.head().starts_with(b"\x7fELF") {
         let elf = ElfFile::parse(kernel)?;
         let eip = u32::try_from(elf.entry).map_err(|_| {
             file.bad("e_entry", 24, elf.entry, "but multiboot enters below 4 GiB, in protected mode")
@@ -84,15 +85,15 @@ fn load_by_addresses(loader: &mut Loader<'_>, file: &Fields<'_>, header: u64) ->
         .ok_or_else(|| file.bad("load_addr", header + 16, load_addr, "which would start before the file"))?;
     let offset = header - before;
     let length = match load_end {
-        0 => file.data.len() as u64 - offset,
+        0 => file.kernel.len() - offset,
         end => end.checked_sub(load_addr).ok_or_else(|| {
             file.bad("load_end_addr", header + 20, load_end, "expected an address after load_addr")
         })?,
     };
-    let data = file.bytes("text and data", offset, length)?;
+    file.check("text and data", offset, length)?;
     // An absent end of bss means no bss; one inside the data is taken for the same.
     let end = bss_end.max(load_addr + length);
-    load_part(loader, FileKind::Multiboot, data, load_addr..end)?;
+    load_part(loader, file, "text and data", offset..offset + length, load_addr..end)?;
     file.u32("entry_addr", header + 28)
 }
 

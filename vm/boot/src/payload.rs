@@ -103,7 +103,7 @@ impl<'a> Payload<'a> {
     /// # Errors
     /// [`UnpackError`] if there is none, or in no known format.
     pub fn find(kernel: &'a [u8]) -> Result<Self, UnpackError> {
-        let header = SetupHeader::parse(kernel)?;
+        let header = SetupHeader::parse(&kernel.into())?;
         let Some(range) = header.payload.clone() else { return Err(UnpackError::NoPayload) };
         let truncated = BootError::Truncated {
             file: FileKind::BzImage,

@@ -18,7 +18,7 @@ pub(crate) fn entry_point(elf: &ElfFile<'_>) -> Result<Option<u64>, BootError> {
     let Some(desc) = elf.note(b"Xen", XEN_ELFNOTE_PHYS32_ENTRY)? else { return Ok(None) };
     let mut value = [0; 8];
     match desc.len() {
-        4 | 8 => value[..desc.len()].copy_from_slice(desc),
+        4 | 8 => value[..desc.len()].copy_from_slice(&desc),
         _ => {
             return Err(BootError::Unsupported {
                 file: FileKind::Elf,
@@ -31,7 +31,7 @@ pub(crate) fn entry_point(elf: &ElfFile<'_>) -> Result<Option<u64>, BootError> {
 
 /// Loads an ELF file with the note.
 pub(crate) fn load(loader: &mut Loader<'_>) -> Result<EntryState, BootError> {
-    let elf = ElfFile::parse(loader.spec.kernel)?;
+    let elf = ElfFile::parse(&loader.spec.kernel)?;
     let unusable =
         BootError::Unsupported { file: FileKind::Elf, what: "the PVH entry point isn't in a loaded segment" };
     let entry = entry_point(&elf)?.ok_or(unusable.clone())?;

@@ -2,7 +2,7 @@
 
 use crate::fields::Fields;
 use crate::memory_map::FOUR_GIB;
-use crate::{BootError, FileKind, Loader};
+use crate::{BootError, FileKind, KernelFile, Loader};
 use std::ops::Range;
 
 /// `HdrS`.
@@ -61,7 +61,7 @@ impl SetupHeader {
     ///
     /// # Errors
     /// The file is truncated, older than protocol 2.06, or its fields contradict each other.
-    pub fn parse(kernel: &[u8]) -> Result<Self, BootError> {
+    pub fn parse(kernel: &KernelFile<'_>) -> Result<Self, BootError> {
         let file = Fields::new(FileKind::BzImage, kernel);
         let magic = file.u32("header", 0x202)?;
         if magic != HEADER_MAGIC {
@@ -111,7 +111,7 @@ impl SetupHeader {
             kernel_version: Self::version_text(&file, kernel_offset)?,
             header: HEADER_START..header_end.clamp(0x240, HEADER_ROOM_END),
         };
-        file.bytes("setup header", HEADER_START, header.header.end - HEADER_START)?;
+        file.check("setup header", HEADER_START, header.header.end - HEADER_START)?;
         if header.relocatable_kernel && !header.kernel_alignment.is_power_of_two() {
             return Err(file.bad(
                 "kernel_alignment",
@@ -130,9 +130,9 @@ impl SetupHeader {
         if size == 0 {
             return Err(file.bad("syssize", 0x1f4, 0, "expected the kernel's size"));
         }
-        let available = (file.data.len() as u64).saturating_sub(offset);
+        let available = file.kernel.len().saturating_sub(offset);
         if available + 15 < size {
-            file.bytes("protected-mode kernel", offset, size)?;
+            file.check("protected-mode kernel", offset, size)?;
         }
         Ok(size.min(available))
     }

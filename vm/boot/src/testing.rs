@@ -59,7 +59,7 @@ impl LoadMemory for Ram<'_> {
 
 pub(crate) fn spec<'a>(kernel: &'a [u8], memory: &'a MemoryMap) -> BootSpec<'a> {
     BootSpec {
-        kernel,
+        kernel: kernel.into(),
         initrd: None,
         cmdline: "console=ttyS0",
         memory,

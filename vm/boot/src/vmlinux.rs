@@ -5,7 +5,7 @@ use crate::elf::ElfFile;
 use crate::entry::EntryState;
 use crate::payload::{Compression, Payload, UnpackError};
 use crate::setup_header::{self, SetupHeader};
-use crate::{BootError, FileKind, Loader, memory_map::FOUR_GIB};
+use crate::{BootError, FileKind, KernelFile, Loader, memory_map::FOUR_GIB};
 
 /// Where Linux's virtual addresses of its own code and data begin (Documentation/arch/x86/x86_64/mm.rst).
 const KERNEL_MAP: u64 = 0xffff_ffff_8000_0000;
@@ -104,7 +104,8 @@ impl Vmlinux {
     }
 
     fn slide_by(&mut self, distance: u64) -> Result<(), SlideError> {
-        let elf = ElfFile::parse(&self.bytes)?;
+        let bytes = KernelFile::from(&self.bytes);
+        let elf = ElfFile::parse(&bytes)?;
         let pieces: Vec<Piece> = elf
             .loadable()
             .map(|segment| Piece {
@@ -210,7 +211,8 @@ pub(crate) fn load(
     direct: DirectEntry<'_>,
     header: &SetupHeader,
 ) -> Result<EntryState, BootError> {
-    let elf = ElfFile::parse(&direct.vmlinux.bytes)?;
+    let bytes = KernelFile::from(&direct.vmlinux.bytes);
+    let elf = ElfFile::parse(&bytes)?;
     if !elf.is_64 {
         let what = "the bzImage's payload is a 32-bit kernel";
         return Err(BootError::Unsupported { file: FileKind::Elf, what });
@@ -240,10 +242,9 @@ pub(crate) fn load(
     let start = place(loader, header, direct.place)?;
     let moved = |address: u64| address.wrapping_sub(base).wrapping_add(start);
     for segment in elf.loadable() {
-        let data = elf.data(segment)?;
         let at = moved(segment.physical_address);
-        loader.write(at, data)?;
-        loader.zero(at + data.len() as u64..at + segment.memory_size)?;
+        elf.copy(loader, segment, at)?;
+        loader.zero(at + segment.file_size()..at + segment.memory_size)?;
     }
     loader.note("kernel", start..start + size);
     EntryState::long64(loader.memory, moved(entry))
@@ -305,8 +306,10 @@ mod tests {
     fn every_sort_of_field_slides() {
         let mut vmlinux = Vmlinux::from_bytes(kernel(&full_table()));
         vmlinux.slide_by(0x60_0000).unwrap();
-        let elf = ElfFile::parse(&vmlinux.bytes).unwrap();
-        let data: Vec<&[u8]> = elf.loadable().map(|segment| elf.data(segment).unwrap()).collect();
+        let bytes = KernelFile::from(&vmlinux.bytes);
+        let elf = ElfFile::parse(&bytes).unwrap();
+        let data: Vec<&[u8]> =
+            elf.loadable().map(|segment| &vmlinux.bytes[segment.offset() as usize..]).collect();
         assert_eq!(data[0][8..16], (KERNEL_MAP + BASE + 0x60_0020).to_le_bytes());
         assert_eq!(data[0][16..20], 0x8160_0030u32.to_le_bytes());
         assert_eq!(data[1][4..8], (0x7f00_0000u32 - 0x60_0000).to_le_bytes());
@@ -334,7 +337,7 @@ mod tests {
     fn the_unpacked_kernel_is_entered() {
         let map = MemoryMap::pc(0x1000_0000, 0, &[]).unwrap();
         let bz = crate::bzimage::tests::image();
-        let header = SetupHeader::parse(&bz).unwrap();
+        let header = SetupHeader::parse(&KernelFile::from(&bz)).unwrap();
         for (random, place) in [(None, BASE), (Some(0), BASE), (Some(3), BASE + 0x60_0000)] {
             let mut vmlinux = Vmlinux::from_bytes(kernel(&full_table()));
             if let Some(random) = random {
@@ -389,7 +392,7 @@ mod tests {
         ) {
             let map = MemoryMap::pc(0x1000_0000, 0, &[]).unwrap();
             let bz = crate::bzimage::tests::image();
-            let header = SetupHeader::parse(&bz).unwrap();
+            let header = SetupHeader::parse(&KernelFile::from(&bz)).unwrap();
             let mut bytes = kernel(&full_table());
             for (at, byte) in changes {
                 let at = at.index(bytes.len());

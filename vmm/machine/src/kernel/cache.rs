@@ -1,11 +1,12 @@
 //! Kernels that were unpacked before, in the user's cache folder.
 //!
-//! A file's name is the SHA-256 of the bzImage, so that a changed kernel never finds an old one. Files are
+//! A file is named after the bzImage's own file and the time of its last change, so that a changed kernel never
+//! finds an old one, and a known one need not be read. Files are
 //! written under another name first and then renamed; what is read back is checked, and what is wrong is
 //! unpacked anew. The folder is the user's own: whoever can write to it could change the user's kernels too.
 
+use super::version::FileVersion;
 use boot::Vmlinux;
-use sha2::{Digest, Sha256};
 use std::env;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Write};
@@ -34,13 +35,12 @@ impl Cache {
         Some(Self { folder: base.join("vireo/kernels") })
     }
 
-    fn path(&self, kernel: &[u8]) -> PathBuf {
-        let name: String = Sha256::digest(kernel).iter().map(|byte| format!("{byte:02x}")).collect();
-        self.folder.join(name).with_extension(ENDING)
+    fn path(&self, kernel: &FileVersion) -> PathBuf {
+        self.folder.join(kernel.to_string()).with_extension(ENDING)
     }
 
     /// What `kernel` was unpacked to, if it was, to at most `limit` bytes.
-    pub(super) fn get(&self, kernel: &[u8], limit: u64) -> Option<Vmlinux> {
+    pub(super) fn get(&self, kernel: &FileVersion, limit: u64) -> Option<Vmlinux> {
         if !self.folder.is_dir() {
             return None;
         }
@@ -67,7 +67,7 @@ impl Cache {
     }
 
     /// Keeps what `kernel` was unpacked to, as far as the host allows.
-    pub(super) fn put(&self, kernel: &[u8], vmlinux: &Vmlinux) {
+    pub(super) fn put(&self, kernel: &FileVersion, vmlinux: &Vmlinux) {
         let path = self.path(kernel);
         if let Err(error) = self.write(&path, vmlinux.bytes()) {
             tracing::info!("{} cannot be written: {error}", path.display());
@@ -138,36 +138,42 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
+    /// That of a file of its own.
+    fn version() -> FileVersion {
+        FileVersion::of(&tempfile::tempfile().unwrap().metadata().unwrap())
+    }
+
     #[test]
     fn kernels_are_kept_checked_and_dropped() {
         let folder = tempfile::tempdir().unwrap();
         let cache = Cache { folder: folder.path().join("kernels") };
-        assert_eq!(cache.get(b"a", 100), None);
+        let a = version();
+        assert_eq!(cache.get(&a, 100), None);
         let vmlinux = Vmlinux::from_bytes(vec![5; 100]);
-        cache.put(b"a", &vmlinux);
-        assert_eq!(cache.get(b"a", 100), Some(vmlinux.clone()));
-        assert_eq!(cache.get(b"a", 99), None);
-        assert_eq!(cache.get(b"b", 100), None);
-        let path = cache.path(b"a");
+        cache.put(&a, &vmlinux);
+        assert_eq!(cache.get(&a, 100), Some(vmlinux.clone()));
+        assert_eq!(cache.get(&a, 99), None);
+        assert_eq!(cache.get(&version(), 100), None);
+        let path = cache.path(&a);
         let whole = fs::read(&path).unwrap();
         for index in [0, 50, 100, 110, 119] {
             let mut damaged = whole.clone();
             damaged[index] ^= 1;
             fs::write(&path, &damaged).unwrap();
-            assert_eq!(cache.get(b"a", 100), None, "{index}");
+            assert_eq!(cache.get(&a, 100), None, "{index}");
         }
         for len in [0, 10, 119] {
             fs::write(&path, &whole[..len]).unwrap();
-            assert_eq!(cache.get(b"a", 100), None, "{len}");
+            assert_eq!(cache.get(&a, 100), None, "{len}");
         }
-        cache.put(b"a", &vmlinux);
-        assert!(cache.get(b"a", 100).is_some());
+        cache.put(&a, &vmlinux);
+        assert!(cache.get(&a, 100).is_some());
         let old = SystemTime::now() - Duration::from_secs(7200);
         File::open(&path).unwrap().set_modified(old).unwrap();
         let leftover = cache.folder.join(".unfinished-x");
         File::create(&leftover).unwrap().set_modified(old).unwrap();
-        for name in [b"b", b"c", b"d", b"e"] {
-            cache.put(name, &vmlinux);
+        for _ in 0..4 {
+            cache.put(&version(), &vmlinux);
         }
         assert!(!path.exists() && !leftover.exists());
         assert_eq!(fs::read_dir(&cache.folder).unwrap().count(), KEPT);
@@ -176,7 +182,8 @@ mod tests {
     #[test]
     fn a_folder_that_cannot_be_had_does_no_harm() {
         let cache = Cache { folder: "/proc/nothing/kernels".into() };
-        cache.put(b"a", &Vmlinux::from_bytes(vec![1]));
-        assert_eq!(cache.get(b"a", 100), None);
+        let a = version();
+        cache.put(&a, &Vmlinux::from_bytes(vec![1]));
+        assert_eq!(cache.get(&a, 100), None);
     }
 }

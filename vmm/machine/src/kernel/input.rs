@@ -1,6 +1,8 @@
 //! The files that a kernel is loaded from.
 
+use super::version::FileVersion;
 use crate::MachineError;
+use boot::KernelFile;
 use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, Read};
@@ -37,7 +39,8 @@ impl Input {
         }
         let mut input = Self { what, source: Source::Bytes(Vec::new()), memory };
         input.check_len(path, metadata.len())?;
-        input.source = if metadata.is_file() {
+        // Files without a length, such as those of /proc, are read like a pipe.
+        input.source = if metadata.is_file() && metadata.len() > 0 {
             Source::File(file)
         } else {
             let mut bytes = Vec::new();
@@ -54,6 +57,27 @@ impl Input {
             return Err(MachineError::FileTooLarge { what, path: path.into(), len, memory });
         }
         Ok(())
+    }
+
+    /// A kernel, of which only what is needed is read; `path` is for messages.
+    pub(super) fn as_kernel(&self, path: &Path) -> Result<KernelFile<'_>, MachineError> {
+        let failed = |source| MachineError::File { what: self.what, path: path.into(), source };
+        match &self.source {
+            Source::Bytes(bytes) => Ok(bytes.into()),
+            Source::File(file) => {
+                let len = file.metadata().map_err(failed)?.len();
+                self.check_len(path, len)?;
+                KernelFile::in_file(file, len).map_err(failed)
+            }
+        }
+    }
+
+    /// Which file it is, and in what state. `None` for what came out of a pipe.
+    pub(super) fn version(&self) -> Option<FileVersion> {
+        match &self.source {
+            Source::File(file) => file.metadata().ok().map(|metadata| FileVersion::of(&metadata)),
+            Source::Bytes(_) => None,
+        }
     }
 
     /// Everything in it; `path` is for messages.

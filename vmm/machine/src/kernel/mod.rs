@@ -7,13 +7,14 @@ mod cache;
 mod entry;
 mod input;
 mod memory;
+mod version;
 
 pub(crate) use entry::KernelEntry;
 
 use crate::{KernelSpec, MachineError};
 use boot::{
-    BootSpec, Compression, DirectEntry, MAX_UNPACKED, MemoryMap, Payload, Protocol, SetupHeader, UnpackError,
-    Vmlinux,
+    BootSpec, Compression, DirectEntry, KernelFile, MAX_UNPACKED, MemoryMap, Payload, Protocol, SetupHeader,
+    UnpackError, Vmlinux,
 };
 use cache::Cache;
 use guest_memory::GuestMemory;
@@ -51,7 +52,6 @@ struct Files {
 /// What is loaded.
 #[derive(Debug)]
 struct Prepared {
-    kernel: Vec<u8>,
     protocol: Protocol,
     /// The kernel in a bzImage, and what picks its physical address.
     unpacked: Option<(Vmlinux, Option<u64>)>,
@@ -101,13 +101,12 @@ impl KernelImage {
         fresh: bool,
     ) -> Result<KernelEntry, MachineError> {
         let first = self.first.lock().take().and_then(|thread| thread.join().ok());
-        let Prepared { kernel, protocol, unpacked, initrd } =
-            first.unwrap_or_else(|| self.files.prepare())?;
+        let Prepared { protocol, unpacked, initrd } = first.unwrap_or_else(|| self.files.prepare())?;
         let path = &self.files.spec.kernel;
         let cmdline = self.command_line(protocol);
         let mut seed = [0; RNG_SEED];
         let spec = BootSpec {
-            kernel: &kernel,
+            kernel: self.files.kernel.as_kernel(path)?,
             initrd: initrd.as_deref(),
             cmdline: &cmdline,
             memory: map,
@@ -140,7 +139,7 @@ impl KernelImage {
 impl Files {
     fn prepare(&self) -> Result<Prepared, MachineError> {
         let path = &self.spec.kernel;
-        let kernel = self.kernel.read(path)?.into_owned();
+        let kernel = self.kernel.as_kernel(path)?;
         let initrd = match (&self.initrd, &self.spec.initrd) {
             (Some(initrd), Some(path)) => Some(initrd.read(path)?.into_owned()),
             _ => None,
@@ -149,14 +148,14 @@ impl Files {
             boot::identify(&kernel).map_err(|source| MachineError::Boot { path: path.clone(), source })?;
         let wanted = protocol == Protocol::BzImage && self.spec.unpack;
         let unpacked = if wanted { self.unpack(&kernel) } else { None };
-        Ok(Prepared { kernel, protocol, unpacked, initrd })
+        Ok(Prepared { protocol, unpacked, initrd })
     }
 
     /// The kernel in a bzImage, at virtual addresses picked at random unless its command line has
     /// `nokaslr`, and what picks its physical address.
-    fn unpack(&self, kernel: &[u8]) -> Option<(Vmlinux, Option<u64>)> {
+    fn unpack(&self, kernel: &KernelFile<'_>) -> Option<(Vmlinux, Option<u64>)> {
         let not_possible = |error: &dyn std::fmt::Display| unpacks_itself(&self.spec.kernel, error);
-        let mut vmlinux = self.get_unpacked(kernel).inspect_err(|error| not_possible(error)).ok()?;
+        let mut vmlinux = self.get_unpacked().inspect_err(|error| not_possible(error)).ok()?;
         let mut numbers = [0; 16];
         let wanted = !self.spec.append.split_ascii_whitespace().any(|word| word == "nokaslr");
         if !wanted || !random(&mut numbers) {
@@ -177,19 +176,34 @@ impl Files {
     }
 
     /// From the cache, if unpacking takes longer than reading what was unpacked.
-    fn get_unpacked(&self, kernel: &[u8]) -> Result<Vmlinux, UnpackError> {
-        let payload = Payload::find(kernel)?;
-        let cache = self.cache.as_ref().filter(|_| payload.compression != Compression::Lz4);
-        if let Some(vmlinux) = cache.and_then(|cache| cache.get(kernel, self.limit)) {
+    fn get_unpacked(&self) -> Result<Vmlinux, NotUnpacked> {
+        let version = self.kernel.version();
+        let cache = self.cache.as_ref().zip(version.as_ref());
+        if let Some(vmlinux) = cache.and_then(|(cache, version)| cache.get(version, self.limit)) {
             return Ok(vmlinux);
         }
+        let kernel = self.kernel.read(&self.spec.kernel)?;
+        let payload = Payload::find(&kernel)?;
         let vmlinux = Vmlinux::from_bytes(payload.unpack(self.limit)?);
         tracing::debug!("unpacked {} bytes ({})", vmlinux.bytes().len(), payload.compression);
-        if let Some(cache) = cache {
-            cache.put(kernel, &vmlinux);
+        if let Some((cache, version)) = cache
+            && payload.compression != Compression::Lz4
+            && version.is_settled()
+            && self.kernel.version().as_ref() == Some(version)
+        {
+            cache.put(version, &vmlinux);
         }
         Ok(vmlinux)
     }
+}
+
+/// Why a bzImage is left to unpack itself.
+#[derive(Debug, thiserror::Error)]
+enum NotUnpacked {
+    #[error(transparent)]
+    Read(#[from] MachineError),
+    #[error(transparent)]
+    Unpack(#[from] UnpackError),
 }
 
 fn unpacks_itself(path: &Path, error: &dyn std::fmt::Display) {

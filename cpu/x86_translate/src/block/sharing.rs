@@ -98,15 +98,15 @@ pub(super) fn plan_checks(guest: &mut [GuestInsn], fixed_page: bool) {
 
 fn join(open: &mut Vec<Group>, done: &mut Vec<Group>, site: &Site, at: (usize, usize), exits: usize) {
     let Some(root) = site.root else { return };
-    let (low, high) = (site.offset, site.offset + site.size);
+    let (low, high) = (site.offset, site.offset.wrapping_add(site.size));
     if let Some(position) = open.iter().position(|group| group.root == root) {
         let group = &mut open[position];
         let (new_low, new_high) = (group.low.min(low), group.high.max(high));
         // A constant page needs no luck; elsewhere the span must be short. A store that may not come to be
         // executed must not ask for the right to write.
         let near = match root {
-            Root::Constant => new_low >> 12 == (new_high - 1) >> 12,
-            _ => new_high - new_low <= SPAN,
+            Root::Constant => new_low >> 12 == new_high.wrapping_sub(1) >> 12,
+            _ => new_high.wrapping_sub(new_low) <= SPAN,
         };
         if near && (!site.write || group.write || group.exits == exits) {
             group.low = new_low;

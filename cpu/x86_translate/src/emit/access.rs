@@ -30,17 +30,17 @@ impl Translation<'_> {
                         ea.constant = Some(va);
                         return Some(ea);
                     }
-                    ea.disp = i32::try_from(va as i64).ok()?;
+                    ea.disp = displacement(va as i64)?;
                 } else {
                     ea.add_slot(at!(page_va));
-                    ea.disp = i32::try_from(offset).ok()?;
+                    ea.disp = displacement(offset)?;
                 }
                 return Some(ea);
             }
             Register::None => {}
             register => ea.add_register(number(register)?),
         }
-        ea.disp = i32::try_from(disp as i64).ok()?;
+        ea.disp = displacement(disp as i64)?;
         if insn.memory_index() != Register::None {
             let guest = number(insn.memory_index())?;
             let scale = insn.memory_index_scale().trailing_zeros() as u8;
@@ -144,6 +144,13 @@ impl Translation<'_> {
         let miss = Miss { ea: *ea, from, access, retry, group };
         self.cold.push(Cold { field, instruction: self.current, kind: ColdKind::Miss(miss) });
     }
+}
+
+/// A displacement as host instructions have it, if those nearby are such, too: a check can begin before the access
+/// and reaches beyond it, and what is checked must not be 4 GiB from what is accessed.
+fn displacement(value: i64) -> Option<i32> {
+    const NEAR: i32 = 0x1000;
+    i32::try_from(value).ok().filter(|value| (i32::MIN + NEAR..=i32::MAX - NEAR).contains(value))
 }
 
 /// The number of a 64-bit general register.

@@ -343,6 +343,29 @@ fn checks_that_are_shared_survive_the_interpreter() {
 }
 
 #[test]
+fn checks_at_the_ends_of_displacements_are_of_what_is_accessed() {
+    // A displacement that wraps around leads 4 GiB away: what is mapped there is the same memory.
+    let far = |code: &[u8], base: u64| {
+        let (expected, actual) = both(code, |machine| {
+            machine.poke(PAGE_TABLES + 0x1000 + 4 * 8, machine.peek(PAGE_TABLES + 0x1000));
+            machine.cpu.regs[reg::RBX] = base;
+            machine.cpu.regs[reg::RDX] = 1 << 32 | (DATA + 0x10c0);
+        });
+        let mut bytes = [[0; 0x1000]; 2];
+        expected.memory.read(DATA + 0x1000, &mut bytes[0]).expect("RAM");
+        actual.memory.read(DATA + 0x1000, &mut bytes[1]).expect("RAM");
+        assert!(bytes[0] == bytes[1], "{code:x?}");
+        assert!(bytes[0].iter().any(|byte| *byte != 0), "the program stored something");
+    };
+    // mov [rdx], rdx; mov [rbx - 0x80000000], rbx; sub rbx, 0x40; mov [rbx - 0x80000000], rdx; hlt
+    let code = b"\x48\x89\x12\x48\x89\x9b\x00\x00\x00\x80\x48\x83\xeb\x40\x48\x89\x93\x00\x00\x00\x80\xf4";
+    far(code, (1 << 31) + DATA + 0x1100);
+    // mov [rdx], rdx; mov [rbx + 0x7ffffffc], rbx; add rbx, 0x40; mov [rbx + 0x7ffffffc], rdx; hlt
+    let code = b"\x48\x89\x12\x48\x89\x9b\xfc\xff\xff\x7f\x48\x83\xc3\x40\x48\x89\x93\xfc\xff\xff\x7f\xf4";
+    far(code, (DATA + 0x1100).wrapping_sub(0x7fff_fffc));
+}
+
+#[test]
 fn x87_and_mmx_run_on_the_host() {
     // fld1; fldpi; l: fadd st, st1; fsqrt; fst qword [rdi]; fldcw [rdi+16]; dec ecx; jnz l;
     // fistp dword [rdi+8]; fnstsw ax; emms; movd mm3, ecx; paddd mm3, mm0; emms; hlt

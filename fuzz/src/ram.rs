@@ -21,7 +21,15 @@ impl LoadMemory for Ram<'_> {
 pub fn boot(kernel: &[u8], initrd: Option<&[u8]>, cmdline: &str, high: bool) {
     let map = MemoryMap::pc(64 << 20, if high { 1 << 30 } else { 0 }, &[]).expect("a memory map");
     let rsdp = high.then_some(0xf_5000);
-    check(&BootSpec { kernel: kernel.into(), initrd, cmdline, memory: &map, rsdp, direct: None, rng_seed: &[] });
+    check(&BootSpec {
+        kernel: kernel.into(),
+        initrd,
+        cmdline,
+        memory: &map,
+        rsdp,
+        direct: None,
+        rng_seed: &[],
+    });
 }
 
 /// Enters what `kernel`, a bzImage, was unpacked to, or finds out why not.
@@ -31,7 +39,15 @@ pub fn boot(kernel: &[u8], initrd: Option<&[u8]>, cmdline: &str, high: bool) {
 pub fn boot_directly(kernel: &[u8], direct: DirectEntry<'_>) {
     let map = MemoryMap::pc(64 << 20, 0, &[]).expect("a memory map");
     let (cmdline, direct) = ("quiet", Some(direct));
-    check(&BootSpec { kernel: kernel.into(), initrd: None, cmdline, memory: &map, rsdp: None, direct, rng_seed: &[7; 32] });
+    check(&BootSpec {
+        kernel: kernel.into(),
+        initrd: None,
+        cmdline,
+        memory: &map,
+        rsdp: None,
+        direct,
+        rng_seed: &[7; 32],
+    });
 }
 
 fn check(spec: &BootSpec<'_>) {

@@ -365,6 +365,8 @@ impl Lockstep {
                 }
             }
             if result == Ok(Flow::Next) {
+                // What ends with an instruction.
+                core.cpu.rflags &= !x86_core::flags::RF;
                 core.cpu.rip =
                     rip.wrapping_add(insn.len() as u64) & if bits == 64 { u64::MAX } else { 0xffff_ffff };
             }

@@ -276,16 +276,6 @@ impl TranslatorVcpu {
 
     /// Deals with an exit from generated code.
     fn after(&mut self, platform: &dyn Platform, mut reason: u32) -> Result<Option<Exit>, Turn> {
-        // A program may leave one ungrouped block after the other for the next: a loop, no recursion.
-        while reason == ExitReason::Ungrouped as u32 {
-            let mode = Mode(Mode::of(&self.jit.cpu).0 | Mode::UNGROUPED);
-            match self.lookup(platform, mode) {
-                Ok(Lookup::Block(found)) => reason = self.enter(found.entry_mem),
-                Ok(Lookup::Entry(_) | Lookup::Step) => return self.step(platform),
-                Ok(Lookup::Full) => return Err(Turn::Full),
-                Err(trap) => return self.deliver(platform, trap),
-            }
-        }
         const DISPATCH: u32 = ExitReason::Dispatch as u32;
         const INDIRECT: u32 = ExitReason::Indirect as u32;
         const LINK: u32 = ExitReason::Link as u32;
@@ -293,27 +283,44 @@ impl TranslatorVcpu {
         const TRAP: u32 = ExitReason::Trap as u32;
         const HALT: u32 = ExitReason::Halt as u32;
         const STEP: u32 = ExitReason::Step as u32;
-        match reason {
-            DISPATCH => self.jit.counters.exits_other += 1,
-            INDIRECT => self.jit.counters.exits_indirect += 1,
-            LINK => {
-                self.jit.counters.exits_link += 1;
-                return self.follow_link(platform);
-            }
-            POLL => {
-                let target = self.translator.link_target(self.jit.exit_argument as u32);
-                self.set_rip_to(target.target, target.page_va);
-            }
-            TRAP => {
-                if let Some(trap) = self.jit.trap.take() {
-                    return self.deliver(platform, trap);
+        const UNGROUPED: u32 = ExitReason::Ungrouped as u32;
+        // A program may leave any number of ungrouped blocks for the next: a loop, no recursion.
+        loop {
+            match reason {
+                UNGROUPED => {
+                    let mode = Mode(Mode::of(&self.jit.cpu).0 | Mode::UNGROUPED);
+                    match self.lookup(platform, mode) {
+                        Ok(Lookup::Block(found)) => reason = self.enter(found.entry_mem),
+                        Ok(Lookup::Entry(_) | Lookup::Step) => return self.step(platform),
+                        Ok(Lookup::Full) => return Err(Turn::Full),
+                        Err(trap) => return self.deliver(platform, trap),
+                    }
+                    continue;
                 }
+                LINK => {
+                    self.jit.counters.exits_link += 1;
+                    if let Some(next) = self.follow_link(platform) {
+                        reason = next;
+                        continue;
+                    }
+                }
+                DISPATCH => self.jit.counters.exits_other += 1,
+                INDIRECT => self.jit.counters.exits_indirect += 1,
+                POLL => {
+                    let target = self.translator.link_target(self.jit.exit_argument as u32);
+                    self.set_rip_to(target.target, target.page_va);
+                }
+                TRAP => {
+                    if let Some(trap) = self.jit.trap.take() {
+                        return self.deliver(platform, trap);
+                    }
+                }
+                HALT => return Ok(Some(Exit::Halt)),
+                STEP => return self.step(platform),
+                _ => unreachable!("an exit for no known reason"),
             }
-            HALT => return Ok(Some(Exit::Halt)),
-            STEP => return self.step(platform),
-            _ => unreachable!("an exit for no known reason"),
+            return Ok(None);
         }
-        Ok(None)
     }
 
     fn set_rip_to(&mut self, target: i64, page_va: u64) {
@@ -322,21 +329,22 @@ impl TranslatorVcpu {
         self.jit.cpu.rip = page.wrapping_add(target as u64);
     }
 
-    /// A direct jump that is not linked was taken: finds its target and links it.
-    fn follow_link(&mut self, platform: &dyn Platform) -> Result<Option<Exit>, Turn> {
+    /// A direct jump that is not linked was taken: finds its target and links it. If that is an ungrouped block it
+    /// is run, and the reason why it was left returned.
+    fn follow_link(&mut self, platform: &dyn Platform) -> Option<u32> {
         let number = self.jit.exit_argument as u32;
         let translator = self.translator.clone();
         let target = translator.link_target(number);
         self.set_rip_to(target.target, target.page_va);
         if self.apart && !target.ungrouped {
-            return Ok(None);
+            return None;
         }
         // What the processor was when generated code was entered does not count: that may have changed.
         let mode = Mode(Mode::of(&self.jit.cpu).0 | if target.ungrouped { Mode::UNGROUPED } else { 0 });
         let found = match self.lookup_block(platform, mode) {
             Ok(Lookup::Block(found)) => found,
             // The next round finds out.
-            _ => return Ok(None),
+            _ => return None,
         };
         let rip = self.jit.cpu.rip;
         let verified = if self.apart { None } else { translator.link(number, found.id, rip) };
@@ -352,11 +360,7 @@ impl TranslatorVcpu {
             }
             None => {}
         }
-        if target.ungrouped {
-            let reason = self.enter(found.entry_mem);
-            return self.after(platform, reason);
-        }
-        Ok(None)
+        target.ungrouped.then(|| self.enter(found.entry_mem))
     }
 
     /// Has the interpreter execute one instruction.

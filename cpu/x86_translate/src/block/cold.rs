@@ -3,6 +3,7 @@
 use crate::abi::calls::MissInfo;
 use crate::abi::layout::{S0, S1, at, gs};
 use crate::context::cold::{Cold, ColdKind};
+use crate::context::insn::{GuestInsn, Plan};
 use crate::context::link::NewLink;
 use crate::context::translation::Translation;
 use crate::emit::interpret::write_interpret_info;
@@ -31,12 +32,13 @@ impl Translation<'_> {
                     let at = self.cold_code.address();
                     let guest = &self.guest[cold.instruction];
                     let ends = guest.ends_block() && guest.class != Class::Jcc;
-                    // The interpreter does all of the instruction. Where that would go past another access'
-                    // check, which later ones rely on, the block must be left.
-                    let leads = guest.leads();
+                    // The interpreter does all of the instruction that is in memory now, which may be another than
+                    // was translated. Where later accesses rely on a check that this would go past, or that was
+                    // made before it, the block must be left.
+                    let relied_on = self.is_relied_on(cold.instruction);
                     let info = MissInfo {
                         retry: miss.retry.wrapping_sub(at) as i32,
-                        resume: if ends || leads { 0 } else { end.wrapping_sub(at) as i32 },
+                        resume: if ends || relied_on { 0 } else { end.wrapping_sub(at) as i32 },
                         page_va: self.page_va,
                         offset: guest.offset,
                         size: miss.access.size as u16,
@@ -102,6 +104,19 @@ impl Translation<'_> {
                 }
             }
         }
+    }
+
+    /// Whether an instruction after this one relies on a check of this one, or of one before it.
+    fn is_relied_on(&self, index: usize) -> bool {
+        let slots = |part: &[GuestInsn], lead: bool| {
+            part.iter().flat_map(|guest| guest.plans).fold(0u64, |slots, plan| match plan {
+                Plan::Lead { slot, .. } if lead => slots | 1 << slot,
+                Plan::Follow { slot } if !lead => slots | 1 << slot,
+                _ => slots,
+            })
+        };
+        let (before, after) = self.guest.split_at(index + 1);
+        slots(before, true) & slots(after, false) != 0
     }
 
     /// In the cold code of a shared check that failed, with the first address in S0: if the bytes cross a page,

@@ -69,7 +69,8 @@ pub(super) fn plan_checks(guest: &mut [GuestInsn], fixed_page: bool) {
     let mut exits = 0;
     for (index, insn) in guest.iter().enumerate() {
         let class = insn.class;
-        if matches!(class, Class::Interpret | Class::Swapgs | Class::Stac | Class::Clac) {
+        // These change what may be accessed, or where.
+        if matches!(class, Class::Interpret | Class::Swapgs | Class::Stac | Class::Clac | Class::Popf) {
             done.append(&mut open);
         } else {
             for (which, site) in sites(insn, &values, fixed_page).into_iter().enumerate() {

@@ -50,11 +50,6 @@ impl GuestInsn {
         matches!(self.class, Class::Interpret | Class::Jcc) || self.ends_block()
     }
 
-    /// Whether later instructions rely on a check of this one.
-    pub(crate) fn leads(&self) -> bool {
-        self.plans.iter().any(|plan| matches!(plan, Plan::Lead { .. }))
-    }
-
     /// Where the next instruction is, from the beginning of the page.
     pub(crate) fn next(&self) -> i64 {
         i64::from(self.offset) + self.insn.len() as i64

@@ -121,7 +121,7 @@ impl Translation<'_> {
         let Some((slot, by)) = u16::try_from(slot)
             .ok()
             .filter(|slot| usize::from(*slot) < LINK_SLOTS)
-            .zip(i32::try_from(target & !0xfff).ok())
+            .zip(i32::try_from(target & !0xfff).ok().filter(|by| *by != i32::MIN))
         else {
             // So that it does not wrap around.
             self.slots.store(LINK_SLOTS as u32, Ordering::Relaxed);

@@ -27,6 +27,8 @@ pub(super) fn classify(insn: &Instruction) -> Class {
         Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg => return Class::MovSeg,
         Code::Div_rm32 | Code::Div_rm64 => return Class::Div,
         Code::Idiv_rm32 | Code::Idiv_rm64 => return Class::Idiv,
+        // Some processors read four bytes, of which two are meant.
+        Code::Movsxd_r16_rm16 => return Class::Interpret,
         Code::Mov_AL_moffs8 | Code::Mov_AX_moffs16 | Code::Mov_EAX_moffs32 | Code::Mov_RAX_moffs64 => {
             return Class::Interpret;
         }

@@ -2,6 +2,7 @@
 
 mod differential;
 mod generate;
+mod hostile;
 mod programs;
 
 use crate::{Exit, Options, Translator, TranslatorVcpu};

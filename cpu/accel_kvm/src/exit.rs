@@ -1,5 +1,6 @@
 //! Why `KVM_RUN` returned (`struct kvm_run` in Linux's `Documentation/virt/kvm/api.rst`).
 
+use crate::error::errno;
 use kvm_bindings as kb;
 use kvm_ioctls::VcpuFd;
 use std::fmt::Write;
@@ -42,7 +43,7 @@ pub(crate) enum Exit<'a> {
 /// The kernel's; `EINTR` is a kick.
 pub(crate) fn run(fd: &mut VcpuFd) -> io::Result<Exit<'_>> {
     if let Err(error) = fd.run() {
-        return Err(io::Error::from_raw_os_error(error.errno()));
+        return Err(errno(error));
     }
     Ok(decode(fd.get_kvm_run()))
 }

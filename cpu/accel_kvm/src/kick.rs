@@ -88,9 +88,7 @@ impl Kicker {
         *self.running.lock() = Some(Running { thread, flag: Flag(immediate_exit) });
         Ok(Entered { kicker: self, flag: immediate_exit })
     }
-}
 
-impl Kicker {
     /// Returns when each of the vCPUs has been outside `KVM_RUN` since this was called.
     pub(crate) fn bring_out(vcpus: &[Arc<Self>]) {
         let inside = |vcpu: &Arc<Self>| {

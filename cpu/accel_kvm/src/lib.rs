@@ -10,8 +10,9 @@
 //! relied on ([`dirty_ring`]), else from bitmaps. Memory that processors only read is a read-only slot: stores to it come out as
 //! those to a device do.
 //!
-//! What KVM has beside and is not used: coalesced MMIO, which gathers stores that need no answer at once, as no device
-//! here has such (those that can wait are doorbells, which are events); and guest debugging, as the accelerator traits
+//! What KVM has beside and is not used: coalesced I/O, which gathers stores that need no answer at once: those of our
+//! devices are doorbells, which are events, and PCI's address register at 0xcf8 has the reset register in its range,
+//! where a store must not wait; and guest debugging, as the accelerator traits
 //! know no breakpoints yet.
 
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]

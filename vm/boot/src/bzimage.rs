@@ -9,7 +9,7 @@ use crate::{BootError, FileKind, Loader, vmlinux};
 
 const ENTRY_64_OFFSET: u64 = 0x200;
 
-/// Whether `kernel` has the signature of a bzImage's setup header.
+/// Whether a file that begins with `head` has the signature of a bzImage's setup header.
 pub(crate) fn is_bzimage(head: &[u8]) -> bool {
     head.get(0x202..0x206) == Some(b"HdrS".as_slice())
 }

@@ -84,14 +84,18 @@ impl<'a> ElfFile<'a> {
         if count > 0 && entry_size != expected_size {
             return Err(file.bad("e_phentsize", size_at, entry_size, "expected 32 (ELF32) or 56 (ELF64)"));
         }
-        file.check("program headers", table, count * entry_size)?;
+        // Read at once: there can be many, far into the file.
+        let headers = file.bytes("program headers", table, count * entry_size)?;
+        let headers = KernelFile::from(&*headers);
+        let headers = Fields::new(FileKind::Elf, &headers);
         let segments = (0..count)
-            .map(|index| Self::segment(&file, is_64, table + index * entry_size))
+            .map(|index| Self::segment(&headers, table, is_64, index * entry_size))
             .collect::<Result<_, _>>()?;
         Ok(Self { file, is_64, entry, segments })
     }
 
-    fn segment(file: &Fields<'_>, is_64: bool, at: u64) -> Result<Segment, BootError> {
+    /// The program header at `at` in the headers, which are at `table` in the file.
+    fn segment(file: &Fields<'_>, table: u64, is_64: bool, at: u64) -> Result<Segment, BootError> {
         let kind = file.u32("p_type", at)?;
         let segment = if is_64 {
             Segment {
@@ -115,7 +119,7 @@ impl<'a> ElfFile<'a> {
             }
         };
         if kind == PT_LOAD && segment.file_size > segment.memory_size {
-            let (offset, expected) = (at + if is_64 { 32 } else { 16 }, "expected at most p_memsz");
+            let (offset, expected) = (table + at + if is_64 { 32 } else { 16 }, "expected at most p_memsz");
             return Err(file.bad("p_filesz", offset, segment.file_size, expected));
         }
         Ok(segment)

@@ -47,7 +47,7 @@ impl<'a> Fields<'a> {
 
     fn array<const N: usize>(&self, field: &'static str, offset: u64) -> Result<[u8; N], BootError> {
         let mut value = [0; N];
-        value.copy_from_slice(&self.bytes(field, offset, N as u64)?);
+        self.read(field, offset, &mut value)?;
         Ok(value)
     }
 

@@ -47,7 +47,7 @@ pub fn identify(kernel: &KernelFile<'_>) -> Result<Protocol, BootError> {
     Err(something_else(head))
 }
 
-/// The error for a file that can't be booted.
+/// The error for a file that can't be booted and begins with `head`.
 fn something_else(head: &[u8]) -> BootError {
     let at = |offset: usize, magic: &[u8]| head.get(offset..).is_some_and(|rest| rest.starts_with(magic));
     if at(0x38, b"ARM\x64") {

@@ -53,18 +53,17 @@ impl<'a> KernelFile<'a> {
 
     /// Fills `bytes` with what is at `offset`; all of it must be within the length.
     pub(crate) fn read(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
-        match self.rest {
-            Some(file) => file.read_exact_at(bytes, offset),
-            None => {
-                bytes.copy_from_slice(self.part_of_head(offset, bytes.len() as u64).ok_or(OUTSIDE)?);
-                Ok(())
-            }
+        match (self.in_memory(offset, bytes.len() as u64), self.rest) {
+            (Some(part), _) => bytes.copy_from_slice(part),
+            (None, Some(file)) => file.read_exact_at(bytes, offset)?,
+            (None, None) => return Err(OUTSIDE.into()),
         }
+        Ok(())
     }
 
     /// `len` bytes at `offset`, all of them within the length.
     pub(crate) fn bytes(&self, offset: u64, len: u64) -> io::Result<Cow<'_, [u8]>> {
-        if let Some(bytes) = self.part_of_head(offset, len) {
+        if let Some(bytes) = self.in_memory(offset, len) {
             return Ok(bytes.into());
         }
         if offset.checked_add(len).is_none_or(|end| end > self.len) {
@@ -76,7 +75,7 @@ impl<'a> KernelFile<'a> {
     }
 
     /// The same if they are in memory already.
-    pub(crate) fn part_of_head(&self, offset: u64, len: u64) -> Option<&[u8]> {
+    pub(crate) fn in_memory(&self, offset: u64, len: u64) -> Option<&[u8]> {
         let start = usize::try_from(offset).ok()?;
         let end = start.checked_add(usize::try_from(len).ok()?)?;
         self.head.get(start..end)

@@ -155,7 +155,7 @@ impl<'a> Loader<'a> {
     ) -> Result<(), BootError> {
         const PIECE: u64 = 1 << 18;
         file.check(part, offset, len)?;
-        if let Some(bytes) = file.kernel.part_of_head(offset, len) {
+        if let Some(bytes) = file.kernel.in_memory(offset, len) {
             return self.write(gpa, bytes);
         }
         let mut buffer = vec![0; len.min(PIECE) as usize];

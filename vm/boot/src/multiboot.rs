@@ -24,7 +24,7 @@ const MODULE_SIZE: u64 = 16;
 const LOADER_NAME: &[u8] = b"Vireo\0";
 const REGION_SIZE: u64 = 24;
 
-/// The offset of the multiboot header, if there's one.
+/// The offset of the multiboot header in a file that begins with `head`, if there's one.
 pub(crate) fn find_header(head: &[u8]) -> Option<u64> {
     let searched = &head[..head.len().min(SEARCH_LENGTH)];
     let word = |chunk: &[u8]| chunk.try_into().map(u32::from_le_bytes).unwrap_or(0);

@@ -5,9 +5,10 @@ use crate::abi::layout::{
 };
 use crate::context::address::{Access, Ea, Index};
 use crate::context::cold::{Cold, ColdKind, Miss};
+use crate::context::input::Settings;
 use crate::context::insn::Plan;
 use crate::context::translation::Translation;
-use dbt_code::{Alu, Cond, Mem, Rm, Shift, Width};
+use dbt_code::{Alu, Cond, Emitter, Gpr, Mem, Rm, Shift, Width};
 use iced_x86::{Instruction, Register};
 use x86_core::{Seg, TLB_ENTRIES};
 
@@ -113,13 +114,7 @@ impl Translation<'_> {
                     S0
                 }
             };
-            if self.settings.bmi2 {
-                e.rorx(S1, address, 7);
-            } else {
-                e.mov(S1, address);
-                e.shift_imm(Shift::Shr, Width::B64, Rm::Reg(S1.0), 7);
-            }
-            e.alu_imm(Alu::And, Width::B32, Rm::Reg(S1.0), (TLB_ENTRIES as i32 - 1) << 5);
+            index_tlb(e, self.settings, address);
             if access.aligned {
                 if address != S0 {
                     e.mov(S0, address);
@@ -144,6 +139,17 @@ impl Translation<'_> {
         let miss = Miss { ea: *ea, from, access, retry, group };
         self.cold.push(Cold { field, instruction: self.current, kind: ColdKind::Miss(miss) });
     }
+}
+
+/// Puts the offset of the TLB's entry for an address into [`S1`]. The flags are lost.
+pub(super) fn index_tlb(e: &mut Emitter, settings: &Settings, address: Gpr) {
+    if settings.bmi2 {
+        e.rorx(S1, address, 7);
+    } else {
+        e.mov(S1, address);
+        e.shift_imm(Shift::Shr, Width::B64, Rm::Reg(S1.0), 7);
+    }
+    e.alu_imm(Alu::And, Width::B32, Rm::Reg(S1.0), (TLB_ENTRIES as i32 - 1) << 5);
 }
 
 /// A displacement as host instructions have it, if those nearby are such, too: a check can begin before the access

@@ -32,15 +32,21 @@ fn operand_number(register: Register) -> u8 {
     if is_high_byte(register) { full | 4 } else { full }
 }
 
+/// The operands that are registers.
+fn register_operands<'a>(
+    insn: &'a Instruction,
+    info: &'a CodeInfo,
+) -> impl Iterator<Item = (&'a Operand, Register)> {
+    let operands = info.operands.iter().enumerate().map(|(index, operand)| (index as u32, operand));
+    operands
+        .filter(|(index, _)| insn.op_kind(*index) == OpKind::Register)
+        .filter_map(|(index, operand)| Some((operand.as_ref()?, insn.op_register(index))))
+}
+
 /// Whether there are scratch registers for all operands that have no host register.
 pub(crate) fn registers_fit(insn: &Instruction, info: &CodeInfo, memory: bool) -> bool {
     let (mut scratch, mut high, mut renamed) = (0, false, false);
-    for (index, operand) in info.operands.iter().enumerate() {
-        let Some(operand) = operand else { continue };
-        if insn.op_kind(index as u32) != OpKind::Register {
-            continue;
-        }
-        let register = insn.op_register(index as u32);
+    for (operand, register) in register_operands(insn, info) {
         if is_high_byte(register) {
             high = true;
             continue;
@@ -135,12 +141,7 @@ impl Translation<'_> {
         let mut stored = 0;
         let mut taken: [Option<(Gpr, i32)>; 2] = [None; 2];
         let mut loaded = false;
-        for (index, operand) in info.operands.iter().enumerate() {
-            let Some(operand) = operand else { continue };
-            if insn.op_kind(index as u32) != OpKind::Register {
-                continue;
-            }
-            let register = insn.op_register(index as u32);
+        for (operand, register) in register_operands(insn, info) {
             if is_high_byte(register) {
                 let number = operand_number(register);
                 set(&mut fields, operand.field, if swap == Some(number) { number & 3 } else { number });

@@ -1,11 +1,11 @@
 //! MOVS and STOS; LODS and SCAS.
 
+use super::access::index_tlb;
 use crate::abi::layout::{BANK, S0, S1, TLB_ADDEND, TLB_READ, TLB_WRITE, at, gs};
 use crate::context::address::{Access, Ea};
 use crate::context::translation::Translation;
 use crate::guest::encoding::Raw;
-use dbt_code::{Alu, Cond, Enc, Gpr, Mem, Rm, Shift, Width};
-use x86_core::TLB_ENTRIES;
+use dbt_code::{Alu, Cond, Enc, Gpr, Mem, Rm, Width};
 
 /// Elements that are copied without the interpreter at most: a bound on the time without a poll, and on what
 /// the count may be in the computation of the last address.
@@ -98,13 +98,7 @@ impl Translation<'_> {
     /// Checks one side: leaves the addend in [`S1`].
     fn string_side(&mut self, register: Gpr, last: Mem, tag: i32) {
         self.e.lea(S0, last);
-        if self.settings.bmi2 {
-            self.e.rorx(S1, register, 7);
-        } else {
-            self.e.mov(S1, register);
-            self.e.shift_imm(Shift::Shr, Width::B64, Rm::Reg(S1.0), 7);
-        }
-        self.e.alu_imm(Alu::And, Width::B32, Rm::Reg(S1.0), (TLB_ENTRIES as i32 - 1) << 5);
+        index_tlb(self.e, self.settings, register);
         self.e.alu_imm(Alu::And, Width::B64, Rm::Reg(S0.0), -4096);
         self.e.alu(Alu::Cmp, Width::B64, S0, Rm::Mem(Mem::indexed(BANK, S1, 0, tag)));
         self.interpret_if(Cond::NE);

@@ -1,7 +1,7 @@
 //! Random reads of 4 KiB from a virtio disk, eight at a time.
 
-use super::Setting;
 use super::vmm::{GuestSpec, Kind, Running, Vmm};
+use super::{Setting, order_of};
 use crate::Outcome;
 use crate::bench::statistics::median;
 use anyhow::{Context, Result};
@@ -26,8 +26,9 @@ pub(super) fn run(setting: &Setting<'_>) -> Outcome {
     }
     let mut rates: Vec<Vec<f64>> = vec![Vec::new(); contestants.len()];
     let mut failures: Vec<Option<String>> = vec![None; contestants.len()];
-    for _ in 0..setting.runs {
-        for (index, (vmm, tuned)) in contestants.iter().enumerate() {
+    for round in 0..setting.runs {
+        for index in order_of(round, contestants.len()) {
+            let (vmm, tuned) = &contestants[index];
             match once(setting, vmm, *tuned, disk.path()) {
                 Ok(rate) => rates[index].push(rate),
                 Err(error) => failures[index] = Some(format!("{error:#}")),

@@ -1,7 +1,7 @@
 //! How often a second a guest can go to its monitor and back.
 
-use super::Setting;
 use super::vmm::{GuestSpec, Running, Vmm};
+use super::{Setting, order_of};
 use crate::Outcome;
 use crate::bench::statistics::median;
 use anyhow::Result;
@@ -12,11 +12,11 @@ const COUNT: f64 = 10_000.0;
 pub(super) fn run(setting: &Setting<'_>) -> Outcome {
     let vmms: Vec<&Vmm> = setting.vmms.iter().filter(|vmm| vmm.is_pc()).collect();
     let mut rates: Vec<[Vec<f64>; 2]> = vec![Default::default(); vmms.len()];
-    for _ in 0..setting.runs {
-        for (vmm, rates) in vmms.iter().zip(&mut rates) {
-            let [pio, mmio] = once(setting, vmm)?;
-            rates[0].push(pio);
-            rates[1].push(mmio);
+    for round in 0..setting.runs {
+        for index in order_of(round, vmms.len()) {
+            let [pio, mmio] = once(setting, vmms[index])?;
+            rates[index][0].push(pio);
+            rates[index][1].push(mmio);
         }
     }
     println!("\nRound trips to the monitor a second, {} runs", setting.runs);

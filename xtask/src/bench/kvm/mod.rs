@@ -110,6 +110,19 @@ fn measure(root: &Path, options: &Options, parts: &Parts) -> Outcome {
     Ok(())
 }
 
+/// The order of a round: each round begins with another contestant, and every second one goes backwards, so that
+/// a clock that drifts, and what the one before left behind, count for and against all alike.
+fn order_of(round: usize, contestants: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..contestants).collect();
+    if contestants > 0 {
+        order.rotate_left(round * 2 % contestants);
+    }
+    if round % 2 == 1 {
+        order.reverse();
+    }
+    order
+}
+
 /// What all measurements have in common.
 struct Setting<'a> {
     vmms: Vec<Vmm>,
@@ -159,4 +172,16 @@ fn in_lab(root: &Path, options: &Options, parts: &Parts) -> Outcome {
         bail!("measuring in the lab ended with status {status}");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::order_of;
+
+    #[test]
+    fn every_round_has_all_and_begins_elsewhere() {
+        let rounds: Vec<_> = (0..4).map(|round| order_of(round, 5)).collect();
+        assert_eq!(rounds, [[0, 1, 2, 3, 4], [1, 0, 4, 3, 2], [4, 0, 1, 2, 3], [0, 4, 3, 2, 1]]);
+        assert!(order_of(3, 0).is_empty());
+    }
 }

@@ -1,8 +1,8 @@
 //! The CPU time that a monitor takes before the guest's first instruction: the kernel traces its scheduling
 //! from exec to the first entry into the guest.
 
-use super::Setting;
 use super::vmm::{GuestSpec, Running, Vmm};
+use super::{Setting, order_of};
 use crate::Outcome;
 use crate::bench::statistics::median;
 use anyhow::{Context, Result, bail};
@@ -32,8 +32,9 @@ pub(super) fn run(setting: &Setting<'_>) -> Outcome {
         contestants.push((vmm, "vmlinux", setting.parts.vmlinux()));
     }
     let mut times: Vec<[Vec<f64>; 2]> = vec![Default::default(); contestants.len()];
-    for _ in 0..setting.runs {
-        for ((vmm, kind, kernel), times) in contestants.iter().zip(&mut times) {
+    for round in 0..setting.runs {
+        for index in order_of(round, contestants.len()) {
+            let ((vmm, kind, kernel), times) = (&contestants[index], &mut times[index]);
             let (cpu, wall) =
                 once(setting, vmm, kernel).with_context(|| format!("tracing {} with {kind}", vmm.name()))?;
             times[0].push(cpu * 1e3);

@@ -1,7 +1,7 @@
 //! From exec to the guest's first program, and the monitor's memory when it is reached.
 
-use super::Setting;
 use super::vmm::{GuestSpec, Running, Vmm};
+use super::{Setting, order_of};
 use crate::Outcome;
 use crate::bench::statistics::median;
 use anyhow::{Context, Result};
@@ -38,7 +38,11 @@ pub(super) fn run(setting: &Setting<'_>) -> Outcome {
         add(setting.parts.vmlinux(), "vmlinux");
     }
     for round in 0..setting.runs {
-        for contestant in contestants.iter_mut().filter(|contestant| contestant.failed.is_none()) {
+        for index in order_of(round, contestants.len()) {
+            let contestant = &mut contestants[index];
+            if contestant.failed.is_some() {
+                continue;
+            }
             match once(setting, contestant) {
                 Ok((seconds, memory)) => {
                     eprintln!(

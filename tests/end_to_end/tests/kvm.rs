@@ -65,14 +65,15 @@ fn debian_12_and_13_on_two_vcpus() {
 fn microvm_runs_reboots_and_has_its_disk() {
     in_lab(
         "microvm_runs_reboots_and_has_its_disk",
-        // Two boots of two kernels.
-        |lab| with_images(lab, BOTH).cpus(2).limit(std::time::Duration::from_secs(600)),
+        // Two boots of two kernels, each on one and two vCPUs.
+        |lab| with_images(lab, BOTH).cpus(2).limit(std::time::Duration::from_secs(900)),
         || {
             let folder = tempfile::tempdir().unwrap();
             let disk = folder.path().join("disk.raw");
             std::fs::write(&disk, vec![b'd'; 1 << 20]).unwrap();
             let drive = format!("file={},format=raw", disk.display());
-            for (image, version, vcpus) in [("debian:12", "6.1.", 1), ("debian:13", "6.12.", 2)] {
+            let images = [("debian:12", "6.1."), ("debian:13", "6.12.")];
+            for ((image, version), vcpus) in images.into_iter().flat_map(|image| [(image, 1), (image, 2)]) {
                 let smp = vcpus.to_string();
                 let mut guest = boot(&[image, "-M", "microvm", "--smp", &smp, "--drive", &drive]);
                 check_kernel(&mut guest, version, vcpus);

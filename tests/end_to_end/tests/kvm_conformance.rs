@@ -1,7 +1,8 @@
 //! The suite of bare guests on a KVM that is real: all cases run in one lab, and each is a test of its own here.
 
 use accel::Tier;
-use accel_conformance::{Target, for_each_case, for_each_dirty_case};
+use accel_conformance::{Target, for_each_case, for_each_cross_case, for_each_dirty_case};
+use accel_dbt::DbtAccelerator;
 use accel_kvm::KvmAccelerator;
 use end_to_end::in_lab::lab_of_tests;
 use std::path::PathBuf;
@@ -11,7 +12,7 @@ macro_rules! kvm {
     ($($module:ident::$name:ident),* $(,)?) => {
         $(#[test]
         fn $name() {
-            run(stringify!($name), stringify!($name), |kvm| kvm);
+            run(stringify!($name), || alone(stringify!($name), |kvm| kvm));
         })*
     };
 }
@@ -24,7 +25,7 @@ macro_rules! dirty_bitmaps {
             $(#[test]
             fn $name() {
                 let test = concat!("with_dirty_bitmaps::", stringify!($name));
-                super::run(test, stringify!($name), |kvm| kvm.with_dirty_rings(false));
+                super::run(test, || super::alone(stringify!($name), |kvm| kvm.with_dirty_rings(false)));
             })*
         }
     };
@@ -32,11 +33,39 @@ macro_rules! dirty_bitmaps {
 
 for_each_dirty_case!(dirty_bitmaps);
 
+macro_rules! between_accelerators {
+    ($($name:ident),* $(,)?) => {
+        mod with_the_translator {
+            $(#[test]
+            fn $name() {
+                let test = concat!("with_the_translator::", stringify!($name));
+                super::run(test, || super::between(stringify!($name)));
+            })*
+        }
+    };
+}
+
+for_each_cross_case!(between_accelerators);
+
+/// Runs a case of one accelerator.
+fn alone(name: &str, configure: fn(KvmAccelerator) -> KvmAccelerator) {
+    let accelerator = configure(KvmAccelerator::open().expect("the lab has KVM"));
+    accel_conformance::run(name, &Target { accelerator: &accelerator, tier: Tier::Auto });
+}
+
+/// Runs a case of two accelerators, in both directions.
+fn between(name: &str) {
+    let accelerator = KvmAccelerator::open().expect("the lab has KVM");
+    let kvm = Target { accelerator: &accelerator, tier: Tier::Auto };
+    let dbt = Target { accelerator: &DbtAccelerator, tier: Tier::Translator };
+    accel_conformance::run_cross(name, &kvm, &dbt);
+    accel_conformance::run_cross(name, &dbt, &kvm);
+}
+
 /// In the lab, runs the case; outside, looks up what came of it there.
-fn run(test: &str, name: &str, configure: fn(KvmAccelerator) -> KvmAccelerator) {
+fn run(test: &str, case: impl FnOnce()) {
     if kvm_lab::is_inside() {
-        let accelerator = configure(KvmAccelerator::open().expect("the lab has KVM"));
-        accel_conformance::run(name, &Target { accelerator: &accelerator, tier: Tier::Auto });
+        case();
         return;
     }
     let text = results();

@@ -85,6 +85,14 @@ pub enum AccelError {
         /// What is wrong with it.
         reason: String,
     },
+    /// Debugging that the accelerator cannot do.
+    #[error("vCPU {id} cannot be debugged so: {reason}")]
+    Debug {
+        /// The vCPU.
+        id: u32,
+        /// What is not possible, and what is.
+        reason: String,
+    },
     /// The host refused.
     #[error("{what}: {source}")]
     Host {

@@ -6,11 +6,13 @@
 //! A [`StopToken`] ends runs from any thread. [`X86State`] is everything a vCPU knows, in a format that
 //! belongs to no back end, so that a VM saved under one runs on under another.
 
+mod debug;
 mod error;
 mod spec;
 mod state;
 mod stop;
 
+pub use debug::{DebugLimits, DebugSettings, DebugStop, WatchKind, Watchpoint};
 pub use error::AccelError;
 pub use spec::{CpuSpec, CpuSpecError, Tier, VmSpec};
 pub use state::{
@@ -174,6 +176,8 @@ pub enum HaltReason {
     Stopped,
     /// The processor shut down: a fault while delivering a double fault. Boards answer with a reset.
     TripleFault,
+    /// What [`Vcpu::set_debug`] asked for has come.
+    Debug(DebugStop),
     /// The back end cannot go on. The vCPU's state may be inconsistent.
     InternalError(String),
 }
@@ -202,4 +206,22 @@ pub trait Vcpu: Send {
     /// [`AccelError::BadState`] if it is no state of a processor like this one; the vCPU is then as after
     /// [`Vcpu::reset`].
     fn restore(&mut self, state: &X86State) -> Result<(), AccelError>;
+
+    /// What of [`Vcpu::set_debug`] there is.
+    fn debug_limits(&self) -> DebugLimits;
+
+    /// How the next runs are debugged, instead of how they were until now. Resets and restored states leave it. To be
+    /// called while the vCPU does not run.
+    ///
+    /// # Errors
+    /// [`AccelError::Debug`] if the accelerator cannot do that, or not now; nothing is debugged then.
+    fn set_debug(&mut self, settings: &DebugSettings) -> Result<(), AccelError>;
+
+    /// The guest physical address that the linear address `address` is mapped to now, whatever the rights, if it is.
+    /// To be called while the vCPU does not run. The guest's page tables stay as they are, but that an accelerator may
+    /// mark entries as accessed.
+    ///
+    /// # Errors
+    /// [`AccelError::Host`] if the host refuses.
+    fn translate(&self, address: u64) -> Result<Option<u64>, AccelError>;
 }

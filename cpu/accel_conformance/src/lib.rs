@@ -8,6 +8,7 @@
 
 mod basic;
 mod cross;
+mod debugging;
 mod events;
 mod guest;
 mod io;
@@ -81,6 +82,18 @@ macro_rules! for_each_case {
             snapshot::any_state_is_saved_as_it_was_restored,
             snapshot::impossible_states_are_refused,
             snapshot::reset_starts_over,
+            debugging::breakpoints_stop_before_the_instruction,
+            debugging::hardware_breakpoints_stop_before_the_instruction,
+            debugging::breakpoints_are_met_in_code_that_has_run,
+            debugging::single_steps_execute_one_instruction,
+            debugging::single_steps_can_hold_interrupts,
+            debugging::watchpoints_stop_after_the_access,
+            debugging::loads_are_watched_for_alone_or_refused,
+            debugging::more_than_there_is_is_refused,
+            debugging::the_guest_keeps_its_own_breakpoints,
+            debugging::breakpoints_are_a_processor_s_own,
+            debugging::debugging_outlives_a_reset,
+            debugging::addresses_are_translated,
         }
     };
 }

@@ -105,6 +105,15 @@ impl Engine {
         }
     }
 
+    /// What a debugger watches and an instruction used, as [`x86_core::Cpu::take_watch_met`] says it.
+    pub(crate) fn take_watch_met(&mut self) -> Option<usize> {
+        match self {
+            Self::Interpreter(cpu) => cpu.take_watch_met(),
+            Self::Translator(vcpu) => vcpu.cpu_mut().take_watch_met(),
+            Self::Lockstep(lockstep) => lockstep.cpu_mut().take_watch_met(),
+        }
+    }
+
     /// The VM stops for now: says what the engine has to say.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use crate::events::Events;
 use crate::platform::VcpuPlatform;
 use crate::shared::{Requests, VcpuShared};
 use crate::vcpu::DbtVcpu;
-use accel::{HaltReason, StopToken, VcpuBus};
+use accel::{DebugStop, HaltReason, StopToken, VcpuBus};
 use guest_memory::GuestMemory;
 use std::cell::Cell;
 use x86_core::{Core, Exception, Trap, shadow};
@@ -31,7 +31,7 @@ impl DbtVcpu {
         let engine = unsafe { shared.engine() };
         let memory = &self.vm.memory;
         let platform = VcpuPlatform { bus, lapic: &self.lapic, tsc: &self.vm.tsc, pauses: Cell::new(0) };
-        let (events, halt_poll) = (&mut self.events, &mut self.halt_poll);
+        let (events, halt_poll, debugging) = (&mut self.events, &mut self.halt_poll, &self.debugging);
         loop {
             shared.pass();
             let requests = shared.take();
@@ -43,9 +43,19 @@ impl DbtVcpu {
                 }
                 return engine.finish().map_or_else(HaltReason::InternalError, |()| HaltReason::Stopped);
             }
-            let executed = match processor.next(events, requests) {
+            let mut next = processor.next(events, requests, debugging.hold_interrupts);
+            if let Ok(Next::Execute | Next::Step) = next {
+                if let Some(stop) = debugging.before(engine) {
+                    return HaltReason::Debug(stop);
+                }
+                if debugging.is_stepwise(engine) {
+                    next = Ok(Next::Step);
+                }
+            }
+            let stepped = matches!(next, Ok(Next::Step));
+            let executed = match next {
                 Ok(Next::Execute) => engine.run(memory, &platform),
-                Ok(Next::Step) => processor.act(|core| x86_interp::step(core).map(|_| ())),
+                Ok(Next::Step) => engine.act(memory, &platform, |core| x86_interp::step(core).map(|_| ())),
                 Ok(Next::Sleep) => {
                     shared.wait(halt_poll);
                     Ok(())
@@ -59,7 +69,12 @@ impl DbtVcpu {
                 other => other,
             };
             match delivered {
-                Ok(()) => {}
+                Ok(()) => {
+                    let step = (stepped && debugging.single_step).then_some(DebugStop::Step);
+                    if let Some(stop) = debugging.after(engine).or(step) {
+                        return HaltReason::Debug(stop);
+                    }
+                }
                 Err(Stop::Trap(_)) => return HaltReason::TripleFault,
                 Err(Stop::Broken(error)) => return HaltReason::InternalError(error),
             }
@@ -96,8 +111,8 @@ impl Processor<'_> {
     }
 
     /// Delivers events in the order of their priority (Intel SDM volume 3, table 6-2), and says what to do
-    /// then.
-    fn next(&mut self, events: &mut Events, requests: Requests) -> Result<Next, Stop> {
+    /// then. `hold` holds interrupts back, unless the processor is halted.
+    fn next(&mut self, events: &mut Events, requests: Requests, hold: bool) -> Result<Next, Stop> {
         if requests.has(Requests::FLUSH) {
             self.act(|core| {
                 core.flush_tlb(false);
@@ -117,7 +132,8 @@ impl Processor<'_> {
             self.interrupt(vector)?;
         }
         let shadows = self.engine.cpu().interrupt_shadow;
-        if shadows & INTERRUPT_SHADOW == 0 {
+        let hold = hold && !self.engine.cpu().halted;
+        if shadows & INTERRUPT_SHADOW == 0 && !hold {
             if events.nmi && shadows & shadow::NMI == 0 {
                 events.nmi = false;
                 self.act(|core| {

@@ -1,12 +1,14 @@
 //! One vCPU.
 
+use crate::debug::Debugging;
+use crate::engine::Engine;
 use crate::events::Events;
 use crate::halt_poll::HaltPoll;
 use crate::platform::{NoBus, VcpuPlatform};
 use crate::shared::VcpuShared;
 use crate::state;
 use crate::vm_shared::VmShared;
-use accel::{AccelError, HaltReason, StopToken, Vcpu, VcpuBus, X86State};
+use accel::{AccelError, DebugLimits, DebugSettings, HaltReason, StopToken, Vcpu, VcpuBus, X86State};
 use lapic::Lapic;
 use std::cell::Cell;
 use std::sync::Arc;
@@ -20,11 +22,12 @@ pub(crate) struct DbtVcpu {
     pub(crate) lapic: Arc<Lapic>,
     pub(crate) events: Events,
     pub(crate) halt_poll: HaltPoll,
+    pub(crate) debugging: Debugging,
 }
 
 impl DbtVcpu {
     /// Does something with the processor while it does not run.
-    fn at_rest<R>(&mut self, act: impl FnOnce(&mut Core<'_>) -> R) -> R {
+    fn at_rest<R>(&self, act: impl FnOnce(&mut Core<'_>) -> R) -> R {
         // SAFETY: this is the vCPU, and it does not run.
         let engine = unsafe { self.shared.engine() };
         let platform =
@@ -83,5 +86,31 @@ impl Vcpu for DbtVcpu {
         self.events = state::events(&state.events);
         self.at_rest(|core| state::load(core, state, offset));
         Ok(())
+    }
+
+    fn debug_limits(&self) -> DebugLimits {
+        DebugLimits { hardware: None, read_watchpoints: true, hold_interrupts: true }
+    }
+
+    fn set_debug(&mut self, settings: &DebugSettings) -> Result<(), AccelError> {
+        let debugging = Debugging::new(settings);
+        if let Some(translator) = &self.vm.translator {
+            let mut breakpoints = self.vm.breakpoints.lock();
+            breakpoints.insert(self.id, debugging.breakpoints.clone());
+            translator.set_breakpoints(breakpoints.values().flatten().copied());
+            // SAFETY: this is the vCPU, and it does not run.
+            if let Engine::Translator(vcpu) = unsafe { self.shared.engine() } {
+                vcpu.set_breakpoints(debugging.breakpoints.clone());
+            }
+        }
+        if debugging.watches_differ(&self.debugging) {
+            self.at_rest(|core| core.set_watches(debugging.watches()));
+        }
+        self.debugging = debugging;
+        Ok(())
+    }
+
+    fn translate(&self, address: u64) -> Result<Option<u64>, AccelError> {
+        Ok(self.at_rest(|core| core.peek_translation(address)))
     }
 }

@@ -1,5 +1,6 @@
 //! One VM.
 
+use crate::debug::Debugging;
 use crate::engine::Engine;
 use crate::events::Events;
 use crate::halt_poll::HaltPoll;
@@ -63,6 +64,7 @@ impl DbtVm {
             tier: spec.tier,
             halt_poll: spec.halt_poll,
             translator,
+            breakpoints: Mutex::default(),
             made: Mutex::new(Vec::new()),
         };
         Self { shared: Arc::new(shared) }
@@ -95,7 +97,15 @@ impl AccelVm for DbtVm {
         let lapic = self.shared.apics.connect(id, shared.clone()).ok_or(refused("it exists already"))?;
         self.shared.made.lock().push(shared.clone());
         let (events, halt_poll) = (Events::at_reset(id), HaltPoll::new(self.shared.halt_poll));
-        Ok(Box::new(DbtVcpu { id, vm: self.shared.clone(), shared, lapic, events, halt_poll }))
+        Ok(Box::new(DbtVcpu {
+            id,
+            vm: self.shared.clone(),
+            shared,
+            lapic,
+            events,
+            halt_poll,
+            debugging: Debugging::default(),
+        }))
     }
 
     fn msi_target(&self) -> Arc<dyn MsiTarget> {

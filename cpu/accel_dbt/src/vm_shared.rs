@@ -7,6 +7,7 @@ use clock::VmClock;
 use guest_memory::GuestMemory;
 use lapic::ApicBus;
 use parking_lot::Mutex;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use x86_core::cpuid::CpuModel;
@@ -25,6 +26,8 @@ pub(crate) struct VmShared {
     pub(crate) halt_poll: Option<Duration>,
     /// What translates, unless the interpreter does all.
     pub(crate) translator: Option<Arc<Translator>>,
+    /// Debuggers' breakpoints, by vCPU.
+    pub(crate) breakpoints: Mutex<BTreeMap<u32, Vec<u64>>>,
     /// The vCPUs that were made.
     pub(crate) made: Mutex<Vec<Arc<VcpuShared>>>,
 }

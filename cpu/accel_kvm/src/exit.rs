@@ -33,6 +33,8 @@ pub(crate) enum Exit<'a> {
     SystemEvent { kind: u32 },
     /// An access of an MSR that KVM does not do itself.
     Msr { index: u32, write: bool, error: &'a mut u8 },
+    /// A debug exception, while the vCPU is debugged.
+    Debug(kb::kvm_debug_exit_arch),
     /// KVM cannot go on; says why.
     Broken(String),
 }
@@ -92,6 +94,8 @@ fn decode(run: &mut kb::kvm_run) -> Exit<'_> {
             let msr = unsafe { &mut fields.msr };
             Exit::Msr { index: msr.index, write: reason == kb::KVM_EXIT_X86_WRMSR, error: &mut msr.error }
         }
+        // SAFETY: the kernel says which member of the union it filled in.
+        kb::KVM_EXIT_DEBUG => Exit::Debug(unsafe { fields.debug.arch }),
         _ => Exit::Broken(broken(reason, fields)),
     }
 }

@@ -12,14 +12,14 @@
 //!
 //! What KVM has beside and is not used: coalesced I/O, which gathers stores that need no answer at once: those of our
 //! devices are doorbells, which are events, and PCI's address register at 0xcf8 has the reset register in its range,
-//! where a store must not wait; and guest debugging, as the accelerator traits
-//! know no breakpoints yet.
+//! where a store must not wait.
 
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 #![allow(unsafe_code)] // memory slots, the page shared with the kernel, signals, ioctls that have no wrapper
 
 mod accelerator;
 mod cpuid;
+mod debug;
 mod dirty_ring;
 mod doorbells;
 mod error;
@@ -27,6 +27,7 @@ mod exit;
 mod host;
 mod ioctl;
 mod kick;
+mod patches;
 mod routes;
 mod run;
 mod slots;

@@ -1,10 +1,14 @@
 //! The run loop, and with it the whole of a vCPU.
 
+use crate::debug::{self, Debugging};
 use crate::exit::{self, Exit};
 use crate::ioctl;
 use crate::kick::Entered;
 use crate::vcpu::KvmVcpu;
-use accel::{AccelError, HaltReason, StopToken, Vcpu, VcpuBus, X86State};
+use accel::{
+    AccelError, DebugLimits, DebugSettings, DebugStop, HaltReason, StopToken, Vcpu, VcpuBus, X86State,
+};
+use kvm_bindings::kvm_debug_exit_arch;
 use kvm_ioctls::VcpuFd;
 use std::io;
 use std::ptr::NonNull;
@@ -37,7 +41,9 @@ impl Vcpu for KvmVcpu {
         if let Err(error) = self.thaw() {
             return HaltReason::InternalError(format!("guest time cannot go on: {error}"));
         }
+        self.debugging.begin(&self.vm.patches);
         let reason = self.loop_until_end(bus, stop, &entered);
+        self.debugging.end(&self.vm.patches, &self.kernel.fd);
         match self.freeze() {
             Ok(()) => reason,
             Err(error) => HaltReason::InternalError(format!("guest time cannot be stopped: {error}")),
@@ -54,6 +60,20 @@ impl Vcpu for KvmVcpu {
 
     fn restore(&mut self, state: &X86State) -> Result<(), AccelError> {
         self.restore_state(state)
+    }
+
+    fn debug_limits(&self) -> DebugLimits {
+        debug::limits(&self.vm)
+    }
+
+    fn set_debug(&mut self, settings: &DebugSettings) -> Result<(), AccelError> {
+        self.debugging = Debugging::default();
+        self.debugging = Debugging::start(settings, self.kernel.id, &self.kernel.fd, &self.vm)?;
+        Ok(())
+    }
+
+    fn translate(&self, address: u64) -> Result<Option<u64>, AccelError> {
+        debug::translate(&self.kernel.fd, address)
     }
 }
 
@@ -80,7 +100,11 @@ impl KvmVcpu {
             Err(error) => Next::End(self.broken(&format!("KVM does not run the vCPU: {error}"))),
             Ok(Exit::Broken(why)) => Next::End(self.broken(&why)),
             Ok(exit) => match answer(exit, bus) {
-                Answer::Done => Next::Run,
+                // Not every KVM says that a step is done whose instruction came out here.
+                Answer::Accessed if self.debugging.is_stepping() => {
+                    Next::End(self.finish(bus, entered).unwrap_or(HaltReason::Debug(DebugStop::Step)))
+                }
+                Answer::Accessed | Answer::Done => Next::Run,
                 Answer::Eoi(vector) => {
                     self.vm.end_of_interrupt(vector);
                     Next::Run
@@ -90,6 +114,7 @@ impl KvmVcpu {
                     emptied.map_or_else(|error| Next::End(self.broken(&error.to_string())), |()| Next::Run)
                 }
                 Answer::Shutdown => Next::End(HaltReason::TripleFault),
+                Answer::Debug(exit) => self.debugged(exit).map_or(Next::Run, Next::End),
                 Answer::SystemEvent(kind) => {
                     Next::End(self.broken(&format!("the guest asked KVM for system event {kind}")))
                 }
@@ -110,14 +135,27 @@ impl KvmVcpu {
                 Ok(Exit::Broken(why)) => return Some(self.broken(&why)),
                 Ok(exit) => match answer(exit, bus) {
                     // A ring that is full is emptied when the log is taken, or in the next run.
-                    Answer::Done | Answer::DirtyRingFull => {}
+                    Answer::Accessed | Answer::Done | Answer::DirtyRingFull => {}
                     Answer::Eoi(vector) => self.vm.end_of_interrupt(vector),
                     Answer::Shutdown => return Some(HaltReason::TripleFault),
+                    Answer::Debug(exit) => {
+                        if let Some(reason) = self.debugged(exit) {
+                            return Some(reason);
+                        }
+                    }
                     Answer::SystemEvent(kind) => {
                         return Some(self.broken(&format!("the guest asked KVM for system event {kind}")));
                     }
                 },
             }
+        }
+    }
+
+    /// Deals with a debug exception; gives why the run ends, if it does.
+    fn debugged(&mut self, exit: kvm_debug_exit_arch) -> Option<HaltReason> {
+        match self.debugging.answer(exit, &self.kernel.fd, &self.vm) {
+            Ok(stop) => stop.map(HaltReason::Debug),
+            Err(error) => Some(self.broken(&format!("KVM does not debug the vCPU: {error}"))),
         }
     }
 
@@ -181,29 +219,36 @@ fn ready(fd: &mut VcpuFd) -> bool {
 /// What is left to do of an exit.
 enum Answer {
     Done,
+    /// The same, of an access that is part of an instruction.
+    Accessed,
     Eoi(u8),
     DirtyRingFull,
     Shutdown,
     SystemEvent(u32),
+    Debug(kvm_debug_exit_arch),
 }
 
 fn answer(exit: Exit<'_>, bus: &dyn VcpuBus) -> Answer {
     match exit {
         Exit::PioRead { port, size, data } => {
             data.chunks_exact_mut(size).for_each(|element| bus.pio_read(port, element));
+            return Answer::Accessed;
         }
         Exit::PioWrite { port, size, data } => {
             data.chunks_exact(size).for_each(|element| bus.pio_write(port, element));
+            return Answer::Accessed;
         }
         Exit::MmioRead { gpa, data } => {
             for (at, len) in pieces(data.len()) {
                 bus.mmio_read(gpa + at as u64, &mut data[at..at + len]);
             }
+            return Answer::Accessed;
         }
         Exit::MmioWrite { gpa, data } => {
             for (at, len) in pieces(data.len()) {
                 bus.mmio_write(gpa + at as u64, &data[at..at + len]);
             }
+            return Answer::Accessed;
         }
         // An MSR that nobody has: #GP.
         Exit::Msr { write, index, error } => {
@@ -214,6 +259,7 @@ fn answer(exit: Exit<'_>, bus: &dyn VcpuBus) -> Answer {
         Exit::Shutdown => return Answer::Shutdown,
         Exit::SystemEvent { kind } => return Answer::SystemEvent(kind),
         Exit::DirtyRingFull => return Answer::DirtyRingFull,
+        Exit::Debug(exit) => return Answer::Debug(exit),
         Exit::Nothing | Exit::Broken(_) => {}
     }
     Answer::Done

@@ -1,5 +1,6 @@
 //! One vCPU.
 
+use crate::debug::Debugging;
 use crate::error::{errno, host, refused};
 use crate::ioctl;
 use crate::kick::Kicker;
@@ -17,6 +18,7 @@ pub(crate) struct KvmVcpu {
     pub(crate) kernel: KernelVcpu,
     pub(crate) vm: Arc<VmShared>,
     pub(crate) kicker: Arc<Kicker>,
+    pub(crate) debugging: Debugging,
     /// What the guest's writes have made of the counter: its difference to the VM's.
     tsc_delta: u64,
     /// The VM's offset that was last given to the kernel.
@@ -46,7 +48,8 @@ impl KvmVcpu {
         fd.set_cpuid2(&vm.cpu.cpuid(id, vm.time.hertz())?).map_err(refused("a vCPU's CPUID"))?;
         let has_tsc_offset = ioctl::tsc_offset(&fd).is_ok();
         let kernel = KernelVcpu::new(id, fd, vm.cpu.xsave_layout(), vm.has_sregs2, &vm.msrs);
-        let mut vcpu = Self { kernel, vm, kicker, tsc_delta: 0, applied: 0, has_tsc_offset };
+        let debugging = Debugging::default();
+        let mut vcpu = Self { kernel, vm, kicker, debugging, tsc_delta: 0, applied: 0, has_tsc_offset };
         if id != 0 {
             // Without a SIPI from the start; the kernel's own first state wants an INIT before it.
             vcpu.kernel

@@ -6,6 +6,7 @@ use crate::doorbells::KvmDoorbells;
 use crate::error::{host, refused};
 use crate::ioctl;
 use crate::kick::Kicker;
+use crate::patches::Patches;
 use crate::routes::{KvmIrqfd, LEVEL_PLACES, Routes};
 use crate::slots::{DirtyLog, Slots};
 use crate::time::VmTime;
@@ -75,6 +76,10 @@ impl KvmVm {
             slots: Mutex::new(slots),
             ext_int: AtomicBool::new(false),
             acknowledging: Mutex::default(),
+            patches: Patches::new(memory),
+            blocks_interrupts: kvm.check_extension_raw(kb::KVM_CAP_SET_GUEST_DEBUG2.into())
+                & kb::KVM_GUESTDBG_BLOCKIRQ as i32
+                != 0,
             eoi_listener: RwLock::default(),
             vm,
         };

@@ -1,6 +1,7 @@
 //! What the vCPUs of a VM have in common.
 
 use crate::cpuid::CpuTemplate;
+use crate::patches::Patches;
 use crate::routes::Routes;
 use crate::slots::Slots;
 use crate::time::VmTime;
@@ -30,6 +31,10 @@ pub(crate) struct VmShared {
     pub(crate) ext_int: AtomicBool,
     /// Held by who acknowledges the 8259 pair's interrupt.
     pub(crate) acknowledging: Mutex<()>,
+    /// INT3 for breakpoints of debuggers.
+    pub(crate) patches: Patches,
+    /// Whether the kernel can hold interrupts back while a vCPU single-steps.
+    pub(crate) blocks_interrupts: bool,
     pub(crate) eoi_listener: RwLock<Option<EoiListener>>,
 }
 

@@ -29,7 +29,7 @@ mod trap;
 
 pub use crate::core::Core;
 pub use address::{effective_address, memory_offset, segment_index};
-pub use mmu::{BANKS, FETCH_ENTRIES, FetchEntry, Fill, INVALID_TAG, TLB_ENTRIES, Tlb, TlbEntry};
+pub use mmu::{BANKS, FETCH_ENTRIES, FetchEntry, Fill, INVALID_TAG, TLB_ENTRIES, Tlb, TlbEntry, Watch};
 pub use platform::Platform;
 pub use scalar::Scalar;
 pub use state::*;

@@ -1,6 +1,6 @@
 //! The architectural state of one processor.
 
-use crate::mmu::{Tlb, TlbEntry, WalkCache};
+use crate::mmu::{Tlb, TlbEntry, WalkCache, Watches};
 use std::sync::atomic::AtomicU32;
 
 /// General registers by their encoding, as indices into [`Cpu::regs`].
@@ -319,6 +319,8 @@ pub struct Cpu {
     /// Incremented whenever a mapping that code may have been fetched through changes or goes and it may have
     /// been a global one in the upper half of the address space: loads of CR3 leave it alone.
     pub global_code_generation: u64,
+    /// What a debugger on the host watches.
+    pub(crate) watches: Option<Box<Watches>>,
     /// The processor's APIC id, which CPUID reports.
     pub apic_id: u32,
     /// What CPUID announces.

@@ -35,6 +35,7 @@ pub fn step(core: &mut Core<'_>) -> Result<Flow, Trap> {
             Err(fault) => {
                 core.cpu.interrupt_shadow |= before;
                 core.cpu.breakpoints_met = 0;
+                core.cpu.take_watch_met();
                 *trap = fault;
                 return None;
             }

@@ -68,6 +68,7 @@ impl JitVcpu {
                 return self.leave(ExitReason::Dispatch);
             }
             Err(trap) => {
+                self.cpu.take_watch_met();
                 self.trap = Some(trap);
                 return self.leave(ExitReason::Trap);
             }
@@ -76,6 +77,7 @@ impl JitVcpu {
             && self.cpu.interrupt_shadow & !x86_core::shadow::NMI == 0
             && self.cpu.exit_request.load(Ordering::Relaxed) == 0
             && self.cpu.dr[7] & 0xff == 0
+            && !self.cpu.is_watch_met()
             && before == self.surroundings();
         if !stay {
             return self.leave(ExitReason::Dispatch);
@@ -95,6 +97,7 @@ impl JitVcpu {
             && cpu.interrupt_shadow & !x86_core::shadow::NMI == 0
             && cpu.rflags & x86_core::flags::TF == 0
             && cpu.dr[7] & 0xff == 0
+            && !cpu.is_watch_met()
             && (now ^ mode) & !Mode::USER == 0
             && cpu.code_generation == generation;
         let rip = cpu.rip;

@@ -15,6 +15,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 /// Stores to a page with code that hit no code, after which its code is dropped all the same: the page holds
 /// data that is in use.
@@ -151,6 +152,9 @@ pub(crate) struct Source {
     pub(crate) next: Option<(u64, u64, u16)>,
 }
 
+/// The offsets in pages of debuggers' breakpoints, ascending.
+pub(crate) type BreakOffsets = Arc<[u16]>;
+
 #[derive(Default)]
 struct Page {
     blocks: Vec<u32>,
@@ -209,8 +213,9 @@ pub struct Translator {
     pub(crate) invalidations: Arc<AtomicU64>,
     /// Incremented when all code goes.
     pub(crate) epoch: AtomicU64,
-    /// Held for reading while generated code runs, for writing while all of it goes.
-    pub(crate) running: RwLock<()>,
+    /// Held for reading while generated code runs, for writing while all of it goes. Holds what debuggers' breakpoints
+    /// mean for translations.
+    pub(crate) running: RwLock<BreakOffsets>,
 }
 
 impl Translator {
@@ -248,7 +253,7 @@ impl Translator {
             unsettled: AtomicUsize::new(0),
             invalidations: Arc::default(),
             epoch: AtomicU64::new(0),
-            running: RwLock::new(()),
+            running: RwLock::default(),
         }))
     }
 
@@ -574,6 +579,37 @@ impl Translator {
         self.cache.reset(self.stub_bytes);
         self.epoch.fetch_add(1, Ordering::Release);
         self.invalidations.fetch_add(1, Ordering::Release);
+    }
+
+    /// Says where debuggers have breakpoints, of all vCPUs: at these linear addresses no block goes on and none begins,
+    /// so that the run loop sees them. (An offset in any page counts, as blocks are found by physical address, and
+    /// some are independent of their virtual one: a few instructions elsewhere are interpreted.) Not to be called while
+    /// a vCPU of this thread runs.
+    pub fn set_breakpoints(&self, addresses: impl IntoIterator<Item = u64>) {
+        let mut offsets: Vec<u16> = addresses.into_iter().map(|address| (address & 0xfff) as u16).collect();
+        offsets.sort_unstable();
+        offsets.dedup();
+        let offsets: BreakOffsets = offsets.into();
+        if *self.running.read() == offsets {
+            return;
+        }
+        let mut running = loop {
+            self.interrupt_all();
+            if let Some(guard) = self.running.try_write_for(Duration::from_millis(1)) {
+                break guard;
+            }
+        };
+        let new: Vec<u16> =
+            offsets.iter().copied().filter(|offset| running.binary_search(offset).is_err()).collect();
+        *running = offsets;
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        for id in 0..state.blocks.len() as u32 {
+            let Some(Some(block)) = state.blocks.get(id as usize) else { continue };
+            if block.depends.iter().any(|(start, end)| new.iter().any(|at| start <= at && at < end)) {
+                self.kill(state, id);
+            }
+        }
     }
 
     /// Asks all vCPUs to leave generated code.

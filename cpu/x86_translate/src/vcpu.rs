@@ -7,7 +7,7 @@ use crate::abi::layout::{
 use crate::block::translate::translate;
 use crate::context::input::Input;
 use crate::guest::mode::Mode;
-use crate::translator::{Found, Key, Source, Translator, Verified};
+use crate::translator::{BreakOffsets, Found, Key, Source, Translator, Verified};
 use dbt_code::Emitter;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -28,6 +28,10 @@ pub enum Exit {
     Halt,
     /// Interrupts can be taken now, which was asked for by [`TranslatorVcpu::set_interrupt_window`].
     InterruptWindow,
+    /// The next instruction is at one of the breakpoints of [`TranslatorVcpu::set_breakpoints`].
+    Breakpoint,
+    /// The last instruction met what a debugger watches: [`Cpu::take_watch_met`].
+    Watchpoint,
 }
 
 /// A processor that runs translated code.
@@ -49,6 +53,10 @@ pub struct TranslatorVcpu {
     page: Box<[u8; 4096 + 15]>,
     /// Blocks are not linked, and not found through the tables.
     apart: bool,
+    /// Linear addresses of a debugger's breakpoints, ascending.
+    breakpoints: Vec<u64>,
+    /// What those of all vCPUs mean for translations.
+    stops: BreakOffsets,
 }
 
 /// Entries in the table of recent blocks.
@@ -112,6 +120,8 @@ impl TranslatorVcpu {
             mode: Mode::default(),
             page: Box::new([0; 4096 + 15]),
             apart: false,
+            breakpoints: vec![],
+            stops: BreakOffsets::default(),
         };
         // Pointers into the processor pointed into the box that it came in.
         vcpu.core(&Nowhere).mode_changed();
@@ -147,6 +157,13 @@ impl TranslatorVcpu {
     /// Whether to return as soon as interrupts can be taken.
     pub fn set_interrupt_window(&mut self, wanted: bool) {
         self.jit.interrupt_window = wanted;
+    }
+
+    /// Has runs return before instructions at these linear addresses. They must be among those that the translator was
+    /// told of ([`Translator::set_breakpoints`]).
+    pub fn set_breakpoints(&mut self, mut addresses: Vec<u64>) {
+        addresses.sort_unstable();
+        self.breakpoints = addresses;
     }
 
     /// What was done so far.
@@ -198,6 +215,7 @@ impl TranslatorVcpu {
         self.core(platform).mode_changed();
         Translator::spell_begins(&self.jit);
         let mut running = translator.running.read();
+        self.stops = running.clone();
         let result = loop {
             if self.epoch != translator.epoch.load(Ordering::Acquire) {
                 self.epoch = translator.epoch.load(Ordering::Acquire);
@@ -213,6 +231,7 @@ impl TranslatorVcpu {
                     drop(running);
                     self.make_room(&translator);
                     running = translator.running.read();
+                    self.stops = running.clone();
                 }
             }
         };
@@ -238,8 +257,14 @@ impl TranslatorVcpu {
         if cpu.exit_request.load(Ordering::Acquire) != 0 {
             return Ok(Some(Exit::Requested));
         }
+        if cpu.is_watch_met() {
+            return Ok(Some(Exit::Watchpoint));
+        }
         if cpu.halted {
             return Ok(Some(Exit::Halt));
+        }
+        if !self.breakpoints.is_empty() && self.breakpoints.binary_search(&cpu.code_address()).is_ok() {
+            return Ok(Some(Exit::Breakpoint));
         }
         let shadow = cpu.interrupt_shadow & !x86_core::shadow::NMI;
         if self.jit.interrupt_window && shadow == 0 && cpu.rflags & flags::IF != 0 {
@@ -443,6 +468,9 @@ impl TranslatorVcpu {
         }
         let rip = self.jit.cpu.rip;
         let gpa = fetch.physical & !0xfff | rip & 0xfff;
+        if self.stops.binary_search(&((gpa & 0xfff) as u16)).is_ok() {
+            return Ok(Lookup::Step);
+        }
         let key = Key::new(gpa, rip, mode);
         let translator = self.translator.clone();
         let apart = self.apart;
@@ -515,7 +543,16 @@ impl TranslatorVcpu {
             let has = |insn: &iced_x86::Instruction| has(&core, insn);
             let page = &self.page[..4096];
             translate(
-                &Input { page, next_page: None, page_va, offset, mode, slots: &translator.slots, has: &has },
+                &Input {
+                    page,
+                    next_page: None,
+                    page_va,
+                    offset,
+                    mode,
+                    slots: &translator.slots,
+                    stops: &self.stops,
+                    has: &has,
+                },
                 hot,
                 cold,
                 settings,
@@ -542,6 +579,7 @@ impl TranslatorVcpu {
                 offset,
                 mode,
                 slots: &translator.slots,
+                stops: &self.stops,
                 has: &has,
             };
             output = translate(&input, hot, cold, settings, stubs);

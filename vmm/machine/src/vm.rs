@@ -209,7 +209,7 @@ fn place(placement: &Arc<Placement>, vcpu: u32) -> Result<(), PlacementError> {
 /// Turns the end of a vCPU's run into a request.
 fn report(requests: &Requests, vcpu: u32, reason: HaltReason) {
     match reason {
-        HaltReason::Stopped => {}
+        HaltReason::Stopped | HaltReason::Debug(_) => {}
         HaltReason::TripleFault => requests.push(Request::TripleFault { vcpu }),
         HaltReason::InternalError(error) => {
             requests.push(Request::InternalError(format!("vCPU {vcpu}: {error}")));

@@ -206,7 +206,8 @@ impl Core<'_> {
     ) -> Result<Option<(*mut u8, usize)>, Trap> {
         let va = self.linear(seg, offset, 1, write)?;
         let span = len.min(0x1000 - (va & !PAGE_MASK));
-        if self.cpu.align_check || self.cpu.watched || self.linear(seg, offset, span, write).is_err() {
+        let checked = self.cpu.align_check || self.cpu.watched || self.cpu.is_page_watched(va);
+        if checked || self.linear(seg, offset, span, write).is_err() {
             return Ok(None);
         }
         Ok(match self.translate(va, write, usize::from(self.cpu.data_bank))? {

@@ -31,7 +31,8 @@ impl Core<'_> {
         if entry.tag == va & PAGE_MASK {
             return Ok(entry);
         }
-        let mapping = self.walk(va, Access { write: false, fetch: true, user, no_user_pages: false })?;
+        let mapping =
+            self.walk(va, Access { write: false, fetch: true, user, no_user_pages: false, peek: false })?;
         let physical = mapping.gpa | u64::from(mapping.global);
         let Some(host) = self.memory.host_page(mapping.gpa) else {
             return Ok(FetchEntry { tag: va & PAGE_MASK, physical, host: std::ptr::null() });

@@ -1,6 +1,7 @@
 //! The soft MMU: from linear addresses to host memory.
 
 mod access;
+mod debugger;
 mod fetch;
 mod linear;
 mod tlb;
@@ -11,6 +12,8 @@ mod watch;
 #[cfg(test)]
 mod tests;
 
+pub use debugger::Watch;
+pub(crate) use debugger::Watches;
 pub use tlb::{BANKS, FETCH_ENTRIES, FetchEntry, INVALID_TAG, TLB_ENTRIES, Tlb, TlbEntry};
 pub(crate) use walk::Access;
 pub(crate) use walk_cache::WalkCache;
@@ -24,9 +27,8 @@ use tlb::{EMPTY_BANK, NewEntry, PAGE_MASK};
 pub enum Fill {
     /// RAM: the entry is in the bank of the current privilege and the access will hit.
     Direct,
-    /// MMIO, or a write that must be tracked, or alignment checks or data breakpoints are on: no entry
-    /// allows the access;
-    /// interpret the instruction.
+    /// MMIO, or a write that must be tracked, or alignment checks or data breakpoints are on, or a debugger watches:
+    /// no entry allows the access; interpret the instruction.
     Interpret,
 }
 
@@ -155,7 +157,7 @@ impl Core<'_> {
         cpu.align_check = cpu.cpl == 3 && cpu.rflags & flags::AC != 0 && cpu.cr0 & cr0::AM != 0;
         cpu.watched = watch::watches_data(cpu.dr[7]);
         let checked = cpu.align_check || cpu.watched;
-        cpu.fast_bank = if cpu.long64 && !checked { cpu.data_bank } else { u8::MAX };
+        cpu.fast_bank = if cpu.long64 && !checked && cpu.watches.is_none() { cpu.data_bank } else { u8::MAX };
         cpu.tlb_bank = if checked { EMPTY_BANK.as_ptr() } else { cpu.tlb.bank(bank) };
     }
 
@@ -189,7 +191,10 @@ impl Core<'_> {
         let bank = usize::from(self.cpu.data_bank);
         let target = self.translate(va, write, bank)?;
         let direct = match target {
-            Target::Ram { tracked, .. } => !(self.cpu.align_check || self.cpu.watched || write && tracked),
+            Target::Ram { tracked, .. } => {
+                let checked = self.cpu.align_check || self.cpu.watched || self.cpu.is_page_watched(va);
+                !(checked || write && tracked)
+            }
             Target::Rom { .. } | Target::Mmio { .. } => false,
         };
         Ok(if direct { Fill::Direct } else { Fill::Interpret })
@@ -215,12 +220,23 @@ impl Core<'_> {
             fetch: false,
             user: bank == Tlb::USER,
             no_user_pages: bank == Tlb::SUPERVISOR && self.cpu.cr4 & cr4::SMAP != 0,
+            peek: false,
         };
         let mapping = self.walk(va, access)?;
         let gpa = mapping.gpa | va & !PAGE_MASK;
         let Some(host) = self.memory.host_page(gpa) else { return Ok(Target::Mmio { gpa }) };
         host.ptr.expose_provenance();
         let direct = self.memory.may_write_directly(gpa);
+        if self.cpu.is_page_watched(va) {
+            let host = host.ptr.wrapping_add((va & !PAGE_MASK) as usize);
+            let rom = write && !direct && self.memory.is_read_only(gpa);
+            // Without an entry nobody could say that the page has become code since it was looked at.
+            return Ok(if rom {
+                Target::Rom { host, gpa }
+            } else {
+                Target::Ram { host, gpa, tracked: true }
+            });
+        }
         let new = NewEntry {
             va,
             gpa,

@@ -29,6 +29,8 @@ pub(crate) struct Access {
     pub(crate) user: bool,
     /// A supervisor access that may not touch user pages (SMAP).
     pub(crate) no_user_pages: bool,
+    /// Nobody's access: rights do not count, and nothing is marked as used.
+    pub(crate) peek: bool,
 }
 
 /// What a walk found.
@@ -65,7 +67,8 @@ impl Core<'_> {
             });
         }
         let mut last = None;
-        if let Some(level) = self.cpu.tlb.walks.get(va)
+        if !access.peek
+            && let Some(level) = self.cpu.tlb.walks.get(va)
             && let Some(mapping) = self.walk_last_level(va, access, level)?
         {
             return Ok(mapping);
@@ -183,9 +186,9 @@ impl Core<'_> {
             rights.add(entry, format);
             if level == 1 || large {
                 let may_write = self.check_rights(va, access, &rights)?;
-                let settled = self.mark_used(&visited[..=depth], format.entry, access.write);
+                let settled = access.peek || self.mark_used(&visited[..=depth], format.entry, access.write);
                 let mapping = self.mapping(va, access, entry, (shift, format), may_write);
-                if long && settled {
+                if long && settled && !access.peek {
                     self.remember_walk(
                         va,
                         entry | if access.write { pte::D } else { 0 },
@@ -251,10 +254,11 @@ impl Core<'_> {
         let may_write = rights.write || (!access.user && cpu.cr0 & cr0::WP == 0);
         let fetch_denied =
             access.fetch && (rights.no_execute || (!access.user && rights.user && cpu.cr4 & cr4::SMEP != 0));
-        let denied = (access.user && !rights.user)
-            || (access.no_user_pages && rights.user && !access.fetch)
-            || (access.write && !may_write)
-            || fetch_denied;
+        let denied = !access.peek
+            && ((access.user && !rights.user)
+                || (access.no_user_pages && rights.user && !access.fetch)
+                || (access.write && !may_write)
+                || fetch_denied);
         if denied { Err(self.page_fault(va, access, page_fault::PRESENT)) } else { Ok(may_write) }
     }
 

@@ -29,6 +29,9 @@ impl Translation<'_> {
         let most =
             if input.next_page.is_some() { 1 } else { self.settings.max_instructions.min(MAX_INSTRUCTIONS) };
         while self.guest.len() < most && at < 4096 {
+            if at != start && input.stops.binary_search(&(at as u16)).is_ok() {
+                break;
+            }
             let insn = decoder.decode();
             if decoder.last_error() == iced_x86::DecoderError::NoMoreBytes {
                 break;

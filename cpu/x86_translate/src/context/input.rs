@@ -32,6 +32,8 @@ pub(crate) struct Input<'a> {
     pub(crate) mode: Mode,
     /// Slots of jumps between pages given out.
     pub(crate) slots: &'a AtomicU32,
+    /// Offsets in the page where a block ends, ascending.
+    pub(crate) stops: &'a [u16],
     /// Whether the guest's processor has the instruction.
     pub(crate) has: &'a dyn Fn(&Instruction) -> bool,
 }

@@ -10,6 +10,7 @@ mod guest;
 mod kvm;
 mod statistics;
 mod target;
+mod userland;
 
 use crate::Outcome;
 use clap::{Args, Subcommand};
@@ -24,6 +25,8 @@ pub(crate) enum Bench {
     Cpu(Options),
     /// Under KVM, beside QEMU and others: start-up, memory, disk, exits. Runs in the KVM lab.
     Kvm(kvm::Options),
+    /// A Debian from a disk image, with systemd, compilers, interpreters and 32-bit programs.
+    Userland(userland::Options),
 }
 
 /// How to measure.
@@ -58,6 +61,7 @@ impl Bench {
             Self::Boot(options) => boot::run(root, &options),
             Self::Cpu(options) => cpu::run(root, &options),
             Self::Kvm(options) => kvm::run(root, &options),
+            Self::Userland(options) => userland::run(root, &options),
         }
     }
 }

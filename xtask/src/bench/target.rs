@@ -65,7 +65,7 @@ impl Target {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let start = Instant::now();
         let mut child = command.spawn().with_context(|| format!("starting {:?}", command.get_program()))?;
-        let lines = read_lines(&mut child, start)?;
+        let lines = read_lines(&mut child, start, TIME_LIMIT, &mut |_| {})?;
         let total = start.elapsed();
         let status = child.wait()?;
         if !lines.iter().any(|(_, line)| line.starts_with("bench-end")) {
@@ -87,6 +87,16 @@ pub(super) struct Run {
 }
 
 impl Run {
+    /// What was printed, each line with the time since exec; and the time from exec to exit.
+    pub(super) fn new(lines: Vec<(Duration, String)>, total: Duration) -> Self {
+        Self { lines, total }
+    }
+
+    /// The lines that were printed.
+    pub(super) fn lines(&self) -> impl DoubleEndedIterator<Item = &str> {
+        self.lines.iter().map(|(_, line)| line.as_str())
+    }
+
     /// When the guest's first program began.
     pub(super) fn init_reached(&self) -> Option<Duration> {
         self.lines.iter().find(|(_, line)| line.contains("bench-init")).map(|(time, _)| *time)
@@ -101,7 +111,14 @@ impl Run {
     }
 }
 
-fn read_lines(child: &mut Child, start: Instant) -> Result<Vec<(Duration, String)>> {
+/// Everything that `child` prints until it closes its output, with the time since `start`; `told` has each line at
+/// once. Kills the child at `limit`.
+pub(super) fn read_lines(
+    child: &mut Child,
+    start: Instant,
+    limit: Duration,
+    told: &mut dyn FnMut(&str),
+) -> Result<Vec<(Duration, String)>> {
     let output = child.stdout.take().context("the child's output is not piped")?;
     let errors = child.stderr.take().context("the child's errors are not piped")?;
     let (sender, receiver) = mpsc::channel();
@@ -121,12 +138,15 @@ fn read_lines(child: &mut Child, start: Instant) -> Result<Vec<(Duration, String
     });
     let mut lines = Vec::new();
     loop {
-        match receiver.recv_timeout(TIME_LIMIT.saturating_sub(start.elapsed())) {
-            Ok(line) => lines.push(line),
+        match receiver.recv_timeout(limit.saturating_sub(start.elapsed())) {
+            Ok(line) => {
+                told(&line.1);
+                lines.push(line);
+            }
             Err(mpsc::RecvTimeoutError::Disconnected) => return Ok(lines),
             Err(mpsc::RecvTimeoutError::Timeout) => {
                 let _ = child.kill();
-                bail!("no end after {} s; the last line was {:?}", TIME_LIMIT.as_secs(), lines.last());
+                bail!("no end after {} s; the last line was {:?}", limit.as_secs(), lines.last());
             }
         }
     }

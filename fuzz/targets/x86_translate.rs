@@ -1,4 +1,4 @@
-//! Any bytes as 64-bit code, with any registers: what the translator makes of it against the interpreter.
+//! Any bytes as code of 64, 32 or 16 bits, with any registers: what the translator makes of it against the interpreter.
 //!
 //! Either block by block in lockstep, or linked and in one go, if the interpreter alone comes to an end soon.
 //! Code is either bytes as they are, then the layout of an input begins like that of `x86_interp`, whose corpus is
@@ -13,7 +13,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Weak};
-use vireo_fuzz::{Input, WINDOW, WINDOW_PAGES, place, program};
+use vireo_fuzz::{Input, Legacy, WINDOW, WINDOW_PAGES, legacy_program, place, program};
 use x86_core::testing::{
     CODE, DATA, FlatPlatform, GDT, HANDLERS, IDT, IST1_STACK, KERNEL_STACK, MMIO, Machine, PAGE_TABLES, RAM,
     STACK, selector,
@@ -225,10 +225,64 @@ fn set_handlers(machine: &Machine, skip: bool) {
     machine.memory.write(HANDLERS, &handlers).expect("RAM");
 }
 
+/// How `choices` have it translated.
+fn options(choices: u8) -> Options {
+    let lockstep = choices & 1 == 0;
+    Options {
+        cache_bytes: 2 << 20,
+        strict: lockstep || choices & 2 == 0,
+        lock_needed: choices & 4 != 0,
+        max_instructions: if choices & 0xc0 == 0xc0 { 1 } else { 64 },
+        side_exits: if choices & 8 == 0 { 4 } else { 0 },
+    }
+}
+
+/// The same for code of 32 and 16 bits.
+fn legacy_case(mode: u8, mut input: Input<'_>) -> Case {
+    let kind = Legacy::pick(mode >> 4);
+    let choices = input.u8();
+    let mut machine = kind.machine(mode & 4 != 0);
+    if kind == Legacy::Compatibility {
+        set_handlers(&machine, mode & 4 != 0);
+        map_window(&machine);
+    }
+    machine.cpu.regs = std::array::from_fn(|_| {
+        let value = register(&mut input);
+        let pointer = u64::from(kind.pointer(value as u32));
+        // What 64-bit code left above.
+        if value & 0xf0 == 0x50 { pointer | value << 32 } else { pointer }
+    });
+    machine.cpu.regs[reg::RCX] &= 0x3fff;
+    let stack = input.u8();
+    if stack % 8 != 7 {
+        machine.cpu.regs[reg::RSP] = kind.stack(stack);
+    }
+    machine.cpu.mxcsr = 0x1f80;
+    let rflags = u64::from(input.u32());
+    let end: &[u8] = if machine.cpu.cpl == 3 { &[0x0f, 0x0b] } else { &[0xf4, 0xf4] };
+    machine.memory.write(CODE, &end.repeat(0x1000)).expect("RAM");
+    if choices & 0x20 != 0 {
+        // The end of a page.
+        machine.cpu.rip += 0x1000 - u64::from(choices % 16);
+    }
+    let code =
+        if mode & 2 != 0 { legacy_program(&mut input, kind, PROGRAM) } else { input.bytes(PROGRAM).to_vec() };
+    machine.load(&code);
+    let fixed = machine.cpu.rflags & flags::VM;
+    machine.core().set_rflags(rflags & !(flags::VM | flags::TF) | fixed);
+    machine.core().mode_changed();
+    let options = options(choices);
+    machine.cpu.lock_needed = options.lock_needed;
+    Case { machine, lockstep: choices & 1 == 0, options }
+}
+
 /// Always the same for the same bytes.
 fn case(data: &[u8]) -> Case {
     let mut input = Input::new(data);
     let mode = input.u8();
+    if mode & 8 != 0 {
+        return legacy_case(mode, input);
+    }
     // Bytes as they are, or instructions that are made from what comes last.
     let made = mode & 2 != 0;
     let len = if made { 0 } else { input.u8().into() };
@@ -274,16 +328,9 @@ fn case(data: &[u8]) -> Case {
     for (vector, bytes) in machine.cpu.vectors.iter_mut().zip(rest.chunks_exact(16)) {
         vector.0[..16].copy_from_slice(bytes);
     }
-    let lockstep = choices & 1 == 0;
-    let options = Options {
-        cache_bytes: 2 << 20,
-        strict: lockstep || choices & 2 == 0,
-        lock_needed: choices & 4 != 0,
-        max_instructions: if choices & 0xc0 == 0xc0 { 1 } else { 64 },
-        side_exits: if choices & 8 == 0 { 4 } else { 0 },
-    };
+    let options = options(choices);
     machine.cpu.lock_needed = options.lock_needed;
-    Case { machine, options, lockstep }
+    Case { machine, options, lockstep: choices & 1 == 0 }
 }
 
 fn is_canonical(address: u64) -> bool {
@@ -361,7 +408,7 @@ fn interpret(machine: &mut Machine, outside: &Outside, exact: bool) -> Option<Fi
         let mut core = x86_core::Core { cpu, memory, platform: outside };
         let mut result = x86_interp::step(&mut core);
         if let Err(Trap::Exception(exception)) = result {
-            if exception.vector == 13 && jumps_anywhere(&mut core) {
+            if exception.vector == 13 && core.cpu.long64 && jumps_anywhere(&mut core) {
                 // Perhaps because the target is not canonical: see `side_by_side`.
                 return None;
             }

@@ -198,8 +198,8 @@ loop:
 
 static uint64_t adc_chain(uint64_t n)
 {
-	uint64_t a = 1, b = 2, c = 3, d = 4;
-	for (uint64_t i = 0; i < n; i++)
+	unsigned long a = 1, b = 2, c = 3, d = 4;
+	for (unsigned long i = 0; i < n; i++)
 		__asm__("add %4, %0\n\tadc %4, %1\n\tadc $0, %2\n\tsbb %0, %3\n\tadc $1, %0"
 			: "+r"(a), "+r"(b), "+r"(c), "+r"(d) : "r"(i) : "cc");
 	return a ^ b ^ c ^ d;
@@ -221,7 +221,7 @@ static uint64_t string_copy(uint64_t n)
 	static char from[4096], to[4096];
 	for (uint64_t i = 0; i < n; i++) {
 		void *s = from, *d = to;
-		uint64_t count = sizeof from;
+		unsigned long count = sizeof from;
 		__asm__ volatile("rep movsb" : "+S"(s), "+D"(d), "+c"(count) :: "memory");
 	}
 	return to[9];
@@ -229,11 +229,15 @@ static uint64_t string_copy(uint64_t n)
 
 static uint64_t string_store(uint64_t n)
 {
-	static uint64_t to[512];
-	for (uint64_t i = 0; i < n; i++) {
+	static unsigned long to[4096 / sizeof(long)];
+	for (unsigned long i = 0; i < n; i++) {
 		void *d = to;
-		uint64_t count = 512;
+		unsigned long count = sizeof to / sizeof to[0];
+#ifdef __x86_64__
 		__asm__ volatile("rep stosq" : "+D"(d), "+c"(count) : "a"(i) : "memory");
+#else
+		__asm__ volatile("rep stosl" : "+D"(d), "+c"(count) : "a"(i) : "memory");
+#endif
 	}
 	return to[9];
 }

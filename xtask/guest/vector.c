@@ -72,7 +72,9 @@ static uint64_t packed_int(uint64_t n)
 			sum = _mm_sub_epi16(_mm_shuffle_epi32(value, 0x1b), _mm_srli_epi64(value, 7));
 			data[i] = value;
 		}
-	return (uint64_t)_mm_cvtsi128_si64(sum);
+	uint64_t low;
+	_mm_storel_epi64((__m128i *)&low, sum);
+	return low;
 }
 
 static uint64_t memcpy_64k(uint64_t n)

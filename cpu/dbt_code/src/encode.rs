@@ -176,6 +176,7 @@ impl Cond {
     pub const BE: Self = Self(6);
     pub const A: Self = Self(7);
     pub const P: Self = Self(10);
+    pub const G: Self = Self(15);
 
     /// The opposite.
     pub const fn not(self) -> Self {

@@ -86,10 +86,10 @@ pub fn is_recorded(code: Code) -> bool {
 
 /// What FOP is after an x87 instruction of 64-bit code with that escape opcode (D8 to DF) and ModRM byte, of
 /// which only the reg field counts if it has a memory operand.
-pub fn last_opcode(insn: &Instruction, opcode: u8, modrm: u8) -> u16 {
+pub fn last_opcode(size: CodeSize, insn: &Instruction, opcode: u8, modrm: u8) -> u16 {
     let fop = u16::from(opcode & 7) << 8 | u16::from(modrm);
     if (0..insn.op_count()).any(|operand| insn.op_kind(operand) == iced_x86::OpKind::Memory) {
-        fop & 0x738 | x87_run::addressing(CodeSize::Bits64, insn)
+        fop & 0x738 | x87_run::addressing(size, insn)
     } else {
         fop
     }

@@ -71,6 +71,25 @@ fn a_loop_is_compared() {
 }
 
 #[test]
+fn code_of_32_and_of_16_bits_is_compared() {
+    // The numbers of Fibonacci by recursion: mov ax, 15; call f; hlt; f: cmp ax, 2; jb e; push ax; dec ax; call f; ...
+    let wide =
+        b"\xb8\x0f\x00\x00\x00\xe8\x01\x00\x00\x00\xf4\x83\xf8\x02\x72\x14\x50\x48\xe8\xf4\xff\xff\xff\
+        \x59\x50\x8d\x41\xfe\xe8\xea\xff\xff\xff\x59\x01\xc8\xc3";
+    let short = b"\xb8\x0f\x00\xe8\x01\x00\xf4\x83\xf8\x02\x72\x12\x50\x48\xe8\xf6\xff\x59\x50\x89\xc8\
+        \x83\xe8\x02\xe8\xec\xff\x59\x01\xc8\xc3";
+    for (machine, code) in [(Machine::protected(), &wide[..]), (Machine::real(), &short[..])] {
+        machine.load(code);
+        let mut rig = Rig::new(machine);
+        rig.halts();
+        assert_eq!(rig.lockstep.cpu().regs[reg::RAX], 610);
+        let summary = rig.lockstep.summary();
+        // In blocks of several instructions.
+        assert!(summary.instructions >= 2 * summary.blocks && summary.races == 0, "{summary}");
+    }
+}
+
+#[test]
 fn wrong_registers_flags_and_vectors_are_reported() {
     type Fault = fn(&mut Core<'_>);
     let faults: [(Fault, &str); 4] = [

@@ -5,6 +5,10 @@
 //! guest registers live in the host register of the same name, the arithmetic flags in EFLAGS, the vector
 //! registers in themselves. GS points to the vCPU's block (`layout`), which holds what has no host register.
 //!
+//! Code of 32 and of 16 bits becomes 64-bit code, too. Its addresses are computed in 32 bits and cut, so that they
+//! wrap as the guest's do, and the sum is what is checked and accessed. Segments that are flat are part of what a
+//! block is translated for; for others the limit is looked at and the base added with each access.
+//!
 //! Whatever is unusual is left to the interpreter, one instruction at a time; at every instruction boundary
 //! the state is canonical.
 //!

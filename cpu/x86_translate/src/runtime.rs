@@ -42,7 +42,7 @@ impl JitVcpu {
     }
 
     /// What generated code relies on while it runs: when one of these changes it must be left.
-    fn surroundings(&self) -> (u8, u64, u64, u64) {
+    fn surroundings(&self) -> (u32, u64, u64, u64) {
         (
             Mode::of(&self.cpu).0,
             self.cpu.code_generation,
@@ -57,6 +57,7 @@ impl JitVcpu {
         let before = self.surroundings();
         // SAFETY: generated code runs only while the vCPU does.
         let result = execute(&mut unsafe { self.core() });
+        self.segments_changed();
         // Those in memory are what counts, wherever it goes on.
         self.flags_from_rflags();
         match result {
@@ -86,27 +87,27 @@ impl JitVcpu {
     }
 
     /// Goes on at RIP, where a jump led, without leaving generated code if the block there is known.
-    fn chain(&mut self, mode: u8, generation: u64) -> u64 {
+    fn chain(&mut self, mode: u32, generation: u64) -> u64 {
         self.fpu_resume = false;
         let cpu = &mut self.cpu;
         let interruptible = self.interrupt_window && cpu.rflags & x86_core::flags::IF != 0;
-        let now = Mode::of(cpu).0;
+        let now = Mode::of(cpu);
         let stay = cpu.exit_request.load(Ordering::Relaxed) == 0
             && !interruptible
-            && cpu.long64
+            && !now.has(Mode::INTERPRETED)
             && cpu.interrupt_shadow & !x86_core::shadow::NMI == 0
             && cpu.rflags & x86_core::flags::TF == 0
             && cpu.dr[7] & 0xff == 0
             && !cpu.is_watch_met()
-            && (now ^ mode) & !Mode::USER == 0
+            && self.table_modes[now.table()] == now.0
             && cpu.code_generation == generation;
         let rip = cpu.rip;
-        let entry = &self.ibtc[usize::from(now & Mode::USER != 0)][rip as usize & (IBTC_ENTRIES - 1)];
-        if !stay || entry.va.load(Ordering::Relaxed) != rip {
+        let entry = &self.ibtc[now.table()][rip as usize & (IBTC_ENTRIES - 1)];
+        if !stay || entry.va.load(Ordering::Relaxed) != self.tag(now) {
             return self.leave(ExitReason::Dispatch);
         }
         let host = entry.host.load(Ordering::Relaxed);
-        self.frames_switch = match (mode & Mode::USER != 0, now & Mode::USER != 0) {
+        self.frames_switch = match (mode & Mode::USER != 0, now.has(Mode::USER)) {
             (true, false) => FrameSwitch::ToKernel,
             (false, true) => FrameSwitch::ToUser,
             _ => FrameSwitch::Stay,
@@ -141,6 +142,9 @@ pub(crate) unsafe extern "C" fn tlb_miss(vcpu: *mut JitVcpu, address: u64, info:
     let (vcpu, at_info, info) = unsafe { (&mut *vcpu, info as u64, info.read_unaligned()) };
     let page_va = if info.kind & MissInfo::RELATIVE != 0 { vcpu.page_va } else { info.page_va };
     vcpu.cpu.rip = page_va.wrapping_add(u64::from(info.offset));
+    if !vcpu.cpu.long64 {
+        vcpu.cpu.rip &= 0xffff_ffff;
+    }
     vcpu.flags_to_rflags();
     let write = info.kind & MissInfo::WRITE != 0;
     let last = address.wrapping_add(u64::from(info.size.max(1) - 1));
@@ -186,7 +190,8 @@ pub(crate) unsafe extern "C" fn interpret(vcpu: *mut JitVcpu, _: u64, info: *con
     vcpu.execute(resume, |core| {
         let flow = x86_interp::execute(core, &insn)?;
         if flow == Flow::Next {
-            core.cpu.rip = insn.next_ip();
+            let mask = if core.cpu.long64 { u64::MAX } else { 0xffff_ffff };
+            core.cpu.rip = insn.next_ip() & mask;
         }
         Ok(flow)
     })
@@ -197,8 +202,12 @@ fn relocate(insn: &mut Instruction, page_va: u64) {
     if insn.is_ip_rel_memory_operand() {
         insn.set_memory_displacement64(insn.memory_displacement64().wrapping_add(page_va));
     }
-    if insn.op_count() > 0 && insn.op0_kind() == OpKind::NearBranch64 {
-        insn.set_near_branch64(insn.near_branch64().wrapping_add(page_va));
+    match insn.op0_kind() {
+        OpKind::NearBranch64 => insn.set_near_branch64(insn.near_branch64().wrapping_add(page_va)),
+        OpKind::NearBranch32 => insn.set_near_branch32(insn.near_branch32().wrapping_add(page_va as u32)),
+        // The upper half of the address is lost in any case.
+        OpKind::NearBranch16 => insn.set_near_branch16(insn.near_branch16().wrapping_add(page_va as u16)),
+        _ => {}
     }
     insn.set_ip(insn.ip().wrapping_add(page_va));
 }

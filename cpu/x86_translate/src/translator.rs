@@ -72,15 +72,24 @@ type Map<K, V> = HashMap<K, V, BuildHasherDefault<AddressHasher>>;
 pub(crate) struct Key {
     /// Of the first byte.
     pub(crate) gpa: u64,
-    /// The page's virtual address, or 0 if the code is independent of it.
+    /// The virtual address of the page less the base of CS, or 0 if the code is independent of it.
     pub(crate) page_va: u64,
+    /// The base of CS if [`Mode::BASED`].
+    pub(crate) base: u32,
     pub(crate) mode: Mode,
 }
 
 impl Key {
-    pub(crate) fn new(gpa: u64, rip: u64, mode: Mode) -> Self {
-        let page_va = if mode.has(Mode::USER) { 0 } else { rip & !0xfff };
-        Self { gpa, page_va, mode }
+    /// The key of the block at the guest physical address `gpa`, which is at `rip` in a code segment with that
+    /// base.
+    pub(crate) fn new(gpa: u64, rip: u64, base: u64, mode: Mode) -> Self {
+        let page_va = rip.wrapping_sub(gpa & 0xfff) & mode.ip_mask();
+        Self {
+            gpa,
+            page_va: if mode.is_relative() { 0 } else { page_va },
+            base: if mode.has(Mode::BASED) { base as u32 } else { 0 },
+            mode,
+        }
     }
 }
 
@@ -114,6 +123,8 @@ struct Link {
     /// Where it led when it was first linked: it is linked to nothing else, as other processors may have
     /// verified that.
     gpa: Option<u64>,
+    /// The guest physical page that the jump is in.
+    page: u64,
     page_va: u64,
     mode: Mode,
     ungrouped: bool,
@@ -130,6 +141,7 @@ pub(crate) struct LinkTarget {
     pub(crate) target: i64,
     /// The page of the jump, or 0 if the code is independent of it.
     pub(crate) page_va: u64,
+    pub(crate) mode: Mode,
     /// Whether the accesses there share no checks.
     pub(crate) ungrouped: bool,
 }
@@ -415,6 +427,7 @@ impl Translator {
                 check: link.check,
                 slot: link.slot,
                 gpa: None,
+                page: page_gpa,
                 page_va: key.page_va,
                 mode: key.mode,
                 ungrouped: link.ungrouped,
@@ -452,17 +465,21 @@ impl Translator {
     pub(crate) fn link_target(&self, link: u32) -> LinkTarget {
         let state = self.state.lock();
         let link = &state.links[link as usize];
-        LinkTarget { target: link.target, page_va: link.page_va, ungrouped: link.ungrouped }
+        LinkTarget { target: link.target, page_va: link.page_va, mode: link.mode, ungrouped: link.ungrouped }
     }
 
-    /// Links a direct jump to a block, so that it is taken without leaving generated code. Gives what the vCPU
-    /// notes as verified if the jump is to another page.
+    /// Links a direct jump to the block at the linear address `va`, so that it is taken without leaving generated
+    /// code. Gives what the vCPU notes as verified if the jump is to another page.
     pub(crate) fn link(&self, number: u32, to: u32, va: u64) -> Option<Verified> {
         let mut guard = self.state.lock();
         let state = &mut *guard;
         let target = state.blocks.get_mut(to as usize)?.as_mut()?;
         let link = state.links.get_mut(number as usize)?;
-        if link.dead || link.mode.has(Mode::USER) != target.key.mode.has(Mode::USER) {
+        if link.dead || (link.mode.0 ^ target.key.mode.0) & !Mode::UNGROUPED != 0 {
+            return None;
+        }
+        if link.check.is_none() && link.slot.is_none() && target.key.gpa & !(PAGE_SIZE - 1) != link.page {
+            // The page was mapped anew since the jump's block began. Nothing looks at that where it jumps.
             return None;
         }
         if link.to.is_some_and(|linked| linked != to) || link.gpa.is_some_and(|gpa| gpa != target.key.gpa) {
@@ -513,11 +530,11 @@ impl Translator {
                 target.incoming.retain(|incoming| *incoming != number);
             }
         }
-        let user = block.key.mode.has(Mode::USER);
+        let table = block.key.mode.table();
         for vcpu in self.vcpus.lock().iter() {
             // SAFETY: registered vCPUs are alive; the entries are atomics.
-            let table = unsafe { &(*vcpu.0).ibtc[usize::from(user)] };
-            let offset = block.key.gpa as usize & 0xfff;
+            let table = unsafe { &(*vcpu.0).ibtc[table] };
+            let offset = block.key.page_va.wrapping_add(block.key.gpa & 0xfff) as usize & 0xfff;
             for high in 0..IBTC_ENTRIES >> 12 {
                 let index = high << 12 | offset;
                 if table[index].host.load(Ordering::Relaxed) == block.entry_mem {

@@ -7,13 +7,15 @@ use crate::abi::layout::{
 use crate::block::translate::translate;
 use crate::context::input::Input;
 use crate::guest::mode::Mode;
-use crate::translator::{BreakOffsets, Found, Key, Source, Translator, Verified};
+use crate::translator::{BreakOffsets, Found, Key, LinkTarget, Source, Translator, Verified};
 use dbt_code::Emitter;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use x86_core::{Core, Cpu, Flow, Platform, Trap, efer, flags};
+use x86_core::{Core, Cpu, Flow, Platform, Seg, Trap, flags};
 
+/// The longest instruction there is.
+const LONGEST: usize = 15;
 /// Bytes of the cache that a vCPU takes at a time.
 const CHUNK: usize = 256 << 10;
 /// What the largest block may take.
@@ -48,9 +50,8 @@ pub struct TranslatorVcpu {
     tainted: bool,
     /// Blocks by physical address.
     recent: Box<[Recent]>,
-    mode: Mode,
     /// A copy of the page that is translated from, and 15 bytes of the next.
-    page: Box<[u8; 4096 + 15]>,
+    page: Box<[u8; 4096 + LONGEST]>,
     /// Blocks are not linked, and not found through the tables.
     apart: bool,
     /// Linear addresses of a debugger's breakpoints, ascending.
@@ -117,8 +118,7 @@ impl TranslatorVcpu {
             global_generation: 0,
             tainted: false,
             recent: vec![Recent::default(); RECENT].into(),
-            mode: Mode::default(),
-            page: Box::new([0; 4096 + 15]),
+            page: Box::new([0; 4096 + LONGEST]),
             apart: false,
             breakpoints: vec![],
             stops: BreakOffsets::default(),
@@ -274,20 +274,20 @@ impl TranslatorVcpu {
         if !breakpoints {
             cpu.rflags &= !flags::RF;
         }
-        let long = cpu.msrs.efer & efer::LMA != 0
-            && cpu.segments[x86_core::Seg::Cs as usize].attributes & x86_core::Segment::LONG != 0;
-        if !long || shadow != 0 || breakpoints || cpu.rflags & flags::TF != 0 {
+        let mode = Mode::of(cpu);
+        if mode.has(Mode::INTERPRETED) || shadow != 0 || breakpoints || cpu.rflags & flags::TF != 0 {
             return self.step(platform);
         }
-        let mode = Mode::of(cpu);
-        let switched = (mode.0 ^ self.mode.0) & !Mode::USER != 0;
-        if switched || self.generation != cpu.code_generation {
-            let all = switched || self.tainted || self.global_generation != cpu.global_code_generation;
+        if self.generation != cpu.code_generation {
+            let all = self.tainted || self.global_generation != cpu.global_code_generation;
             self.generation = cpu.code_generation;
             self.global_generation = cpu.global_code_generation;
             self.forget(all);
         }
-        self.mode = mode;
+        if self.jit.table_modes[mode.table()] != mode.0 {
+            self.forget_targets(mode.table());
+            self.jit.table_modes[mode.table()] = mode.0;
+        }
         let entry = match self.lookup(platform, mode) {
             Ok(Lookup::Entry(entry)) => entry,
             Ok(Lookup::Block(found)) => found.entry_mem,
@@ -333,7 +333,7 @@ impl TranslatorVcpu {
                 INDIRECT => self.jit.counters.exits_indirect += 1,
                 POLL => {
                     let target = self.translator.link_target(self.jit.exit_argument as u32);
-                    self.set_rip_to(target.target, target.page_va);
+                    self.set_rip_to(&target);
                 }
                 TRAP => {
                     if let Some(trap) = self.jit.trap.take() {
@@ -348,10 +348,9 @@ impl TranslatorVcpu {
         }
     }
 
-    fn set_rip_to(&mut self, target: i64, page_va: u64) {
-        let user = self.jit.cpu.cpl == 3;
-        let page = if user { self.jit.page_va } else { page_va };
-        self.jit.cpu.rip = page.wrapping_add(target as u64);
+    fn set_rip_to(&mut self, link: &LinkTarget) {
+        let page = if link.mode.is_relative() { self.jit.page_va } else { link.page_va };
+        self.jit.cpu.rip = page.wrapping_add(link.target as u64) & link.mode.ip_mask();
     }
 
     /// A direct jump that is not linked was taken: finds its target and links it. If that is an ungrouped block it
@@ -360,7 +359,7 @@ impl TranslatorVcpu {
         let number = self.jit.exit_argument as u32;
         let translator = self.translator.clone();
         let target = translator.link_target(number);
-        self.set_rip_to(target.target, target.page_va);
+        self.set_rip_to(&target);
         if self.apart && !target.ungrouped {
             return None;
         }
@@ -371,11 +370,11 @@ impl TranslatorVcpu {
             // The next round finds out.
             _ => return None,
         };
-        let rip = self.jit.cpu.rip;
-        let verified = if self.apart { None } else { translator.link(number, found.id, rip) };
+        let va = linear_rip(&self.jit.cpu, mode);
+        let verified = if self.apart { None } else { translator.link(number, found.id, va) };
         match verified {
             Some(Verified::Page(number)) => {
-                self.jit.page_checks[(rip >> 12) as usize & (PAGE_CHECKS - 1)] = number;
+                self.jit.page_checks[(va >> 12) as usize & (PAGE_CHECKS - 1)] = number;
             }
             Some(Verified::Slot(slot)) => {
                 let from = self.jit.page_va;
@@ -414,6 +413,7 @@ impl TranslatorVcpu {
         let jit = &mut *self.jit;
         jit.counters.entries += 1;
         jit.flags_from_rflags();
+        jit.segments_changed();
         jit.page_va = jit.cpu.rip & !0xfff;
         jit.fpu_resume = false;
         jit.frames_switch = FrameSwitch::Stay as u8;
@@ -426,18 +426,19 @@ impl TranslatorVcpu {
         // What generated code wrote is read through a pointer that the compiler cannot see through.
         let jit = std::hint::black_box(&mut *self.jit);
         jit.flags_to_rflags();
+        if !jit.cpu.long64 {
+            // Beside it there may be the base of CS.
+            jit.cpu.rip &= 0xffff_ffff;
+        }
         jit.exit_reason
     }
 
     /// Empties the tables that are keyed by virtual address; those
     /// of supervisor code only if `all`.
     fn forget(&mut self, all: bool) {
-        for (user, table) in self.jit.ibtc.iter().enumerate() {
-            if user == 1 || all {
-                for index in self.jit.filled[user].drain(..) {
-                    table[usize::from(index)].clear(usize::from(index));
-                }
-            }
+        self.forget_targets(1);
+        if all {
+            self.forget_targets(0);
         }
         for slot in self.jit.filled_slots.drain(..) {
             self.jit.verified[usize::from(slot)] = 1;
@@ -448,12 +449,20 @@ impl TranslatorVcpu {
         }
     }
 
+    /// Empties a table of jump targets.
+    fn forget_targets(&mut self, table: usize) {
+        let JitVcpu { ibtc, filled, .. } = &mut *self.jit;
+        for index in filled[table].drain(..) {
+            ibtc[table][usize::from(index)].clear(usize::from(index));
+        }
+    }
+
     /// The code for RIP.
     fn lookup(&mut self, platform: &dyn Platform, mode: Mode) -> Result<Lookup, Trap> {
         if !mode.has(Mode::UNGROUPED) {
             let rip = self.jit.cpu.rip;
-            let entry = &self.jit.ibtc[usize::from(mode.has(Mode::USER))][rip as usize & (IBTC_ENTRIES - 1)];
-            if entry.va.load(Ordering::Relaxed) == rip {
+            let entry = &self.jit.ibtc[mode.table()][rip as usize & (IBTC_ENTRIES - 1)];
+            if entry.va.load(Ordering::Relaxed) == self.jit.tag(mode) {
                 return Ok(Lookup::Entry(entry.host.load(Ordering::Relaxed)));
             }
         }
@@ -463,28 +472,30 @@ impl TranslatorVcpu {
     /// The block for RIP, translated if it is not there yet.
     fn lookup_block(&mut self, platform: &dyn Platform, mode: Mode) -> Result<Lookup, Trap> {
         let fetch = self.core(platform).fetch_physical()?;
-        if fetch.host.is_null() {
+        let rip = self.jit.cpu.rip;
+        if fetch.host.is_null() || mode.bits() == 16 && rip > 0xffff {
             return Ok(Lookup::Step);
         }
-        let rip = self.jit.cpu.rip;
-        let gpa = fetch.physical & !0xfff | rip & 0xfff;
+        let va = linear_rip(&self.jit.cpu, mode);
+        let gpa = fetch.physical & !0xfff | va & 0xfff;
         if self.stops.binary_search(&((gpa & 0xfff) as u16)).is_ok() {
             return Ok(Lookup::Step);
         }
-        let key = Key::new(gpa, rip, mode);
+        let key = Key::new(gpa, rip, self.jit.cpu.segments[Seg::Cs as usize].base, mode);
+        let tag = self.jit.tag(mode);
         let translator = self.translator.clone();
         let apart = self.apart;
         let fill = |jit: &mut JitVcpu, found: &Found| {
             if apart || mode.has(Mode::UNGROUPED) {
                 return;
             }
-            let user = usize::from(mode.has(Mode::USER));
+            let user = mode.table();
             let index = rip as usize & (IBTC_ENTRIES - 1);
             let entry = &jit.ibtc[user][index];
             let first = entry.va.load(Ordering::Relaxed) == IbtcEntry::empty(index);
             entry.clear(index);
             entry.host.store(found.entry_mem, Ordering::Relaxed);
-            entry.va.store(rip, Ordering::Release);
+            entry.va.store(tag, Ordering::Release);
             if first {
                 jit.filled[user].push(index as u16);
             }
@@ -503,7 +514,7 @@ impl TranslatorVcpu {
                 return Ok(Lookup::Block(found));
             }
             let index = rip as usize & (IBTC_ENTRIES - 1);
-            jit.ibtc[usize::from(mode.has(Mode::USER))][index].clear(index);
+            jit.ibtc[mode.table()][index].clear(index);
         }
         if let Some(found) = translator.find(&key, |found| fill(jit, found)) {
             *recent = Recent { key: Some(key), invalidations, found };
@@ -538,7 +549,12 @@ impl TranslatorVcpu {
         let mut core = Core { cpu: &mut self.jit.cpu, memory, platform };
         let mut source = Source { sequence, next: None };
         let (settings, stubs) = (&translator.settings, &translator.stubs);
-        let (page_va, mode) = (key.page_va, key.mode);
+        let Key { page_va, base, mode, .. } = key;
+        // 16-bit code ends with the last offset of 16 bits.
+        let end = match mode.bits() {
+            16 => (u64::from(offset) + 0x1_0000 - core.cpu.rip).min(4096) as u16,
+            _ => 4096,
+        };
         let mut output = {
             let has = |insn: &iced_x86::Instruction| has(&core, insn);
             let page = &self.page[..4096];
@@ -547,6 +563,8 @@ impl TranslatorVcpu {
                     page,
                     next_page: None,
                     page_va,
+                    base,
+                    end,
                     offset,
                     mode,
                     slots: &translator.slots,
@@ -560,22 +578,33 @@ impl TranslatorVcpu {
             )
         };
         if output.is_none() {
-            // The instruction goes on in the next page.
-            let Ok(next) = core.fetch_physical_ahead(4096 - u64::from(offset)) else {
+            // The instruction goes on in the next page, unless the segment ends before.
+            let ahead = 4096 - u64::from(offset);
+            let room = match mode.bits() {
+                64 => u64::MAX,
+                32 => mode.ip_mask() - core.cpu.rip,
+                _ => 0xffff - core.cpu.rip,
+            };
+            if room < ahead + LONGEST as u64 {
+                return Ok(Lookup::Step);
+            }
+            let Ok(next) = core.fetch_physical_ahead(ahead) else {
                 return Ok(Lookup::Step);
             };
             if next.host.is_null() {
                 return Ok(Lookup::Step);
             }
             let gpa = next.physical & !0xfff;
-            source.next = Some((gpa, translator.begin(gpa, this), 15));
+            source.next = Some((gpa, translator.begin(gpa, this), LONGEST as u16));
             // SAFETY: as above.
-            unsafe { std::ptr::copy_nonoverlapping(next.host, self.page[4096..].as_mut_ptr(), 15) };
+            unsafe { std::ptr::copy_nonoverlapping(next.host, self.page[4096..].as_mut_ptr(), LONGEST) };
             let has = |insn: &iced_x86::Instruction| has(&core, insn);
             let input = Input {
                 page: &self.page[..],
                 next_page: Some(gpa),
                 page_va,
+                base,
+                end,
                 offset,
                 mode,
                 slots: &translator.slots,
@@ -599,6 +628,12 @@ impl TranslatorVcpu {
         // Somebody wrote the page, or translated the same block: the interpreter makes progress either way.
         Ok(Lookup::Step)
     }
+}
+
+/// The linear address of the instruction at RIP.
+fn linear_rip(cpu: &Cpu, mode: Mode) -> u64 {
+    let base = if mode.has(Mode::BASED) { cpu.segments[Seg::Cs as usize].base } else { 0 };
+    cpu.rip.wrapping_add(base) & mode.ip_mask()
 }
 
 /// Whether the guest's processor has the instruction.

@@ -10,6 +10,18 @@ use tempfile::TempDir;
 
 /// Flags that the program is built with: what our processor model announces, and no more.
 const COMPILER_FLAGS: &[&str] = &["-O2", "-static", "-march=x86-64-v2", "-Wall"];
+/// The same of 32-bit code: what Debian's i386 is built for, and SSE2 for what asks for it. The kernel's headers are
+/// among those of the host.
+const COMPILER_FLAGS_32: &[&str] = &[
+    "-m32",
+    "-O2",
+    "-static",
+    "-march=i686",
+    "-msse2",
+    "-Wall",
+    "-idirafter",
+    "/usr/include/x86_64-linux-gnu",
+];
 
 /// A kernel, an initramfs with the program as init, and the program by itself.
 pub(super) struct Guest {
@@ -29,7 +41,8 @@ impl Guest {
         let program = folder.path().join("bench");
         let sources = root.join("xtask/guest");
         let mut compiler = Command::new("gcc");
-        compiler.args(COMPILER_FLAGS).arg("-o").arg(&program);
+        let flags = if options.m32 { COMPILER_FLAGS_32 } else { COMPILER_FLAGS };
+        compiler.args(flags).arg("-o").arg(&program);
         for source in ["main.c", "integer.c", "vector.c", "system.c"] {
             compiler.arg(sources.join(source));
         }

@@ -50,6 +50,10 @@ pub(crate) struct Options {
     /// Measure only vireo and the host, not QEMU.
     #[arg(long)]
     no_qemu: bool,
+    /// Have the guest's program, and the host's, of 32-bit code (i386), under the same kernel. Needs Debian's
+    /// libc6-dev-i386, or the like.
+    #[arg(long)]
+    m32: bool,
     /// Only these workloads.
     workloads: Vec<String>,
 }

@@ -1,12 +1,13 @@
 //! What generated code addresses through GS: one block for each vCPU, and where in it everything is.
 
 use super::counters::Counters;
+use crate::guest::mode::{Mode, top};
 use dbt_code::{Gpr, Mem};
 use std::mem::offset_of;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use x86_core::{Cpu, Platform, Segment, TlbEntry, Trap, reg};
+use x86_core::{Cpu, Platform, Seg, Segment, TlbEntry, Trap, reg};
 
 /// Entries in each table of indirect jump targets; the index is the low 16 bits of the target.
 pub(crate) const IBTC_ENTRIES: usize = 1 << 16;
@@ -20,7 +21,7 @@ pub(crate) const GROUP_SLOTS: usize = 8;
 /// An indirect jump target.
 #[repr(C, align(16))]
 pub(crate) struct IbtcEntry {
-    /// The guest virtual address. An empty entry holds one that no lookup brings here.
+    /// The guest virtual address, or the offset with the base of CS in the upper half. An empty entry holds one that no lookup brings here.
     pub(crate) va: AtomicU64,
     /// Where the block that begins there is entered with the flags in memory.
     pub(crate) host: AtomicU64,
@@ -97,6 +98,11 @@ pub(crate) struct JitVcpu {
     pub(crate) fx: FxImage,
     /// The virtual address of the page that runs, for code that is translated independently of it.
     pub(crate) page_va: u64,
+    /// What the entries of the two tables of jump targets are for: a mode's bits.
+    pub(crate) table_modes: [u32; 2],
+    /// The highest offset that loads, and stores, may reach in each segment without a further look, or -1: outside
+    /// 64-bit mode.
+    pub(crate) tops: [[i64; 2]; 6],
     /// Why generated code was left, an [`ExitReason`], and what belongs to that.
     pub(crate) exit_argument: u64,
     pub(crate) exit_reason: u32,
@@ -161,6 +167,22 @@ impl JitVcpu {
         self.flags = ((rflags & 0xd5 | 2) << 8 | (rflags >> 11 & 1)) as u16;
     }
 
+    /// Brings what is known of segments up to date.
+    pub(crate) fn segments_changed(&mut self) {
+        if self.cpu.long64 {
+            return;
+        }
+        for (tops, segment) in self.tops.iter_mut().zip(&self.cpu.segments) {
+            *tops = [top(&self.cpu, segment, false), top(&self.cpu, segment, true)];
+        }
+    }
+
+    /// What the table of jump targets has RIP as, in `mode`.
+    pub(crate) fn tag(&self, mode: Mode) -> u64 {
+        let base = if mode.has(Mode::BASED) { self.cpu.segments[Seg::Cs as usize].base << 32 } else { 0 };
+        self.cpu.rip | base
+    }
+
     /// Brings RFLAGS up to date with the flags in memory.
     pub(crate) fn flags_to_rflags(&mut self) {
         let arithmetic = x86_core::flags::ARITHMETIC;
@@ -208,6 +230,11 @@ pub(crate) const fn segment_base(segment: usize) -> i32 {
         + offset_of!(Cpu, segments)
         + segment * size_of::<Segment>()
         + offset_of!(Segment, base)) as i32
+}
+
+/// The place of the highest offset for loads from a segment, or stores to it.
+pub(crate) const fn segment_top(segment: usize, write: bool) -> i32 {
+    (offset_of!(JitVcpu, tops) + segment * 16 + write as usize * 8) as i32
 }
 
 /// The place of the entries for fetches of a privilege.

@@ -8,8 +8,7 @@ use crate::context::link::NewLink;
 use crate::context::translation::Translation;
 use crate::emit::interpret::write_interpret_info;
 use crate::guest::class::Class;
-use crate::guest::mode::Mode;
-use dbt_code::{Alu, Cond, Gpr, Mem, Rm, Width};
+use dbt_code::{Alu, Cond, Enc, Gpr, Mem, Rm, Width};
 use std::collections::VecDeque;
 
 impl Translation<'_> {
@@ -45,7 +44,7 @@ impl Translation<'_> {
                         kind: (u8::from(miss.access.write) * MissInfo::WRITE)
                             | (u8::from(miss.access.aligned) * MissInfo::ALIGNED)
                             | (u8::from(miss.group) * MissInfo::GROUP)
-                            | (u8::from(self.mode.has(Mode::USER)) * MissInfo::RELATIVE),
+                            | (u8::from(self.mode.is_relative()) * MissInfo::RELATIVE),
                     };
                     info.write(self.cold_code);
                 }
@@ -61,7 +60,9 @@ impl Translation<'_> {
                 ColdKind::LinkBack(link, by) => {
                     self.links[link].stub = here;
                     self.cold_code.load(S0, gs(at!(page_va)));
-                    self.cold_code.lea(S0, Mem::base(S0, -by));
+                    let width = self.ip_width();
+                    let back = Rm::Mem(Mem::base(S0, -by));
+                    self.cold_code.op(Enc::one(0x8d).sized(width), S0.0, back);
                     self.cold_code.store(Width::B64, gs(at!(page_va)), S0);
                     self.link_number(link);
                     self.cold_code.jmp_to(self.stubs.link_mem);
@@ -77,7 +78,10 @@ impl Translation<'_> {
                 ColdKind::Step => {
                     let offset = i32::from(self.guest[0].offset);
                     match self.fixed_page() {
-                        Some(page_va) => self.cold_code.mov_imm(S0, page_va.wrapping_add(offset as u64)),
+                        Some(page_va) => {
+                            let va = page_va.wrapping_add(offset as u64) & self.mode.ip_mask();
+                            self.cold_code.mov_imm(S0, va);
+                        }
                         None => {
                             self.cold_code.load(S0, gs(at!(page_va)));
                             self.cold_code.lea(S0, Mem::base(S0, offset));
@@ -94,12 +98,13 @@ impl Translation<'_> {
                     self.cold_code.call_to(self.stubs.load_fpu);
                     self.cold_code.jmp_to(resume);
                 }
-                ColdKind::Interpret => {
+                ColdKind::Interpret | ColdKind::InterpretAndLeave => {
+                    let leave = matches!(cold.kind, ColdKind::InterpretAndLeave);
                     self.record_cold(cold.instruction);
                     self.cold_code.call_to(self.stubs.interpret);
                     let at = self.cold_code.address();
                     let insn = self.guest[cold.instruction].insn;
-                    let delta = end.wrapping_sub(at) as i32;
+                    let delta = if leave { 0 } else { end.wrapping_sub(at) as i32 };
                     write_interpret_info(self.cold_code, &mut self.kept, insn, delta, self.mode);
                 }
             }

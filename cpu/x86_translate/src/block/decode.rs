@@ -22,13 +22,15 @@ impl Translation<'_> {
     pub(super) fn decode(&mut self, input: &Input<'_>) -> Option<u16> {
         let offset = input.offset;
         let start = usize::from(offset);
-        let ip = self.page_va.wrapping_add(u64::from(offset));
-        let mut decoder = Decoder::with_ip(64, &self.page[start..], ip, DECODER_OPTIONS);
+        let bits = self.mode.bits();
+        let ip = self.page_va.wrapping_add(u64::from(offset)) & self.mode.ip_mask();
+        let limit = if input.next_page.is_some() { self.page.len() } else { usize::from(input.end) };
+        let mut decoder = Decoder::with_ip(bits, &self.page[start..limit], ip, DECODER_OPTIONS);
         let mut at = start;
         let mut side_exits = 0;
         let most =
             if input.next_page.is_some() { 1 } else { self.settings.max_instructions.min(MAX_INSTRUCTIONS) };
-        while self.guest.len() < most && at < 4096 {
+        while self.guest.len() < most && at < usize::from(input.end) {
             if at != start && input.stops.binary_search(&(at as u16)).is_ok() {
                 break;
             }
@@ -39,7 +41,7 @@ impl Translation<'_> {
             let info = code_info(&insn);
             let len = insn.len();
             let bytes = &self.page[at..at + len];
-            let raw = Raw::parse(bytes, info);
+            let raw = Raw::parse(bytes, info, bits);
             let mut class = info.class;
             if raw.is_none_or(|raw| !self.can_translate(&insn, info, &raw)) || !(input.has)(&insn) {
                 class = Class::Interpret;
@@ -97,37 +99,38 @@ impl Translation<'_> {
     /// Whether the instruction is translated at all, as far as that hangs on its operands.
     fn can_translate(&self, insn: &Instruction, info: &CodeInfo, raw: &Raw) -> bool {
         let memory = has_memory(insn);
+        let bits = self.mode.bits();
+        if info.vex && self.mode.has(Mode::REAL) || info.unit != Unit::None && self.linear_pointers() {
+            return false;
+        }
         if info.unit != Unit::None && self.mode.has(Mode::NO_X87) || info.unit == Unit::Mmx && !mmx_fits(insn)
         {
             return false;
         }
         match info.class {
             Class::Interpret => return false,
-            Class::Nop
-            | Class::Verbatim
-            | Class::Jmp
-            | Class::Jcc
-            | Class::Cld
-            | Class::Std
-            | Class::Fninit
-            | Class::Leave => {
+            Class::Nop | Class::Verbatim | Class::Cld | Class::Std | Class::IncDec | Class::Fninit => {
                 return true;
             }
+            Class::Jmp | Class::Jcc => return !raw.p66,
+            Class::Leave => return !raw.p66 && bits != 16 && !self.mode.has(Mode::STACK16),
+            Class::Moffs => return bits != 64 && !raw.p67 && self.address_of(insn).is_some(),
             Class::PushImm | Class::Ret | Class::Call => return !raw.p66,
-            Class::Syscall => return self.mode.has(Mode::USER),
-            Class::Sysret => return !self.mode.has(Mode::USER),
-            Class::Cli | Class::Sti | Class::Popf | Class::Iret | Class::Swapgs => {
-                return !self.mode.has(Mode::USER) && !raw.p66;
+            Class::Syscall => return bits == 64 && self.mode.has(Mode::USER),
+            Class::Sysret => return bits == 64 && !self.mode.has(Mode::USER),
+            Class::Cli | Class::Sti => return !self.mode.has(Mode::USER) && !raw.p66,
+            Class::Popf => return !self.mode.has(Mode::USER) && !raw.p66 && bits != 16,
+            Class::Iret | Class::Swapgs => {
+                return bits == 64 && !self.mode.has(Mode::USER) && !raw.p66;
             }
             Class::Stac | Class::Clac => return !self.mode.has(Mode::USER) && self.mode.has(Mode::SMAP),
-            Class::Pushf => return !raw.p66,
+            Class::Pushf => return !raw.p66 && bits != 16,
             Class::MovSeg => return insn.op0_kind() == OpKind::Register,
             Class::Rdtsc => return true,
             Class::Movs | Class::Stos | Class::Lods | Class::Scas => {
                 let once = matches!(info.class, Class::Lods | Class::Scas);
-                let segment = matches!(insn.segment_prefix(), Register::FS | Register::GS);
                 let repeats = raw.rep == 0xf2 || once && raw.rep != 0;
-                return !raw.p67 && !segment && !repeats;
+                return !raw.p67 && !repeats && self.string_fits(insn, info.class);
             }
             _ => {}
         }
@@ -136,13 +139,21 @@ impl Translation<'_> {
         {
             return false;
         }
-        if info.class == Class::CallIndirect && !memory && insn.op0_register() == Register::RSP {
+        if info.class == Class::CallIndirect
+            && !memory
+            && insn.op0_register().full_register() == Register::RSP
+        {
             return false;
         }
         if info.vector && self.mode.has(Mode::NO_VECTOR) {
             return false;
         }
-        if (memory || info.class == Class::Lea) && (raw.p67 || self.address_of(insn).is_none()) {
+        if info.class == Class::Pop && bits == 16 && insn.op0_register() == Register::SP {
+            // The carry out of SP may count.
+            return false;
+        }
+        let addressed = memory || info.class == Class::Lea;
+        if addressed && (raw.p67 && bits != 16 || self.address_of(insn).is_none()) {
             return false;
         }
         if info.class == Class::Lea {
@@ -157,9 +168,33 @@ impl Translation<'_> {
         {
             // Handled in a way of its own, which needs a slot of the address.
             let free = self.address_of(insn).is_some_and(|ea| ea.slots[1].is_none() && ea.constant.is_none());
-            return free && !raw.p66;
+            return free && !insn.op1_register().is_gpr16();
         }
         registers_fit(insn, info, memory)
+    }
+
+    /// Whether FIP and FDP are not offsets, or instructions of 16-bit code.
+    fn linear_pointers(&self) -> bool {
+        self.mode.has(Mode::REAL) || self.mode.bits() == 16
+    }
+
+    /// Whether a string instruction is translated in this mode and with these segments.
+    fn string_fits(&self, insn: &Instruction, class: Class) -> bool {
+        if matches!(class, Class::Lods | Class::Scas) && self.mode.bits() != 64 {
+            // Like any access.
+            return true;
+        }
+        if self.mode.bits() == 64 {
+            return !matches!(insn.segment_prefix(), Register::FS | Register::GS);
+        }
+        let source = class == Class::Stos
+            || match insn.memory_segment() {
+                Register::DS => self.mode.has(Mode::DS_FLAT),
+                Register::SS => self.mode.has(Mode::SS_FLAT),
+                Register::ES => self.mode.has(Mode::ES_FLAT),
+                _ => false,
+            };
+        self.mode.bits() == 32 && source && self.mode.has(Mode::ES_FLAT)
     }
 
     /// Finds the flags live before and after each instruction of the block, which ends at `end`.

@@ -3,8 +3,9 @@
 use crate::abi::layout::GROUP_SLOTS;
 use crate::context::insn::{GuestInsn, Plan};
 use crate::guest::class::Class;
+use crate::guest::mode::Mode;
 use crate::guest::operand::{Field, has_memory};
-use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 /// The bytes that one check may span. The more, the likelier it crosses a page and fails.
 const SPAN: i64 = 256;
@@ -24,11 +25,27 @@ enum Root {
 struct Values {
     registers: [(u32, i64); 16],
     next: u32,
+    mode: Mode,
 }
 
 impl Values {
-    fn new() -> Self {
-        Self { registers: std::array::from_fn(|index| (index as u32, 0)), next: 16 }
+    fn new(mode: Mode) -> Self {
+        Self { registers: std::array::from_fn(|index| (index as u32, 0)), next: 16, mode }
+    }
+
+    /// A distance between addresses, which wrap at 4 GiB outside 64-bit mode.
+    fn distance(&self, value: i64) -> i64 {
+        if self.mode.bits() == 64 { value } else { i64::from(value as i32) }
+    }
+
+    /// Whether the register, as an operand, is all of an address.
+    fn is_whole(&self, register: Register) -> bool {
+        if self.mode.bits() == 64 { register.is_gpr64() } else { register.is_gpr32() }
+    }
+
+    /// Bytes that PUSH and its like move the stack pointer by.
+    fn word(&self) -> i64 {
+        i64::from(self.mode.bits() / 8)
     }
 
     fn forget(&mut self, register: usize) {
@@ -37,7 +54,11 @@ impl Values {
     }
 
     fn add(&mut self, register: usize, by: i64) {
-        self.registers[register].1 = self.registers[register].1.wrapping_add(by);
+        if register == 4 && self.mode.has(Mode::STACK16) {
+            // SP wraps alone.
+            return self.forget(4);
+        }
+        self.registers[register].1 = self.distance(self.registers[register].1.wrapping_add(by));
     }
 }
 
@@ -61,9 +82,13 @@ struct Site {
     write: bool,
 }
 
-/// Fills in the plans of all accesses.
-pub(super) fn plan_checks(guest: &mut [GuestInsn], fixed_page: bool) {
-    let mut values = Values::new();
+/// Fills in the plans of all accesses. Only those share a check whose addresses are all that is to be looked at:
+/// not where offsets are of 16 bits, or a segment has a base or a limit.
+pub(super) fn plan_checks(guest: &mut [GuestInsn], mode: Mode) {
+    if mode.bits() == 16 {
+        return;
+    }
+    let mut values = Values::new(mode);
     let mut open: Vec<Group> = vec![];
     let mut done: Vec<Group> = vec![];
     let mut exits = 0;
@@ -73,7 +98,7 @@ pub(super) fn plan_checks(guest: &mut [GuestInsn], fixed_page: bool) {
         if matches!(class, Class::Interpret | Class::Swapgs | Class::Stac | Class::Clac | Class::Popf) {
             done.append(&mut open);
         } else {
-            for (which, site) in sites(insn, &values, fixed_page).into_iter().enumerate() {
+            for (which, site) in sites(insn, &values).into_iter().enumerate() {
                 if let Some(site) = site {
                     join(&mut open, &mut done, &site, (index, which), exits);
                 }
@@ -131,42 +156,57 @@ fn join(open: &mut Vec<Group>, done: &mut Vec<Group>, site: &Site, at: (usize, u
 }
 
 /// The accesses of an instruction, in the order in which code is written for them.
-fn sites(guest: &GuestInsn, values: &Values, fixed_page: bool) -> [Option<Site>; 2] {
+fn sites(guest: &GuestInsn, values: &Values) -> [Option<Site>; 2] {
     let insn = &guest.insn;
-    let stack = |disp: i64, write: bool| {
-        let (value, offset) = values.registers[4];
-        let root = Some(Root::Value(value, Register::None));
-        Some(Site { root, offset: offset.wrapping_add(disp), size: 8, write })
+    let word = values.word();
+    let flat = values.mode.bits() == 64 || !values.mode.has(Mode::STACK16) && values.mode.has(Mode::SS_FLAT);
+    let at = |register: usize, disp: i64, write: bool| {
+        let (value, offset) = values.registers[register];
+        let root = flat.then_some(Root::Value(value, Register::None));
+        Some(Site { root, offset: values.distance(offset.wrapping_add(disp)), size: word, write })
     };
+    let stack = |disp: i64, write: bool| at(4, disp, write);
     let memory = |write: bool| {
-        let (root, offset) = address(insn, values, fixed_page);
+        let (root, offset) = address(insn, values);
         let size = insn.memory_size().size() as i64;
         let root = root.filter(|_| !guest.info.aligned && (1..=16).contains(&size));
         Some(Site { root, offset, size, write })
     };
     let has_memory = has_memory(insn);
     match guest.class {
-        Class::Push if has_memory => [memory(false), stack(-8, true)],
-        Class::CallIndirect if has_memory => [memory(false), stack(-8, true)],
+        Class::Push if has_memory => [memory(false), stack(-word, true)],
+        Class::CallIndirect if has_memory => [memory(false), stack(-word, true)],
         Class::Push | Class::PushImm | Class::Call | Class::CallIndirect | Class::Pushf => {
-            [stack(-8, true), None]
+            [stack(-word, true), None]
         }
         Class::Pop | Class::Ret | Class::Popf => [stack(0, false), None],
-        Class::Leave => {
-            let (value, offset) = values.registers[5];
-            [
-                Some(Site { root: Some(Root::Value(value, Register::None)), offset, size: 8, write: false }),
-                None,
-            ]
-        }
+        Class::Leave => [at(5, 0, false), None],
+        Class::Moffs => [memory(insn.op0_kind() == OpKind::Memory), None],
         Class::JmpIndirect | Class::Div | Class::Idiv | Class::Fldcw if has_memory => [memory(false), None],
         Class::Generic if has_memory => [memory(guest.info.mem_write), None],
         _ => [None, None],
     }
 }
 
-fn address(insn: &Instruction, values: &Values, fixed_page: bool) -> (Option<Root>, i64) {
-    let disp = insn.memory_displacement64() as i64;
+fn address(insn: &Instruction, values: &Values) -> (Option<Root>, i64) {
+    let disp = values.distance(insn.memory_displacement64() as i64);
+    if values.mode.bits() != 64 {
+        let flat = match insn.memory_segment() {
+            Register::DS => values.mode.has(Mode::DS_FLAT),
+            Register::SS => values.mode.has(Mode::SS_FLAT),
+            Register::ES => values.mode.has(Mode::ES_FLAT),
+            _ => false,
+        };
+        return match insn.memory_base() {
+            _ if !flat || insn.memory_index() != Register::None => (None, 0),
+            Register::None => (Some(Root::Constant), disp),
+            base if base.is_gpr32() => {
+                let (value, offset) = values.registers[base.number()];
+                (Some(Root::Value(value, Register::None)), values.distance(offset.wrapping_add(disp)))
+            }
+            _ => (None, 0),
+        };
+    }
     let segment = match insn.segment_prefix() {
         segment @ (Register::FS | Register::GS) => segment,
         _ => Register::None,
@@ -176,7 +216,7 @@ fn address(insn: &Instruction, values: &Values, fixed_page: bool) -> (Option<Roo
     }
     match insn.memory_base() {
         Register::RIP | Register::None if segment == Register::None => {
-            let page = insn.memory_base() == Register::RIP && !fixed_page;
+            let page = insn.memory_base() == Register::RIP && values.mode.is_relative();
             (Some(if page { Root::Page } else { Root::Constant }), disp)
         }
         Register::None => (Some(Root::Value(u32::MAX, segment)), disp),
@@ -191,18 +231,19 @@ fn address(insn: &Instruction, values: &Values, fixed_page: bool) -> (Option<Roo
 /// Follows what the instruction does to the registers.
 fn advance(guest: &GuestInsn, values: &mut Values) {
     let insn = &guest.insn;
+    let word = values.word();
     match guest.class {
         Class::Push | Class::PushImm | Class::Call | Class::CallIndirect | Class::Pushf => {
-            return values.add(4, -8);
+            return values.add(4, -word);
         }
-        Class::Popf => return values.add(4, 8),
+        Class::Popf => return values.add(4, word),
         Class::Pop => {
-            values.add(4, 8);
+            values.add(4, word);
             return values.forget(insn.op0_register().number());
         }
         Class::Leave => {
             values.registers[4] = values.registers[5];
-            values.add(4, 8);
+            values.add(4, word);
             return values.forget(5);
         }
         Class::Ret | Class::Jmp | Class::JmpIndirect | Class::Jcc | Class::Nop | Class::Iret => return,
@@ -236,11 +277,15 @@ fn advance(guest: &GuestInsn, values: &mut Values) {
             return values.forget(2);
         }
         Class::MovSeg => return values.forget(insn.op0_register().full_register().number()),
-        Class::Generic | Class::Lea | Class::Cld | Class::Std => {}
+        Class::IncDec if values.is_whole(insn.op0_register()) => {
+            let by = if insn.mnemonic() == Mnemonic::Inc { 1 } else { -1 };
+            return values.add(insn.op0_register().number(), by);
+        }
+        Class::Generic | Class::Lea | Class::Cld | Class::Std | Class::IncDec | Class::Moffs => {}
     }
-    if insn.op_count() >= 2 && insn.op0_kind() == OpKind::Register && insn.op0_register().is_gpr64() {
+    if insn.op_count() >= 2 && insn.op0_kind() == OpKind::Register && values.is_whole(insn.op0_register()) {
         let to = insn.op0_register().number();
-        let from_register = insn.op1_kind() == OpKind::Register && insn.op1_register().is_gpr64();
+        let from_register = insn.op1_kind() == OpKind::Register && values.is_whole(insn.op1_register());
         match insn.mnemonic() {
             Mnemonic::Mov if from_register => {
                 values.registers[to] = values.registers[insn.op1_register().number()];
@@ -250,13 +295,10 @@ fn advance(guest: &GuestInsn, values: &mut Values) {
                 let by = insn.immediate(1) as i64;
                 return values.add(to, if insn.mnemonic() == Mnemonic::Add { by } else { by.wrapping_neg() });
             }
-            Mnemonic::Lea
-                if insn.code() == Code::Lea_r64_m
-                    && insn.memory_index() == Register::None
-                    && insn.memory_base().is_gpr64() =>
-            {
+            Mnemonic::Lea if insn.memory_index() == Register::None && values.is_whole(insn.memory_base()) => {
                 let (value, offset) = values.registers[insn.memory_base().number()];
-                values.registers[to] = (value, offset.wrapping_add(insn.memory_displacement64() as i64));
+                let offset = offset.wrapping_add(insn.memory_displacement64() as i64);
+                values.registers[to] = (value, values.distance(offset));
                 return;
             }
             _ => {}

@@ -37,13 +37,14 @@ pub(crate) fn translate(
     settings: &Settings,
     stubs: &Stubs,
 ) -> Option<Output> {
-    let page_va = if input.mode.has(Mode::USER) { 0 } else { input.page_va };
+    let page_va = if input.mode.is_relative() { 0 } else { input.page_va };
     let mut translation = Translation {
         e,
         cold_code,
         page: input.page,
         page_va,
         mode: input.mode,
+        base: if input.mode.has(Mode::BASED) { input.base } else { 0 },
         settings,
         stubs,
         guest: Vec::with_capacity(16),
@@ -64,7 +65,7 @@ pub(crate) fn translate(
     translation.liveness(end);
     plan_records(&mut translation.guest);
     if !input.mode.has(Mode::UNGROUPED) {
-        plan_checks(&mut translation.guest, !input.mode.has(Mode::USER));
+        plan_checks(&mut translation.guest, input.mode);
     }
     Some(translation.emit(input.next_page, end))
 }
@@ -119,15 +120,11 @@ impl Translation<'_> {
 
     /// Writes the code of one instruction.
     fn instruction(&mut self, index: usize, last: bool) {
-        let insn = self.guest[index].insn;
         match self.guest[index].class {
             Class::Nop => {}
-            Class::Verbatim => {
-                self.flags_for(index);
-                let start = usize::from(self.guest[index].offset);
-                let bytes = &self.page[start..start + insn.len()];
-                self.e.bytes(bytes);
-            }
+            Class::Verbatim => self.verbatim(index),
+            Class::IncDec => self.inc_dec(index),
+            Class::Moffs => self.constant_move(index),
             Class::Generic => self.generic(index),
             Class::Lea => self.lea(index),
             Class::Push => self.push(index),
@@ -180,14 +177,15 @@ impl Translation<'_> {
         let table = fetch_entries(self.mode.has(Mode::USER));
         let (tag, physical) = match self.fixed_page() {
             Some(page_va) => {
-                let va = page_va.wrapping_add(4096);
+                let linear = page_va.wrapping_add(u64::from(self.base)).wrapping_add(4096);
+                let va = linear & self.mode.ip_mask();
                 self.e.mov_imm(S0, va);
                 let at = table + (Tlb::fetch_index(va) * 24) as i32;
                 (gs(at), gs(at + 8))
             }
             None => {
                 self.e.load(S0, gs(at!(page_va)));
-                self.e.lea(S0, Mem::base(S0, 4096));
+                self.lea_ip(S0, Mem::base(S0, 4096));
                 self.e.mov(S1, S0);
                 self.e.shift_imm(Shift::Shr, Width::B64, Rm::Reg(S1.0), 12);
                 self.e.alu_imm(Alu::And, Width::B32, Rm::Reg(S1.0), FETCH_ENTRIES as i32 - 1);

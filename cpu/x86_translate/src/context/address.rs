@@ -1,7 +1,7 @@
 //! Guest addresses of memory operands.
 
-use crate::abi::layout::{S0, S1, gs, host_register, slot};
-use dbt_code::{Emitter, Gpr, Mem};
+use crate::abi::layout::{S0, S1, gs, host_register, segment_base, slot};
+use dbt_code::{Alu, Emitter, Enc, Gpr, Mem, Rm, Width};
 
 /// A guest address as a sum: slots in memory, registers and a displacement; or a constant.
 #[derive(Debug, Clone, Copy, Default)]
@@ -13,6 +13,21 @@ pub(crate) struct Ea {
     pub(crate) disp: i32,
     /// The whole address, if it is known.
     pub(crate) constant: Option<u64>,
+    /// What the sum is cut to. If it is cut, all registers are in the host's, and there is one slot at most.
+    pub(crate) wrap: Wrap,
+    /// The segment whose base is added to the sum, after a look at its limit. Only if the sum is cut.
+    pub(crate) segment: Option<u8>,
+}
+
+/// What offsets are cut to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Wrap {
+    #[default]
+    None,
+    /// 32 bits.
+    At4G,
+    /// 16 bits.
+    At64K,
 }
 
 /// A scaled index: a host register or a slot, and the scale's binary logarithm.
@@ -70,15 +85,55 @@ impl Ea {
     /// Whether the host register at the end is the only thing besides the displacement.
     pub(crate) fn plain_base(&self) -> Option<Gpr> {
         match self {
+            Self { wrap: Wrap::At4G | Wrap::At64K, .. } => None,
             Self { slots: [None, None], base: Some(base), index: None, constant: None, .. } => Some(*base),
             _ => None,
         }
     }
 
-    /// Puts the address plus `add` into [`S0`]; leaves the flags alone; may use [`S1`].
+    /// Puts the sum plus `add`, cut, into [`S0`]; uses nothing else and leaves the flags alone.
+    pub(crate) fn offset(&self, e: &mut Emitter, add: i32) {
+        let disp = self.disp.wrapping_add(add);
+        let mut base = self.base;
+        if let Some(at) = self.slots[0] {
+            e.load(S0, gs(at));
+            if let Some(register) = base {
+                e.lea(S0, Mem::indexed(S0, register, 0, 0));
+            }
+            base = Some(S0);
+        }
+        let index = self.index.and_then(|index| Some((index.host?, index.scale)));
+        match (base, index) {
+            (None, None) => {
+                let mask = if self.wrap == Wrap::At64K { 0xffff } else { u32::MAX };
+                return e.mov_imm(S0, u64::from(disp as u32 & mask));
+            }
+            (Some(base), None) if disp == 0 && self.wrap == Wrap::At4G => {
+                e.op(Enc::one(0x8b), S0.0, Rm::Reg(base.0));
+            }
+            _ => e.op(Enc::one(0x8d), S0.0, Rm::Mem(Mem { base, index, disp, gs: false })),
+        }
+        if self.wrap == Wrap::At64K {
+            e.op(Enc::m0f(0xb7), S0.0, Rm::Reg(S0.0)); // movzx r9d, r9w
+        }
+    }
+
+    /// Adds the base of the segment, if there is one, to the offset in [`S0`]. The flags are lost then.
+    pub(crate) fn add_base(&self, e: &mut Emitter) {
+        if let Some(segment) = self.segment {
+            e.alu(Alu::Add, Width::B32, S0, Rm::Mem(gs(segment_base(usize::from(segment)))));
+        }
+    }
+
+    /// Puts the address plus `add` into [`S0`]; leaves the flags alone, unless there is a segment; may use
+    /// [`S1`].
     pub(crate) fn compute(&self, e: &mut Emitter, add: i32) {
         if let Some(constant) = self.constant {
             return e.mov_imm(S0, constant.wrapping_add(add as i64 as u64));
+        }
+        if self.wrap != Wrap::None {
+            self.offset(e, add);
+            return self.add_base(e);
         }
         let disp = self.disp.wrapping_add(add);
         let mut base = self.base;
@@ -112,7 +167,8 @@ impl Ea {
         }
     }
 
-    /// The operand, with the page's addend in [`S1`]. Uses [`S0`] but leaves it free; leaves the flags alone.
+    /// The operand, with the page's addend in [`S1`]. If the address is cut, [`S0`] belongs to the operand, else it
+    /// is used but left free. Leaves the flags alone, unless there is a segment.
     pub(crate) fn operand(&self, e: &mut Emitter) -> Mem {
         if let Some(constant) = self.constant {
             if let Ok(disp) = i32::try_from(constant as i64) {
@@ -121,6 +177,11 @@ impl Ea {
             e.mov_imm(S0, constant);
             e.lea(S1, Mem::indexed(S1, S0, 0, 0));
             return Mem::base(S1, 0);
+        }
+        if self.wrap != Wrap::None {
+            self.offset(e, 0);
+            self.add_base(e);
+            return Mem::indexed(S0, S1, 0, 0);
         }
         for at in self.slots.into_iter().flatten() {
             e.load(S0, gs(at));
@@ -151,8 +212,7 @@ impl Ea {
 
     /// Whether [`Ea::operand`] changes [`S1`].
     pub(crate) fn consumes(&self) -> bool {
-        self.slots[0].is_some()
-            || self.index.is_some()
+        self.wrap == Wrap::None && (self.slots[0].is_some() || self.index.is_some())
             || self.constant.is_some_and(|c| i32::try_from(c as i64).is_err())
     }
 }

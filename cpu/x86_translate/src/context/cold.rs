@@ -25,6 +25,8 @@ pub(crate) enum ColdKind {
     Indirect,
     /// The current instruction is left to the interpreter.
     Interpret,
+    /// The same, and the block is left.
+    InterpretAndLeave,
     /// The block, which has one instruction, is left to the interpreter.
     Step,
     /// The guest's x87 state is loaded; then the code goes on there.

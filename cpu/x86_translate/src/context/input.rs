@@ -25,8 +25,12 @@ pub(crate) struct Input<'a> {
     pub(crate) page: &'a [u8],
     /// The guest physical address of the next page, if the first instruction crosses into it.
     pub(crate) next_page: Option<u64>,
-    /// The page's virtual address.
+    /// The virtual address of the page, without the base of CS.
     pub(crate) page_va: u64,
+    /// The base of CS.
+    pub(crate) base: u32,
+    /// How many bytes of the page may be executed.
+    pub(crate) end: u16,
     /// Where in the page the block begins.
     pub(crate) offset: u16,
     pub(crate) mode: Mode,

@@ -7,7 +7,7 @@ use super::link::NewLink;
 use crate::abi::stubs::Stubs;
 use crate::guest::flags::{ALL, Flags, live_at};
 use crate::guest::mode::Mode;
-use dbt_code::{Cond, Emitter};
+use dbt_code::{Cond, Emitter, Width};
 use iced_x86::Instruction;
 use std::sync::atomic::AtomicU32;
 
@@ -32,6 +32,8 @@ pub(crate) struct Translation<'a> {
     /// What the page's address is taken as: the real one, or 0 if the code is independent of it.
     pub(crate) page_va: u64,
     pub(crate) mode: Mode,
+    /// The base of CS, unless the code is independent of the page's address.
+    pub(crate) base: u32,
     pub(crate) settings: &'a Settings,
     pub(crate) stubs: &'a Stubs,
     /// The instructions, and which of them code is written for.
@@ -62,12 +64,37 @@ pub(crate) struct Translation<'a> {
 impl Translation<'_> {
     /// The page's virtual address, if the code may depend on it.
     pub(crate) fn fixed_page(&self) -> Option<u64> {
-        (!self.mode.has(Mode::USER)).then_some(self.page_va)
+        (!self.mode.is_relative()).then_some(self.page_va)
+    }
+
+    /// Bytes of an address or operand as CALL and PUSH have them: 8, 4 or 2.
+    pub(crate) fn word(&self) -> u32 {
+        self.mode.bits() / 8
+    }
+
+    /// The same as a width.
+    pub(crate) fn word_width(&self) -> Width {
+        match self.mode.bits() {
+            64 => Width::B64,
+            32 => Width::B32,
+            _ => Width::B16,
+        }
+    }
+
+    /// The width of instruction pointers in host registers.
+    pub(crate) fn ip_width(&self) -> Width {
+        if self.mode.bits() == 64 { Width::B64 } else { Width::B32 }
+    }
+
+    /// What jumps to `ip` look for in the table of targets.
+    pub(crate) fn tagged(&self, ip: u64) -> u64 {
+        ip & self.mode.ip_mask() | u64::from(self.base) << 32
     }
 
     /// The target of a direct jump, from the beginning of the page.
     pub(crate) fn target(&self, index: usize) -> i64 {
-        self.guest[index].insn.near_branch_target().wrapping_sub(self.page_va) as i64
+        let target = self.guest[index].insn.near_branch_target().wrapping_sub(self.page_va) as i64;
+        if self.mode.bits() == 64 { target } else { i64::from(target as i32) }
     }
 
     /// The flags that may be live at `target`, from a look at the code there. What was looked at becomes part
@@ -77,7 +104,7 @@ impl Translation<'_> {
             return ALL;
         }
         let start = target as usize;
-        let (live, looked_at) = live_at(&self.page[start..4096], target as u64);
+        let (live, looked_at) = live_at(self.mode.bits(), &self.page[start..4096], target as u64);
         if live != ALL {
             self.depends.push((target as u16, (start + looked_at) as u16));
         }
@@ -89,6 +116,12 @@ impl Translation<'_> {
         let plan = self.guest[self.current].plans.get(self.next_access).copied().unwrap_or(Plan::Single);
         self.next_access += 1;
         plan
+    }
+
+    /// Leaves the current instruction to the interpreter if `cond`, before its own checks are made.
+    pub(crate) fn interpret_and_leave_if(&mut self, cond: Cond) {
+        let field = self.e.jcc(cond);
+        self.cold.push(Cold { field, instruction: self.current, kind: ColdKind::InterpretAndLeave });
     }
 
     /// Leaves the current instruction to the interpreter if `cond`. The flags are dead or in memory.

@@ -1,20 +1,24 @@
 //! Guest memory accesses: addresses, the TLB check, checks that several accesses share.
 
 use crate::abi::layout::{
-    BANK, S0, S1, TLB_ADDEND, TLB_READ, TLB_WRITE, at, gs, host_register, segment_base, slot,
+    BANK, S0, S1, TLB_ADDEND, TLB_READ, TLB_WRITE, at, gs, host_register, segment_base, segment_top, slot,
 };
-use crate::context::address::{Access, Ea, Index};
+use crate::context::address::{Access, Ea, Index, Wrap};
 use crate::context::cold::{Cold, ColdKind, Miss};
 use crate::context::input::Settings;
 use crate::context::insn::Plan;
 use crate::context::translation::Translation;
+use crate::guest::mode::Mode;
 use dbt_code::{Alu, Cond, Emitter, Gpr, Mem, Rm, Shift, Width};
 use iced_x86::{Instruction, Register};
-use x86_core::{Seg, TLB_ENTRIES};
+use x86_core::{Seg, TLB_ENTRIES, segment_index};
 
 impl Translation<'_> {
     /// The address of the memory operand of `insn`. `None` if it is of a kind that is not translated.
     pub(crate) fn address_of(&self, insn: &Instruction) -> Option<Ea> {
+        if self.mode.bits() != 64 {
+            return self.cut_address_of(insn);
+        }
         let mut ea = Ea::default();
         match insn.segment_prefix() {
             Register::FS => ea.add_slot(segment_base(Seg::Fs as usize)),
@@ -52,9 +56,75 @@ impl Translation<'_> {
         Some(ea)
     }
 
+    /// The same outside 64-bit mode, where addresses are cut and segments count.
+    fn cut_address_of(&self, insn: &Instruction) -> Option<Ea> {
+        let (base, index) = (insn.memory_base(), insn.memory_index());
+        let size = match (base, index) {
+            (Register::None, Register::None) => insn.memory_displ_size() as usize,
+            (Register::None, index) => index.size(),
+            (base, _) => base.size(),
+        };
+        let mut ea = Ea {
+            disp: insn.memory_displacement32() as i32,
+            wrap: if size == 2 { Wrap::At64K } else { Wrap::At4G },
+            segment: self.checked_segment(segment_index(insn.memory_segment())?),
+            ..Ea::default()
+        };
+        if base != Register::None {
+            ea.base = Some(host_of(base)?);
+        }
+        if index != Register::None {
+            let scale = insn.memory_index_scale().trailing_zeros() as u8;
+            ea.index = Some(Index { host: Some(host_of(index)?), slot: 0, scale });
+        } else if base == Register::None && ea.segment.is_none() {
+            let mask = if size == 2 { 0xffff } else { u32::MAX };
+            ea.constant = Some(u64::from(ea.disp as u32 & mask));
+        }
+        Some(ea)
+    }
+
+    /// The address that is `disp` bytes from where guest register `guest` points in a segment, with addresses as
+    /// wide as they are by default, or as the stack pointer is.
+    pub(crate) fn at_register(&self, guest: u8, disp: i32, segment: Seg) -> Ea {
+        let mut ea = Ea::register(guest, disp);
+        if self.mode.bits() != 64 {
+            let short =
+                if segment == Seg::Ss { self.mode.has(Mode::STACK16) } else { self.mode.bits() == 16 };
+            ea.wrap = if short { Wrap::At64K } else { Wrap::At4G };
+            ea.segment = self.checked_segment(segment);
+        }
+        ea
+    }
+
+    /// The address that is `disp` bytes from the top of the stack.
+    pub(crate) fn at_stack(&self, disp: i32) -> Ea {
+        self.at_register(4, disp, Seg::Ss)
+    }
+
+    /// The segment's number if its base and its limit count.
+    fn checked_segment(&self, segment: Seg) -> Option<u8> {
+        let flat = match segment {
+            Seg::Es => self.mode.has(Mode::ES_FLAT),
+            Seg::Ss => self.mode.has(Mode::SS_FLAT),
+            Seg::Ds => self.mode.has(Mode::DS_FLAT),
+            _ => false,
+        };
+        (!flat).then_some(segment as u8)
+    }
+
+    /// The same operand without [`S0`]. Leaves the flags alone.
+    pub(crate) fn free_scratch(&mut self, mem: Mem) -> Mem {
+        if mem.base != Some(S0) {
+            return mem;
+        }
+        self.e.lea(S1, mem);
+        self.held = None;
+        Mem::base(S1, 0)
+    }
+
     /// Checks an access of the current instruction and gives the host's operand for it. Both scratch
-    /// registers are used; afterwards [`S0`] is free and [`S1`] belongs to the operand. The flags are lost
-    /// (saved first if they are live).
+    /// registers are used; afterwards [`S1`] belongs to the operand, and [`S0`], too, if that has it
+    /// ([`Translation::free_scratch`] changes that). The flags are lost (saved first if they are live).
     pub(crate) fn access(&mut self, ea: &Ea, access: Access) -> Mem {
         let plan = self.next_plan();
         match plan {
@@ -104,6 +174,8 @@ impl Translation<'_> {
                 field = e.jcc(Cond::NE);
             }
             e.load(S1, Mem::base(BANK, entry * 32 + TLB_ADDEND));
+        } else if ea.wrap != Wrap::None {
+            field = self.check_cut(ea, from, access);
         } else {
             let base = ea.plain_base();
             let disp = ea.disp.wrapping_add(from);
@@ -139,6 +211,39 @@ impl Translation<'_> {
         let miss = Miss { ea: *ea, from, access, retry, group };
         self.cold.push(Cold { field, instruction: self.current, kind: ColdKind::Miss(miss) });
     }
+
+    /// The check of an address that is cut; gives the field of the jump for a miss.
+    fn check_cut(&mut self, ea: &Ea, from: i32, access: Access) -> u64 {
+        let tag = if access.write { TLB_WRITE } else { TLB_READ };
+        let last = access.size as i32 - 1;
+        ea.offset(self.e, from);
+        if let Some(segment) = ea.segment {
+            let top = Rm::Mem(gs(segment_top(usize::from(segment), access.write)));
+            if last == 0 {
+                self.e.alu(Alu::Cmp, Width::B64, S0, top);
+            } else {
+                // The offset is of 32 bits: the sum is of no more than 33.
+                self.e.lea(S1, Mem::base(S0, last));
+                self.e.alu(Alu::Cmp, Width::B64, S1, top);
+            }
+            self.interpret_and_leave_if(Cond::G);
+            ea.add_base(self.e);
+        }
+        let e = &mut *self.e;
+        index_tlb(e, self.settings, S0);
+        if access.aligned {
+            e.alu_imm(Alu::And, Width::B64, Rm::Reg(S0.0), -4096 | 15);
+        } else {
+            if last != 0 {
+                e.lea(S0, Mem::base(S0, last));
+            }
+            e.alu_imm(Alu::And, Width::B64, Rm::Reg(S0.0), -4096);
+        }
+        e.alu(Alu::Cmp, Width::B64, S0, Rm::Mem(Mem::indexed(BANK, S1, 0, tag)));
+        let field = e.jcc(Cond::NE);
+        e.load(S1, Mem::indexed(BANK, S1, 0, TLB_ADDEND));
+        field
+    }
 }
 
 /// Puts the offset of the TLB's entry for an address into [`S1`]. The flags are lost.
@@ -157,6 +262,11 @@ pub(super) fn index_tlb(e: &mut Emitter, settings: &Settings, address: Gpr) {
 fn displacement(value: i64) -> Option<i32> {
     const NEAR: i32 = 0x1000;
     i32::try_from(value).ok().filter(|value| (i32::MIN + NEAR..=i32::MAX - NEAR).contains(value))
+}
+
+/// The host register of a 16- or 32-bit general register outside 64-bit mode.
+fn host_of(register: Register) -> Option<Gpr> {
+    if register.is_gpr16() || register.is_gpr32() { host_register(register.number() as u8) } else { None }
 }
 
 /// The number of a 64-bit general register.

@@ -30,6 +30,7 @@ impl Translation<'_> {
         ea.add_slot(at!(scratch) + 8);
         let write = insn.mnemonic() != Mnemonic::Bt;
         let mem = self.access(&ea, Access { size: size as u32, write, aligned: false });
+        let mem = self.free_scratch(mem);
         self.flags_lost();
         self.flags_for(index);
         self.e.load(S0, gs(at!(scratch)));

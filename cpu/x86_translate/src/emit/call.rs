@@ -1,25 +1,28 @@
 //! CALL, RET, and JMP to where a register or memory says.
 
 use crate::abi::layout::{S0, at, gs};
-use crate::context::address::{Access, Ea};
+use crate::context::address::Access;
 use crate::context::translation::Translation;
 use crate::guest::operand::has_memory;
-use dbt_code::Width;
+use dbt_code::{Enc, Gpr, Rm, Width};
 
 impl Translation<'_> {
     /// Pushes the address of the next instruction in guest memory.
     fn push_return(&mut self, index: usize) {
         let next = self.guest[index].next();
-        let mem = self.access(&Ea::register(4, -8), Access::write(8));
+        let size = self.word();
+        let mem = self.access(&self.at_stack(-(size as i32)), Access::write(size));
         let constant = self.fixed_page().map(|page_va| page_va.wrapping_add(next as u64) as i64);
-        match constant.map(i32::try_from) {
-            Some(Ok(va)) => self.e.store_imm(mem, va),
+        match constant {
+            Some(va) if size < 8 => self.store_word(mem, va as i32),
+            Some(va) if i32::try_from(va).is_ok() => self.store_word(mem, va as i32),
             _ => {
+                let mem = self.free_scratch(mem);
                 self.guest_va(next);
-                self.e.store(Width::B64, mem, S0);
+                self.e.store(self.word_width(), mem, S0);
             }
         }
-        self.move_stack(-8);
+        self.move_stack(-(size as i32));
     }
 
     /// CALL of a direct target.
@@ -50,9 +53,7 @@ impl Translation<'_> {
             self.push_return(index);
             self.push_frame(next, None);
             let value = self.load_operand(index);
-            if value != S0 {
-                self.e.mov(S0, value);
-            }
+            self.mov_target(value);
         }
         self.calls = true;
         self.indirect();
@@ -64,10 +65,20 @@ impl Translation<'_> {
     pub(crate) fn jmp_indirect(&mut self, index: usize) {
         self.flags_to_memory();
         let value = self.load_operand(index);
-        if value != S0 {
-            self.e.mov(S0, value);
-        }
+        self.mov_target(value);
         self.indirect();
+    }
+
+    /// Puts a target of the default size, which is in `value`, into [`S0`].
+    fn mov_target(&mut self, value: Gpr) {
+        if value == S0 {
+            return;
+        }
+        match self.word() {
+            8 => self.e.mov(S0, value),
+            4 => self.e.op(Enc::one(0x8b), S0.0, Rm::Reg(value.0)),
+            _ => self.e.op(Enc::m0f(0xb7), S0.0, Rm::Reg(value.0)), // movzx
+        }
     }
 
     /// RET.
@@ -75,9 +86,10 @@ impl Translation<'_> {
         self.flags_to_memory();
         let insn = self.guest[index].insn;
         let release = if insn.op_count() == 1 { i32::from(insn.immediate16()) } else { 0 };
-        let mem = self.access(&Ea::register(4, 0), Access::read(8));
-        self.e.load(S0, mem);
-        self.move_stack(8 + release);
+        let size = self.word();
+        let mem = self.access(&self.at_stack(0), Access::read(size));
+        self.load_word(S0, mem);
+        self.move_stack(size as i32 + release);
         self.return_to();
     }
 }

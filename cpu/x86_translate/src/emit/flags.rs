@@ -39,10 +39,15 @@ impl Translation<'_> {
         }
     }
 
+    /// Whether the instruction needs the flags in the host, where they are not.
+    pub(super) fn needs_flags(&self, index: usize) -> bool {
+        let guest = &self.guest[index];
+        self.flags == FlagsAt::Memory && guest.effect.needs_host(guest.live_after)
+    }
+
     /// Brings the flags to the host if the instruction needs them there.
     pub(crate) fn flags_for(&mut self, index: usize) {
-        let guest = &self.guest[index];
-        if self.flags == FlagsAt::Memory && guest.effect.needs_host(guest.live_after) {
+        if self.needs_flags(index) {
             restore_flags(self.e, S0);
             self.flags = FlagsAt::Both;
         }

@@ -10,16 +10,18 @@
 //! that could look.
 
 use crate::abi::layout::{S0, at, gs, vector_slot};
-use crate::context::address::Access;
+use crate::context::address::{Access, Ea, Wrap};
 use crate::context::cold::{Cold, ColdKind};
 use crate::context::insn::GuestInsn;
 use crate::context::translation::Translation;
 use crate::guest::class::Class;
 use crate::guest::encoding::Raw;
 use crate::guest::fpu::Unit;
+use crate::guest::mode::Mode;
 use crate::guest::operand::has_memory;
 use dbt_code::{Alu, Cond, Emitter, Enc, Gpr, Mem, Rm, Width};
 use iced_x86::{Instruction, Register};
+use x86_core::CodeSize;
 
 /// Fields of the image.
 const FOP: i32 = 6;
@@ -90,10 +92,10 @@ impl Translation<'_> {
         let (offset, fixed) = (i32::from(guest.offset), self.fixed_page());
         let start = usize::from(guest.offset);
         let bytes = &self.page[start..start + guest.insn.len()];
-        let fop = guest.raw.map_or(0, |raw| last_opcode(&guest.insn, &raw, bytes));
+        let fop = guest.raw.map_or(0, |raw| last_opcode(self.mode, &guest.insn, &raw, bytes));
         let e = if cold { &mut *self.cold_code } else { &mut *self.e };
         match fixed {
-            Some(page_va) => e.mov_imm(S0, page_va.wrapping_add(offset as u64)),
+            Some(page_va) => e.mov_imm(S0, page_va.wrapping_add(offset as u64) & self.mode.ip_mask()),
             None => {
                 e.load(S0, gs(at!(page_va)));
                 e.lea(S0, Mem::base(S0, offset));
@@ -120,8 +122,10 @@ impl Translation<'_> {
         // It is an offset: segments do not count.
         let mut plain = guest.insn;
         plain.set_segment_prefix(Register::None);
-        let Some(ea) = self.address_of(&plain) else { return };
-        self.held = None;
+        let Some(ea) = self.address_of(&plain).map(|ea| Ea { segment: None, ..ea }) else { return };
+        if ea.wrap == Wrap::None {
+            self.held = None;
+        }
         ea.compute(self.e, 0);
         self.e.store(Width::B64, gs(at!(cpu.x87) + FDP), S0);
     }
@@ -155,10 +159,11 @@ impl Translation<'_> {
 }
 
 /// FOP.
-fn last_opcode(insn: &Instruction, raw: &Raw, bytes: &[u8]) -> u16 {
+fn last_opcode(mode: Mode, insn: &Instruction, raw: &Raw, bytes: &[u8]) -> u16 {
     let memory = has_memory(insn);
     let modrm = if memory { raw.reg << 3 & 0x38 } else { bytes.last().copied().unwrap_or(0) };
-    x86_fpu::last_opcode(insn, raw.opcode, modrm)
+    let size = if mode.bits() == 64 { CodeSize::Bits64 } else { CodeSize::Bits32 };
+    x86_fpu::last_opcode(size, insn, raw.opcode, modrm)
 }
 
 /// In shared code: takes the guest's state out of the host's unit if it is there, and leaves the unit as Rust

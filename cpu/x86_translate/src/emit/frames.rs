@@ -34,12 +34,17 @@ impl Translation<'_> {
         let field = self.e.jcc(Cond::B);
         let resume = self.e.address();
         self.cold.push(Cold { field, instruction: self.current, kind: ColdKind::DropFrames(resume) });
-        match self.fixed_page().map(|page_va| i32::try_from(page_va.wrapping_add(next as u64) as i64)) {
-            Some(Ok(va)) => {
+        let constant = self.fixed_page().map(|page_va| self.tagged(page_va.wrapping_add(next as u64)));
+        match constant.map(|va| (va, i32::try_from(va as i64))) {
+            Some((_, Ok(va))) => {
                 self.e.byte(0x68); // push imm32
                 self.e.dword(va as u32);
             }
-            _ => {
+            Some((va, Err(_))) => {
+                self.e.mov_imm(S0, va);
+                self.e.push(S0);
+            }
+            None => {
                 self.guest_va(next);
                 self.e.push(S0);
             }
@@ -50,7 +55,7 @@ impl Translation<'_> {
     pub(crate) fn after_call(&mut self, next: i64) {
         self.e.lea(Gpr::RSP, Mem::base(Gpr::RSP, 8));
         if self.fixed_page().is_none() {
-            self.e.lea(S0, Mem::base(S0, -(next as i32)));
+            self.lea_ip(S0, Mem::base(S0, -(next as i32)));
             self.e.store(Width::B64, gs(at!(page_va)), S0);
         }
         self.flags = FlagsAt::Memory;
@@ -62,6 +67,7 @@ impl Translation<'_> {
     pub(crate) fn return_to(&mut self) {
         self.held = None;
         self.poll(ColdKind::Indirect);
+        self.tag_target();
         self.e.alu(Alu::Cmp, Width::B64, S0, Rm::Mem(Mem::base(Gpr::RSP, 8)));
         let user = usize::from(self.mode.has(Mode::USER));
         self.e.jcc_to(Cond::NE, self.stubs.return_missed[user]);

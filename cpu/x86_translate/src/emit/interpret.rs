@@ -31,7 +31,7 @@ pub(crate) fn write_interpret_info(
     mode: Mode,
 ) {
     let insn = Box::new(insn);
-    let info = InterpretInfo { insn: &raw const *insn, resume, relative: u32::from(mode.has(Mode::USER)) };
+    let info = InterpretInfo { insn: &raw const *insn, resume, relative: u32::from(mode.is_relative()) };
     kept.push(insn);
     info.write(e);
 }

@@ -5,7 +5,7 @@ use crate::context::cold::{Cold, ColdKind};
 use crate::context::link::NewLink;
 use crate::context::translation::{FlagsAt, Translation};
 use crate::guest::mode::Mode;
-use dbt_code::{Alu, Cond, Emitter, Enc, Mem, Rm, Width};
+use dbt_code::{Alu, Cond, Emitter, Enc, Gpr, Mem, Rm, Width};
 use std::sync::atomic::Ordering;
 
 /// The inline lookup of an indirect jump's target, which is in [`S0`]: leads to the block, or to the address that
@@ -35,11 +35,14 @@ impl Translation<'_> {
     /// where an address of the code itself comes to be.
     pub(crate) fn guest_va(&mut self, target: i64) {
         match self.fixed_page() {
-            Some(page_va) => self.e.mov_imm(S0, page_va.wrapping_add(target as u64)),
+            Some(page_va) => {
+                let va = page_va.wrapping_add(target as u64) & self.mode.ip_mask();
+                self.e.mov_imm(S0, va);
+            }
             None => {
                 self.e.load(S0, gs(at!(page_va)));
                 match i32::try_from(target) {
-                    Ok(target) => self.e.lea(S0, Mem::base(S0, target)),
+                    Ok(target) => self.lea_ip(S0, Mem::base(S0, target)),
                     Err(_) => {
                         self.e.mov_imm(S1, target as u64);
                         self.e.lea(S0, Mem::indexed(S0, S1, 0, 0));
@@ -47,6 +50,19 @@ impl Translation<'_> {
                     }
                 }
             }
+        }
+    }
+
+    /// `lea to, [sum]` of instruction pointers, which outside 64-bit mode are of 32 bits.
+    pub(crate) fn lea_ip(&mut self, to: Gpr, sum: Mem) {
+        self.e.op(Enc::one(0x8d).sized(self.ip_width()), to.0, Rm::Mem(sum));
+    }
+
+    /// Makes the address in [`S0`] what the table of targets has. The flags are lost.
+    pub(crate) fn tag_target(&mut self) {
+        if self.base != 0 {
+            self.e.mov_imm(S1, u64::from(self.base) << 32);
+            self.e.alu(Alu::Or, Width::B64, S0, Rm::Reg(S1.0));
         }
     }
 
@@ -61,6 +77,7 @@ impl Translation<'_> {
     pub(crate) fn indirect(&mut self) {
         self.held = None;
         self.poll(ColdKind::Indirect);
+        self.tag_target();
         let field = lookup(self.e, self.mode.has(Mode::USER), self.calls);
         self.cold.push(Cold { field, instruction: self.current, kind: ColdKind::Indirect });
     }
@@ -101,7 +118,8 @@ impl Translation<'_> {
         if backward {
             self.poll(ColdKind::Poll(link));
         }
-        let va = page_va.wrapping_add(target as u64);
+        let linear = page_va.wrapping_add(target as u64).wrapping_add(u64::from(self.base));
+        let va = linear & self.mode.ip_mask();
         let check = at!(page_checks) + ((va >> 12) as usize & (PAGE_CHECKS - 1)) as i32 * 4;
         // cmp dword gs:[check], imm32: eight bytes up to the number, which is patched; 0 is never there.
         self.e.align_patch(8);
@@ -139,7 +157,7 @@ impl Translation<'_> {
         self.e.alu(Alu::Cmp, Width::B64, S0, Rm::Mem(place));
         let field = self.e.jcc(Cond::NE);
         self.cold.push(Cold { field, instruction: self.current, kind: ColdKind::Link(link) });
-        self.e.lea(S0, Mem::base(S0, by));
+        self.lea_ip(S0, Mem::base(S0, by));
         self.e.store(Width::B64, gs(at!(page_va)), S0);
         let field = self.patched_jump();
         self.links[link].field = field;

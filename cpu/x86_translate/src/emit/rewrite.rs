@@ -2,7 +2,7 @@
 
 use super::flags::restore_flags;
 use crate::abi::layout::{S0, S1, at, gs, host_register, slot};
-use crate::context::address::Access;
+use crate::context::address::{Access, Ea, Wrap};
 use crate::context::translation::Translation;
 use crate::guest::encoding::Raw;
 use crate::guest::fpu::Unit;
@@ -81,7 +81,11 @@ impl Translation<'_> {
         if has_memory(&insn)
             && let Some(ea) = self.address_of(&insn)
         {
-            memory = Some(self.access(&ea, operand_access(&insn, info)));
+            let mut mem = self.access(&ea, operand_access(&insn, info));
+            if self.needs_flags(index) {
+                mem = self.free_scratch(mem);
+            }
+            memory = Some(mem);
         }
         self.flags_for(index);
         let high = (0..insn.op_count())
@@ -202,7 +206,7 @@ impl Translation<'_> {
         } else {
             let enc = Enc {
                 lock: raw.lock && self.keeps_lock(insn),
-                p66: raw.p66,
+                p66: self.prefix_66(raw, info),
                 rep: raw.rep,
                 w: raw.rex & 8 != 0,
                 rex: fields.rex,
@@ -216,6 +220,11 @@ impl Translation<'_> {
         }
         let bytes = &self.page[offset + raw.imm..offset + insn.len()];
         self.e.bytes(bytes);
+    }
+
+    /// Whether the host's instruction has the prefix 0x66.
+    fn prefix_66(&self, raw: &Raw, info: &CodeInfo) -> bool {
+        if self.mode.bits() == 16 { info.prefix_66 } else { raw.p66 }
     }
 
     /// Whether LOCK is needed. With one processor atomicity is not; but a locked operation that changes
@@ -253,12 +262,13 @@ impl Translation<'_> {
         // Segments do not count.
         let mut plain = insn;
         plain.set_segment_prefix(Register::None);
-        let Some(ea) = self.address_of(&plain) else { return };
+        let Some(ea) = self.address_of(&plain).map(|ea| Ea { segment: None, ..ea }) else { return };
         let to = insn.op0_register();
         let guest = operand_number(to);
         self.held = None;
         let (wide, short) = (to.is_gpr64(), to.is_gpr16());
         let simple = ea.slots == [None, None]
+            && ea.wrap != Wrap::At64K
             && ea.constant.is_none()
             && ea.index.is_none_or(|index| index.host.is_some());
         if let (true, false, Some(host)) = (simple, short, host_register(guest)) {
@@ -328,6 +338,50 @@ impl Translation<'_> {
             restore_flags(self.e, S1);
         }
         self.e.op(Enc::one(0xf6).sized(width), if signed { 7 } else { 6 }, Rm::Reg(S0.0));
+    }
+
+    /// INC and DEC in the encoding with the register in the opcode.
+    pub(crate) fn inc_dec(&mut self, index: usize) {
+        self.flags_for(index);
+        let insn = self.guest[index].insn;
+        let register = insn.op0_register();
+        let Some(host) = host_register(operand_number(register)) else { return };
+        let width = if register.is_gpr16() { Width::B16 } else { Width::B32 };
+        let down = u8::from(insn.mnemonic() == Mnemonic::Dec);
+        self.e.op(Enc::one(0xff).sized(width), down, Rm::Reg(host.0));
+    }
+
+    /// MOV of the accumulator and memory at a constant address.
+    pub(crate) fn constant_move(&mut self, index: usize) {
+        let insn = self.guest[index].insn;
+        let Some(ea) = self.address_of(&insn) else { return };
+        let write = insn.op0_kind() == OpKind::Memory;
+        let size = insn.memory_size().size() as u32;
+        let mem = self.access(&ea, Access { size, write, aligned: false });
+        let width = match size {
+            1 => Width::B8,
+            2 => Width::B16,
+            _ => Width::B32,
+        };
+        self.e.op(Enc::one(if write { 0x88 } else { 0x8a }).sized(width), Gpr::RAX.0, Rm::Mem(mem));
+    }
+
+    /// An instruction that is the same on the host.
+    pub(crate) fn verbatim(&mut self, index: usize) {
+        self.flags_for(index);
+        let guest = &self.guest[index];
+        let start = usize::from(guest.offset);
+        let mut bytes = &self.page[start..start + guest.insn.len()];
+        if self.mode.bits() == 16 {
+            // Prefixes are others.
+            while let [0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3, rest @ ..] = bytes {
+                bytes = rest;
+            }
+            if guest.info.prefix_66 {
+                self.e.byte(0x66);
+            }
+        }
+        self.e.bytes(bytes);
     }
 
     /// CLD and STD.

@@ -2,22 +2,23 @@
 
 use super::access::index_tlb;
 use crate::abi::layout::{BANK, S0, S1, TLB_ADDEND, TLB_READ, TLB_WRITE, at, gs};
-use crate::context::address::{Access, Ea};
+use crate::context::address::Access;
 use crate::context::translation::Translation;
-use crate::guest::encoding::Raw;
 use dbt_code::{Alu, Cond, Enc, Gpr, Mem, Rm, Width};
+use iced_x86::Instruction;
+use x86_core::{Seg, segment_index};
 
 /// Elements that are copied without the interpreter at most: a bound on the time without a poll, and on what
 /// the count may be in the computation of the last address.
 const MAX_ELEMENTS: i32 = 4096;
 
 /// The width of an element, and the binary logarithm of its size.
-fn element(raw: &Raw) -> (Width, u8) {
-    match (raw.opcode & 1, raw.rex & 8, raw.p66) {
-        (0, _, _) => (Width::B8, 0),
-        (_, 8, _) => (Width::B64, 3),
-        (_, _, true) => (Width::B16, 1),
-        _ => (Width::B32, 2),
+fn element(insn: &Instruction) -> (Width, u8) {
+    match insn.memory_size().size() {
+        1 => (Width::B8, 0),
+        2 => (Width::B16, 1),
+        4 => (Width::B32, 2),
+        _ => (Width::B64, 3),
     }
 }
 
@@ -26,12 +27,23 @@ impl Translation<'_> {
     /// interpreter.
     pub(crate) fn string(&mut self, index: usize, source: bool) {
         let Some(raw) = self.guest[index].raw else { return };
-        let (width, scale) = element(&raw);
+        let (width, scale) = element(&self.guest[index].insn);
         let repeated = raw.rep != 0;
+        let cut = self.mode.bits() != 64;
         self.leave_if_downwards();
         if repeated {
-            self.e.alu_imm(Alu::Cmp, Width::B64, Rm::Reg(Gpr::RCX.0), MAX_ELEMENTS);
+            if cut {
+                // With a count of 0, too: nothing is to be written then, registers included.
+                self.e.op(Enc::one(0x8d), S0.0, Rm::Mem(Mem::base(Gpr::RCX, -1)));
+                self.e.alu_imm(Alu::Cmp, Width::B32, Rm::Reg(S0.0), MAX_ELEMENTS - 1);
+            } else {
+                self.e.alu_imm(Alu::Cmp, Width::B64, Rm::Reg(Gpr::RCX.0), MAX_ELEMENTS);
+            }
             self.interpret_if(Cond::A);
+        }
+        if cut {
+            // What is above does not count, and is lost with the first element in any case.
+            self.cut_string_registers(source, repeated);
         }
         let last = |register| {
             let count = repeated.then_some((Gpr::RCX, scale));
@@ -62,6 +74,17 @@ impl Translation<'_> {
             self.e.alu(Alu::Sub, Width::B64, Gpr::RSI, Rm::Reg(S0.0));
         }
         self.e.alu(Alu::Sub, Width::B64, Gpr::RDI, Rm::Reg(S1.0));
+        if cut {
+            self.cut_string_registers(source, repeated);
+        }
+    }
+
+    /// Cuts the registers that a string instruction of 32-bit code changes to 32 bits.
+    fn cut_string_registers(&mut self, source: bool, repeated: bool) {
+        let used = [(Gpr::RDI, true), (Gpr::RSI, source), (Gpr::RCX, repeated)];
+        for (register, _) in used.into_iter().filter(|(_, used)| *used) {
+            self.e.op(Enc::one(0x8b), register.0, Rm::Reg(register.0)); // mov edi, edi
+        }
     }
 
     /// Leaves the instruction to the interpreter if DF is set.
@@ -77,22 +100,24 @@ impl Translation<'_> {
 
     /// LODS, not repeated.
     pub(crate) fn load_string(&mut self, index: usize) {
-        let Some(raw) = self.guest[index].raw else { return };
-        let (width, scale) = element(&raw);
+        let insn = self.guest[index].insn;
+        let (width, scale) = element(&insn);
         self.leave_if_downwards();
-        let mem = self.access(&Ea::register(Gpr::RSI.0, 0), Access::read(1 << scale));
+        let segment = segment_index(insn.memory_segment()).unwrap_or(Seg::Ds);
+        let ea = self.at_register(Gpr::RSI.0, 0, segment);
+        let mem = self.access(&ea, Access::read(1 << scale));
         self.e.op(Enc::one(0x8a).sized(width), Gpr::RAX.0, Rm::Mem(mem));
-        self.e.lea(Gpr::RSI, Mem::base(Gpr::RSI, 1 << scale));
+        self.advance(Gpr::RSI, 1 << scale, self.word_width());
     }
 
     /// SCAS, not repeated.
     pub(crate) fn scan_string(&mut self, index: usize) {
-        let Some(raw) = self.guest[index].raw else { return };
-        let (width, scale) = element(&raw);
+        let (width, scale) = element(&self.guest[index].insn);
         self.leave_if_downwards();
-        let mem = self.access(&Ea::register(Gpr::RDI.0, 0), Access::read(1 << scale));
+        let ea = self.at_register(Gpr::RDI.0, 0, Seg::Es);
+        let mem = self.access(&ea, Access::read(1 << scale));
         self.e.op(Enc::one(0x3a).sized(width), Gpr::RAX.0, Rm::Mem(mem));
-        self.e.lea(Gpr::RDI, Mem::base(Gpr::RDI, 1 << scale));
+        self.advance(Gpr::RDI, 1 << scale, self.word_width());
     }
 
     /// Checks one side: leaves the addend in [`S1`].

@@ -6,6 +6,7 @@ use crate::abi::layout::{BANK, JitVcpu, S0, S1, at, gs, segment_base, slot};
 use crate::abi::stubs::Stubs;
 use crate::context::translation::Translation;
 use crate::guest::class::Class;
+use crate::guest::mode::Mode;
 use dbt_code::{Alu, Cond, Emitter, Enc, Gpr, Mem, Rm, Shift, Width};
 use std::mem::offset_of;
 use x86_core::{Cpu, Seg, Segment, Tlb, TlbEntry, efer, flags};
@@ -38,6 +39,11 @@ impl Translation<'_> {
         self.leave_if_nonzero(Width::B8, at!(cpu.interrupt_shadow));
         self.leave_if_nonzero(Width::B8, at!(interrupt_window));
         self.leave_if_nonzero(Width::B32, at!(cpu.exit_request));
+        // The targets known on the other side must be those of this mode.
+        let other = (self.mode.0 ^ Mode::USER) & !Mode::UNGROUPED;
+        let place = at!(table_modes) + 4 * Mode(other).table() as i32;
+        self.e.alu_imm(Alu::Cmp, Width::B32, Rm::Mem(gs(place)), other as i32);
+        self.interpret_if(Cond::NE);
         if self.guest[index].class == Class::Syscall {
             // The kernel begins without the right to access what is the user's.
             self.e.op(Enc::one(0xf7), 0, Rm::Mem(gs(at!(cpu.msrs.sfmask)))); // test

@@ -2,7 +2,7 @@
 //! kernel, the time-stamp counter.
 
 use crate::abi::layout::{BANK, GUEST_RSP, JitVcpu, S0, S1, at, gs, host_register, segment_base, slot};
-use crate::context::address::{Access, Ea};
+use crate::context::address::Access;
 use crate::context::translation::{FlagsAt, Translation};
 use crate::guest::mode::Mode;
 use dbt_code::{Alu, Cond, Enc, Gpr, Mem, Rm, Shift, Width};
@@ -65,10 +65,12 @@ impl Translation<'_> {
         self.e.alu_imm(Alu::And, Width::B32, s0, !(hidden as i32));
         self.e.alu(Alu::Or, Width::B32, S1, s0);
         self.e.store(Width::B64, gs(at!(scratch)), S1);
-        let mem = self.access(&Ea::register(4, -8), Access::write(8));
+        let size = self.word();
+        let mem = self.access(&self.at_stack(-(size as i32)), Access::write(size));
+        let mem = self.free_scratch(mem);
         self.e.load(S0, gs(at!(scratch)));
-        self.e.store(Width::B64, mem, S0);
-        self.e.lea(GUEST_RSP, Mem::base(GUEST_RSP, -8));
+        self.e.store(self.word_width(), mem, S0);
+        self.move_stack(-(size as i32));
         self.flags_lost();
     }
 
@@ -104,20 +106,21 @@ impl Translation<'_> {
     /// POPF at CPL 0.
     pub(crate) fn popf(&mut self) {
         self.flags_to_memory();
-        let mem = self.access(&Ea::register(4, 0), Access::read(8));
-        self.e.load(S0, mem);
+        let size = self.word();
+        let mem = self.access(&self.at_stack(0), Access::read(size));
+        self.load_word(S0, mem);
         self.held = None;
         self.e.store(Width::B64, gs(at!(scratch) + 8), S0);
         self.leave_unless_easy();
         self.leave_if_window();
         self.take_flags();
-        self.e.lea(GUEST_RSP, Mem::base(GUEST_RSP, 8));
+        self.move_stack(size as i32);
     }
 
     /// IRET from the kernel to itself.
     pub(crate) fn iret(&mut self) {
         self.flags_to_memory();
-        let mem = self.access(&Ea::register(4, 0), Access::read(40));
+        let mem = self.access(&self.at_stack(0), Access::read(40));
         self.held = None;
         let slot = |at: i32| Mem { disp: mem.disp + at, ..mem };
         self.e.load(S0, slot(16));

@@ -10,6 +10,10 @@ pub(crate) enum Class {
     /// Nothing at all.
     Nop,
     Lea,
+    /// INC and DEC in the encoding that 64-bit mode lacks.
+    IncDec,
+    /// MOV of the accumulator and memory at a constant address.
+    Moffs,
     Push,
     PushImm,
     Pop,

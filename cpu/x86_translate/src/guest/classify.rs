@@ -3,7 +3,7 @@
 use super::class::Class;
 use super::fpu;
 use super::operand::{is_mmx, is_plain, is_vector, width_of};
-use iced_x86::{Code, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpKind};
+use iced_x86::{Code, CpuidFeature, EncodingKind, Instruction, Mnemonic};
 
 /// How an instruction is translated as far as that hangs on its code alone.
 pub(super) fn classify(insn: &Instruction) -> Class {
@@ -11,35 +11,14 @@ pub(super) fn classify(insn: &Instruction) -> Class {
     let code = insn.code();
     let op_code = code.op_code();
     let kinds = op_code.op_kinds();
-    match code {
-        Code::Call_rel32_64 => return Class::Call,
-        Code::Call_rm64 => return Class::CallIndirect,
-        Code::Jmp_rel8_64 | Code::Jmp_rel32_64 => return Class::Jmp,
-        Code::Jmp_rm64 => return Class::JmpIndirect,
-        Code::Retnq | Code::Retnq_imm16 => return Class::Ret,
-        Code::Push_r64 | Code::Push_rm64 => return Class::Push,
-        Code::Pushq_imm8 | Code::Pushq_imm32 => return Class::PushImm,
-        Code::Pop_r64 => return Class::Pop,
-        Code::Leaveq => return Class::Leave,
-        Code::Syscall => return Class::Syscall,
-        Code::Sysretq => return Class::Sysret,
-        Code::Rdtsc | Code::Rdtscp => return Class::Rdtsc,
-        Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg => return Class::MovSeg,
-        Code::Div_rm32 | Code::Div_rm64 => return Class::Div,
-        Code::Idiv_rm32 | Code::Idiv_rm64 => return Class::Idiv,
-        // Some processors read four bytes, of which two are meant.
-        Code::Movsxd_r16_rm16 => return Class::Interpret,
-        Code::Mov_AL_moffs8 | Code::Mov_AX_moffs16 | Code::Mov_EAX_moffs32 | Code::Mov_RAX_moffs64 => {
-            return Class::Interpret;
-        }
-        _ => {}
+    if let Some(class) = by_code(code) {
+        return class;
     }
     if let Some(class) = fpu::classify(insn) {
         return if supported(code.cpuid_features()) { class } else { Class::Interpret };
     }
     if insn.is_jcc_short_or_near() {
-        let wide = matches!(insn.op0_kind(), OpKind::NearBranch64);
-        return if wide { Class::Jcc } else { Class::Interpret };
+        return Class::Jcc;
     }
     if insn.is_string_instruction() {
         return match code.mnemonic() {
@@ -66,8 +45,8 @@ pub(super) fn classify(insn: &Instruction) -> Class {
         M::Swapgs => return Class::Swapgs,
         M::Stac => return Class::Stac,
         M::Clac => return Class::Clac,
-        M::Pushfq => return Class::Pushf,
-        M::Popfq => return Class::Popf,
+        M::Pushfq | M::Pushfd => return Class::Pushf,
+        M::Popfq | M::Popfd => return Class::Popf,
         M::Iretq => return Class::Iret,
         M::Lea => return Class::Lea,
         M::Cld => return Class::Cld,
@@ -106,6 +85,39 @@ pub(super) fn classify(insn: &Instruction) -> Class {
         _ => false,
     };
     if fits { Class::Generic } else { Class::Interpret }
+}
+
+/// The ways of instructions that are known by their codes: the stack, jumps, and others by themselves.
+fn by_code(code: Code) -> Option<Class> {
+    use Code as C;
+    Some(match code {
+        C::Call_rel32_64 | C::Call_rel32_32 | C::Call_rel16 => Class::Call,
+        C::Call_rm64 | C::Call_rm32 | C::Call_rm16 => Class::CallIndirect,
+        C::Jmp_rel8_64 | C::Jmp_rel32_64 | C::Jmp_rel8_32 | C::Jmp_rel32_32 => Class::Jmp,
+        C::Jmp_rel8_16 | C::Jmp_rel16 => Class::Jmp,
+        C::Jmp_rm64 | C::Jmp_rm32 | C::Jmp_rm16 => Class::JmpIndirect,
+        C::Retnq | C::Retnq_imm16 | C::Retnd | C::Retnd_imm16 => Class::Ret,
+        C::Retnw | C::Retnw_imm16 => Class::Ret,
+        C::Push_r64 | C::Push_rm64 | C::Push_r32 | C::Push_rm32 => Class::Push,
+        C::Push_r16 | C::Push_rm16 => Class::Push,
+        C::Pushq_imm8 | C::Pushq_imm32 | C::Pushd_imm8 | C::Pushd_imm32 => Class::PushImm,
+        C::Pushw_imm8 | C::Push_imm16 => Class::PushImm,
+        C::Pop_r64 | C::Pop_r32 | C::Pop_r16 => Class::Pop,
+        C::Leaveq | C::Leaved => Class::Leave,
+        C::Inc_r32 | C::Dec_r32 | C::Inc_r16 | C::Dec_r16 => Class::IncDec,
+        C::Syscall => Class::Syscall,
+        C::Sysretq => Class::Sysret,
+        C::Rdtsc | C::Rdtscp => Class::Rdtsc,
+        C::Mov_r32m16_Sreg | C::Mov_r64m16_Sreg => Class::MovSeg,
+        C::Div_rm32 | C::Div_rm64 => Class::Div,
+        C::Idiv_rm32 | C::Idiv_rm64 => Class::Idiv,
+        // Some processors read four bytes, of which two are meant.
+        C::Movsxd_r16_rm16 => Class::Interpret,
+        C::Mov_AL_moffs8 | C::Mov_AX_moffs16 | C::Mov_EAX_moffs32 => Class::Moffs,
+        C::Mov_moffs8_AL | C::Mov_moffs16_AX | C::Mov_moffs32_EAX => Class::Moffs,
+        C::Mov_RAX_moffs64 => Class::Interpret,
+        _ => return None,
+    })
 }
 
 /// Integer instructions that do the same in any register and at any address.

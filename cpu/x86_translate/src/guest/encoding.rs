@@ -26,9 +26,9 @@ pub(crate) struct Raw {
 }
 
 impl Raw {
-    /// Takes `bytes`, one whole valid instruction in 64-bit mode, apart. `None` if it ends too early, or is
-    /// encoded in a way that is not translated.
-    pub(crate) fn parse(bytes: &[u8], info: &CodeInfo) -> Option<Self> {
+    /// Takes `bytes`, one whole valid instruction of code of `bits` bits, apart. `None` if it ends too early, or
+    /// is encoded in a way that is not translated.
+    pub(crate) fn parse(bytes: &[u8], info: &CodeInfo, bits: u32) -> Option<Self> {
         let mut raw = Self {
             lock: false,
             p66: false,
@@ -54,7 +54,7 @@ impl Raw {
                 0x67 => raw.p67 = true,
                 0xf2 | 0xf3 => raw.rep = byte,
                 0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 => {}
-                0x40..=0x4f => {}
+                0x40..=0x4f if bits == 64 => {}
                 _ => break,
             }
             // REX counts only right before the opcode.
@@ -63,6 +63,11 @@ impl Raw {
         }
         if info.vex {
             at = raw.parse_vex(bytes, at)?;
+            if bits != 64 {
+                // Eight registers, of 32 bits.
+                raw.vvvv &= 7;
+                raw.vex_w &= info.vector;
+            }
         } else {
             if *bytes.get(at)? == 0x0f {
                 at += 1;
@@ -77,6 +82,10 @@ impl Raw {
         }
         raw.opcode = *bytes.get(at)?;
         at += 1;
+        if bits != 64 && raw.map == Map::One && raw.opcode == 0x82 {
+            // The same as this, which 64-bit mode has.
+            raw.opcode = 0x80;
+        }
         if info.has_modrm {
             let modrm = *bytes.get(at)?;
             at += 1;
@@ -85,6 +94,13 @@ impl Raw {
             let mode = modrm >> 6;
             if mode == 3 {
                 raw.rm = Some(rm | (raw.rex & 1) << 3);
+            } else if bits != 64 && (bits == 16) != raw.p67 {
+                at += match mode {
+                    0 if rm == 6 => 2,
+                    0 => 0,
+                    1 => 1,
+                    _ => 2,
+                };
             } else {
                 let mut base = rm;
                 if rm == 4 {

@@ -80,11 +80,11 @@ impl Effect {
     }
 }
 
-/// The flags that may be live where `code` is entered, and how many bytes of it say so.
-pub(crate) fn live_at(code: &[u8], ip: u64) -> (Flags, usize) {
+/// The flags that may be live where `code` of `bits` bits is entered, and how many bytes of it say so.
+pub(crate) fn live_at(bits: u32, code: &[u8], ip: u64) -> (Flags, usize) {
     let mut live = ALL;
     let mut killed: Flags = 0;
-    let mut decoder = Decoder::with_ip(64, code, ip, DECODER_OPTIONS);
+    let mut decoder = Decoder::with_ip(bits, code, ip, DECODER_OPTIONS);
     let mut needed: Flags = 0;
     for _ in 0..MAX_PEEK {
         let insn = decoder.decode();

@@ -4,7 +4,9 @@ use super::class::Class;
 use super::classify::classify;
 use super::fpu::{self, Unit};
 use super::operand::{Field, Operand, is_memory, is_mmx, is_vector, width_of};
-use iced_x86::{EncodingKind, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
+use iced_x86::{
+    EncodingKind, Instruction, InstructionInfoFactory, MandatoryPrefix, Mnemonic, OpAccess, OpKind, Register,
+};
 use std::sync::OnceLock;
 
 /// What is true of every instruction of one [`iced_x86::Code`].
@@ -19,6 +21,8 @@ pub(crate) struct CodeInfo {
     pub(crate) vector: bool,
     /// What it needs of the x87 unit.
     pub(crate) unit: Unit,
+    /// Whether the instruction has the prefix 0x66 where operands are of 32 bits by default.
+    pub(crate) prefix_66: bool,
     /// Whether a memory operand is written.
     pub(crate) mem_write: bool,
     /// Whether a 16-byte memory operand must be aligned.
@@ -47,6 +51,7 @@ fn describe(insn: &Instruction) -> CodeInfo {
         operands: [None; 4],
         vector: kinds.iter().any(|kind| is_vector(*kind)),
         unit: fpu::unit_of(code),
+        prefix_66: op_code.operand_size() == 16 || op_code.mandatory_prefix() == MandatoryPrefix::P66,
         mem_write: false,
         aligned: false,
         slot_read: false,

@@ -1,26 +1,41 @@
 //! What the code of blocks depends on besides the guest's bytes: the state of the processor.
 
-use x86_core::{Cpu, X87Area, cr0, cr4};
+use x86_core::{CodeSize, Cpu, Seg, Segment, X87Area, cr0, cr4};
 
 /// What blocks depend on besides the code's bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub(crate) struct Mode(pub(crate) u8);
+pub(crate) struct Mode(pub(crate) u32);
 
 impl Mode {
-    /// CPL 3. Such code is independent of the virtual address of its page.
-    pub(crate) const USER: u8 = 1;
+    /// CPL 3. Such code is independent of the virtual address of its page, unless `BASED` is set.
+    pub(crate) const USER: u32 = 1;
     /// Vector instructions are left to the interpreter: they would fault, or exceptions are unmasked.
-    pub(crate) const NO_VECTOR: u8 = 2;
+    pub(crate) const NO_VECTOR: u32 = 2;
     /// Accesses share no checks.
-    pub(crate) const UNGROUPED: u8 = 4;
+    pub(crate) const UNGROUPED: u32 = 4;
     /// CR4.SMAP is set.
-    pub(crate) const SMAP: u8 = 8;
+    pub(crate) const SMAP: u32 = 8;
     /// x87 and MMX instructions are left to the interpreter, for the same reasons.
-    pub(crate) const NO_X87: u8 = 16;
+    pub(crate) const NO_X87: u32 = 16;
+    /// 32-bit code, and 16-bit code; neither in 64-bit mode.
+    pub(crate) const CODE32: u32 = 1 << 8;
+    pub(crate) const CODE16: u32 = 1 << 9;
+    /// IP is no linear address, or wraps at 64 KiB: blocks hang on the page's address and on the base of CS.
+    pub(crate) const BASED: u32 = 1 << 10;
+    /// The stack pointer is SP.
+    pub(crate) const STACK16: u32 = 1 << 11;
+    /// The segment begins at 0 and allows every access below 4 GiB.
+    pub(crate) const ES_FLAT: u32 = 1 << 12;
+    pub(crate) const SS_FLAT: u32 = 1 << 13;
+    pub(crate) const DS_FLAT: u32 = 1 << 14;
+    /// Real or virtual-8086 mode.
+    pub(crate) const REAL: u32 = 1 << 15;
+    /// Code here is not translated at all.
+    pub(crate) const INTERPRETED: u32 = 1 << 16;
 
     /// Whether one of these holds.
-    pub(crate) fn has(self, bit: u8) -> bool {
-        self.0 & bit != 0
+    pub(crate) fn has(self, bits: u32) -> bool {
+        self.0 & bits != 0
     }
 
     /// What the code of a processor in this state depends on.
@@ -39,8 +54,78 @@ impl Mode {
         if cpu.cr4 & cr4::SMAP != 0 {
             mode |= Self::SMAP;
         }
+        if !cpu.long64 {
+            mode |= Self::of_segments(cpu);
+        }
         Self(mode)
     }
+
+    /// What hangs on segments, outside 64-bit mode.
+    fn of_segments(cpu: &Cpu) -> u32 {
+        let code = &cpu.segments[Seg::Cs as usize];
+        let mut mode = match cpu.code_size() {
+            CodeSize::Bits16 => Self::CODE16 | Self::BASED,
+            _ if code.base != 0 => Self::CODE32 | Self::BASED,
+            _ => Self::CODE32,
+        };
+        let reach = if mode & Self::CODE16 != 0 { 0xffff } else { u32::MAX };
+        if code.limit < reach || code.base >> 32 != 0 {
+            // Where code ends would have to be looked at everywhere.
+            mode |= Self::INTERPRETED;
+        }
+        if cpu.segments[Seg::Ss as usize].attributes & Segment::BIG == 0 {
+            mode |= Self::STACK16;
+        }
+        for (seg, bit) in [(Seg::Es, Self::ES_FLAT), (Seg::Ss, Self::SS_FLAT), (Seg::Ds, Self::DS_FLAT)] {
+            let segment = &cpu.segments[seg as usize];
+            let whole = segment.base == 0 && segment.limit == u32::MAX;
+            if whole && top(cpu, segment, true) == i64::from(u32::MAX) {
+                mode |= bit;
+            }
+        }
+        if !cpu.protected() {
+            mode |= Self::REAL;
+        }
+        mode
+    }
+
+    /// Bits of the code's operands and addresses by default.
+    pub(crate) fn bits(self) -> u32 {
+        match self.0 & (Self::CODE32 | Self::CODE16) {
+            0 => 64,
+            Self::CODE32 => 32,
+            _ => 16,
+        }
+    }
+
+    /// Whether code is independent of the virtual address of its page.
+    pub(crate) fn is_relative(self) -> bool {
+        self.has(Self::USER) && !self.has(Self::BASED)
+    }
+
+    /// The number of the table of jump targets: supervisor, user.
+    pub(crate) fn table(self) -> usize {
+        usize::from(self.has(Self::USER))
+    }
+
+    /// Bits of the instruction pointer.
+    pub(crate) fn ip_mask(self) -> u64 {
+        if self.bits() == 64 { u64::MAX } else { 0xffff_ffff }
+    }
+}
+
+/// The highest offset that loads of a segment, or stores to it, may reach outside 64-bit mode; -1 if none, or if
+/// that is not all that is to be said of it.
+pub(crate) fn top(cpu: &Cpu, segment: &Segment, write: bool) -> i64 {
+    let limit = i64::from(segment.limit);
+    if !cpu.protected() {
+        return limit;
+    }
+    // Usable; code or data; of data "writable" and "expands downwards", of code "readable" and "conforming".
+    let kind = segment.attributes;
+    let (code, granted, other) = (kind & 8 != 0, kind & 2 != 0, kind & 4 != 0);
+    let allowed = if code { granted && !write } else { !other && (granted || !write) };
+    if kind & Segment::UNUSABLE == 0 && allowed { limit } else { -1 }
 }
 
 /// Whether a processor with this x87 state has to have its x87 instructions interpreted.

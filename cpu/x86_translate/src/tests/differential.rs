@@ -1,14 +1,14 @@
 //! Random programs, run by the interpreter and translated.
 
 use super::generate::{Program, Random, Roles, program};
-use super::{State, Translated, interpret, options};
-use crate::Options;
+use super::{State, Translated, options};
+use crate::{Exit, Options};
 use iced_x86::{Decoder, Formatter, Instruction, IntelFormatter};
-use x86_core::testing::{CODE, DATA, MMIO, Machine, STACK};
-use x86_core::{Cpu, flags, reg};
+use x86_core::testing::{CODE, DATA, HANDLERS, IDT, MMIO, Machine, STACK, selector};
+use x86_core::{Cpu, Flow, Seg, Segment, TableRegister, Trap, cr4, flags, reg};
 
-fn listing(bytes: &[u8], ip: u64) -> String {
-    let mut decoder = Decoder::with_ip(64, bytes, ip, x86_interp::DECODER_OPTIONS);
+fn listing(bits: u32, bytes: &[u8], ip: u64) -> String {
+    let mut decoder = Decoder::with_ip(bits, bytes, ip, x86_interp::DECODER_OPTIONS);
     let mut formatter = IntelFormatter::new();
     let (mut text, mut insn) = (String::new(), Instruction::default());
     while decoder.can_decode() {
@@ -20,10 +20,106 @@ fn listing(bytes: &[u8], ip: u64) -> String {
     text
 }
 
+/// What the processor is.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// 64-bit mode.
+    #[default]
+    Long,
+    User,
+    /// 32-bit code of a 64-bit kernel.
+    Compatibility,
+    /// 32-bit protected mode: flat segments, or with bases and limits.
+    Protected,
+    Segmented,
+    /// 16-bit code: in real, virtual-8086 and protected mode.
+    Real,
+    Virtual,
+    Protected16,
+}
+
+impl Mode {
+    fn bits(self) -> u32 {
+        match self {
+            Self::Long | Self::User => 64,
+            Self::Compatibility | Self::Protected | Self::Segmented => 32,
+            Self::Real | Self::Virtual | Self::Protected16 => 16,
+        }
+    }
+
+    fn is_user(self) -> bool {
+        matches!(self, Self::User | Self::Compatibility | Self::Virtual)
+    }
+
+    /// Whether SS has another base than 0.
+    pub(super) fn has_based_stack(self) -> bool {
+        matches!(self, Self::Segmented | Self::Real | Self::Virtual | Self::Protected16)
+    }
+
+    /// A machine of that kind, with code at `CODE` and the stack pointer in the middle of a stack; and what is to
+    /// be added to offsets in DS to get linear addresses.
+    pub(super) fn machine(self) -> Machine {
+        let mut machine = match self {
+            Self::Long => Machine::long(),
+            Self::User | Self::Compatibility => Machine::user(),
+            Self::Protected | Self::Segmented | Self::Virtual | Self::Protected16 => Machine::protected(),
+            Self::Real => Machine::real(),
+        };
+        let cpu = &mut *machine.cpu;
+        cpu.cr4 |= cr4::OSFXSR;
+        let data = |base, limit, attributes| Segment { base, limit, attributes, selector: selector::DATA };
+        let stack = STACK - 0x8000;
+        match self {
+            Self::Compatibility => {
+                let (attributes, selector) = (0xc0fb, selector::USER_CODE32);
+                let limit = u32::MAX;
+                cpu.segments[Seg::Cs as usize] = Segment { base: 0, limit, attributes, selector };
+            }
+            Self::Segmented => {
+                cpu.segments[Seg::Ds as usize] = data(DATA - 0x1000, 0x8fff, 0xc093);
+                cpu.segments[Seg::Es as usize] = data(DATA - 0x1000, 0x1fff, 0xc091);
+                cpu.segments[Seg::Ss as usize] = data(stack, 0xbfff, 0xc093);
+                cpu.segments[Seg::Cs as usize].base = CODE - 0x2345;
+                cpu.rip = 0x2345;
+            }
+            Self::Real | Self::Virtual | Self::Protected16 => {
+                let attributes = if self == Self::Virtual { 0xf3 } else { 0x93 };
+                for seg in [Seg::Ds, Seg::Es, Seg::Fs, Seg::Gs] {
+                    cpu.segments[seg as usize] = data(DATA - 0x1000, 0xffff, attributes);
+                }
+                cpu.segments[Seg::Ss as usize] = data(stack, 0xffff, attributes);
+                let attributes = if self == Self::Virtual { 0xf3 } else { 0x9b };
+                let code =
+                    Segment { base: CODE - 0x2345, limit: 0xffff, attributes, selector: selector::CODE16 };
+                cpu.segments[Seg::Cs as usize] = code;
+                cpu.rip = 0x2345;
+            }
+            _ => {}
+        }
+        match self {
+            Self::Real => {
+                cpu.idtr = TableRegister { base: IDT, limit: 0x3ff };
+                for vector in 0..256 {
+                    let handler = HANDLERS + 16 * vector;
+                    machine.memory.write(IDT + 4 * vector, &(handler as u32).to_le_bytes()).expect("RAM");
+                    machine.memory.write(handler, &[0xf4]).expect("RAM");
+                }
+            }
+            Self::Virtual => {
+                cpu.cpl = 3;
+                cpu.rflags |= flags::VM;
+            }
+            _ => {}
+        }
+        machine.core().mode_changed();
+        machine
+    }
+}
+
 /// How a kind of program differs from the usual.
 #[derive(Clone, Copy, Default)]
 struct Kind {
-    user: bool,
+    mode: Mode,
     strict: bool,
     /// Data at page boundaries, in MMIO and in unmapped pages now and then.
     unusual: bool,
@@ -33,11 +129,12 @@ struct Kind {
 
 fn prepare(kind: Kind, seed: u64) -> (Machine, Program) {
     let mut random = Random::new(seed);
-    let mut machine = if kind.user { Machine::user() } else { Machine::long() };
-    let roles = Roles::new(&mut random);
+    let mut machine = kind.mode.machine();
+    let bits = kind.mode.bits();
+    let roles = Roles::new(&mut random, bits);
     let count = 1 + random.below(14) as usize;
-    let mut program = program(&mut random, &roles, count, CODE, kind.x87);
-    if kind.user {
+    let mut program = program(&mut random, &roles, count, machine.cpu.rip, kind.x87);
+    if kind.mode.is_user() {
         // UD2: HLT is for the kernel.
         program.bytes.pop();
         program.bytes.extend([0x0f, 0x0b]);
@@ -55,28 +152,42 @@ fn prepare(kind: Kind, seed: u64) -> (Machine, Program) {
             cpu.vectors[register].0[..8].copy_from_slice(&number.to_le_bytes());
         }
     }
+    let offset =
+        |linear: u64, base: u64| linear.wrapping_sub(base) & if bits == 64 { u64::MAX } else { 0xffff_ffff };
+    let (data, stack) = (cpu.segments[Seg::Ds as usize].base, cpu.segments[Seg::Ss as usize].base);
+    // What 64-bit code left there does not count.
+    let high = if bits == 64 { 0 } else { random.next() & random.next() << 32 & !0xffff_ffff };
     for base in &roles.bases {
         let near = random.below(64) * if random.chance(50) { 16 } else { 1 };
         let place = match random.below(100) {
             0..15 if kind.unusual => 0x1000 - 64 + random.below(128),
             15..20 if kind.unusual => MMIO - DATA + 0x800,
-            20..22 if kind.unusual => 0x8000_0000_0000,
+            20..22 if kind.unusual && bits == 64 => 0x8000_0000_0000,
+            20..24 if kind.unusual => 0u64.wrapping_sub(DATA + random.below(64)),
+            24..28 if kind.unusual => 0x9000 - random.below(0x40),
+            28..32 if kind.unusual => 0xf000 - random.below(0x40),
             _ => 0x2000 * random.below(3) + 0x800 + near,
         };
-        cpu.regs[usize::from(*base)] = DATA + place;
+        cpu.regs[usize::from(*base)] = offset(DATA.wrapping_add(place), data) | high;
     }
     for index in &roles.indices {
-        cpu.regs[usize::from(*index)] = random.below(32);
+        cpu.regs[usize::from(*index)] = random.below(32) | high;
     }
-    cpu.regs[reg::RSP] = STACK - 0x800 - 8 * random.below(8);
+    let mut top = STACK - 0x800 - 8 * random.below(8);
     if kind.unusual && random.chance(20) {
-        cpu.regs[reg::RSP] = STACK + 8 * random.below(8);
+        top = STACK + 8 * random.below(8);
+    } else if kind.unusual && bits != 64 && random.chance(10) {
+        // Around offset 0, and around the limit.
+        top = stack + if random.chance(50) { random.below(12) } else { 0xc000 - random.below(12) };
     }
-    cpu.rflags = flags::FIXED | random.next() & flags::ARITHMETIC;
+    cpu.regs[reg::RSP] = offset(top, stack) | high;
+    cpu.rflags = cpu.rflags & flags::VM | flags::FIXED | random.next() & flags::ARITHMETIC;
     cpu.mxcsr = 0x1f80;
     set_x87(cpu, &mut random);
-    cpu.segments[4].base = 0x40;
-    cpu.segments[5].base = 0x100;
+    if matches!(bits, 64) || !matches!(kind.mode, Mode::Segmented) {
+        cpu.segments[4].base = cpu.segments[4].base.wrapping_add(0x40);
+        cpu.segments[5].base = cpu.segments[5].base.wrapping_add(0x100);
+    }
     let data: Vec<u8> = (0..0x8000).map(|_| random.next() as u8).collect();
     machine.memory.write(DATA, &data).expect("RAM");
     (machine, program)
@@ -105,14 +216,42 @@ fn set_x87(cpu: &mut Cpu, random: &mut Random) {
     }
 }
 
+/// Runs the interpreter until HLT. `None` if that does not come.
+pub(super) fn interpret(machine: &mut Machine, steps: usize) -> Option<Result<(), Trap>> {
+    for _ in 0..steps {
+        match x86_interp::step(&mut machine.core()) {
+            Ok(Flow::Halt) => return Some(Ok(())),
+            Ok(_) => {}
+            Err(Trap::Exception(exception)) => {
+                if let Err(trap) = machine.core().deliver(exception) {
+                    return Some(Err(trap));
+                }
+            }
+            Err(trap) => return Some(Err(trap)),
+        }
+    }
+    None
+}
+
 fn compare(kind: Kind, seed: u64, options: &Options) {
     let (mut expected, program) = prepare(kind, seed);
     let (machine, _) = prepare(kind, seed);
     let mut actual = Translated::new(machine, options);
-    interpret(&mut expected, 1000);
-    actual.run();
+    let end = interpret(&mut expected, 1000).unwrap_or_else(|| panic!("no HLT, at {:#x}", expected.cpu.rip));
+    match actual.vcpu.run(&actual.platform) {
+        Ok(Exit::Halt) => assert_eq!(end, Ok(()), "seed {seed}"),
+        Err(trap) => {
+            // Where the stack of exceptions is bad, too: what is left then does not count.
+            assert_eq!(end, Err(trap), "seed {seed}");
+            return;
+        }
+        Ok(exit) => panic!("{exit:?}, seed {seed}"),
+    }
     let mut ignored = 0;
-    let faulted = expected.cpu.rip < CODE;
+    let linear = expected.cpu.segments[Seg::Cs as usize].base.wrapping_add(expected.cpu.rip);
+    let faulted = linear < CODE;
+    let mask = expected.core().stack_mask();
+    let top = expected.cpu.segments[Seg::Ss as usize].base + (expected.cpu.regs[reg::RSP] & mask);
     let undefined = if faulted { program.ever } else { program.undefined };
     for (iced, flag) in [
         (iced_x86::RflagsBits::OF, flags::OF),
@@ -141,8 +280,8 @@ fn compare(kind: Kind, seed: u64, options: &Options) {
         for at in 0..len {
             if a[at] != b[at] {
                 // The flags of a fault's frame are as inexact as the flags.
-                let frame = expected.cpu.rip < CODE && expected.cpu.regs[reg::RSP] + 0x28 > start + at as u64;
-                let in_frame = frame && start + at as u64 >= expected.cpu.regs[reg::RSP];
+                let frame = faulted && top + 0x28 > start + at as u64;
+                let in_frame = frame && start + at as u64 >= top;
                 if in_frame && (!kind.strict || ignored != 0) {
                     continue;
                 }
@@ -156,7 +295,7 @@ fn compare(kind: Kind, seed: u64, options: &Options) {
     assert!(
         differences.is_empty(),
         "seed {seed}:\n{}\nmust be:\n{}",
-        listing(&program.bytes, CODE),
+        listing(kind.mode.bits(), &program.bytes, prepare(kind, seed).0.cpu.rip),
         differences.join("\n")
     );
 }
@@ -177,7 +316,7 @@ fn plain_programs() {
 
 #[test]
 fn user_programs() {
-    run(Kind { user: true, ..Kind::default() }, 100_000..100_000 + CASES);
+    run(Kind { mode: Mode::User, ..Kind::default() }, 100_000..100_000 + CASES);
 }
 
 #[test]
@@ -193,11 +332,42 @@ fn programs_that_meet_devices_boundaries_and_faults() {
 #[test]
 fn x87_programs() {
     run(Kind { x87: true, ..Kind::default() }, 400_000..400_000 + CASES);
-    run(Kind { x87: true, user: true, ..Kind::default() }, 500_000..500_000 + CASES);
+    run(Kind { x87: true, mode: Mode::User, ..Kind::default() }, 500_000..500_000 + CASES);
 }
 
 #[test]
 fn x87_programs_that_meet_devices_boundaries_and_faults() {
     run(Kind { x87: true, unusual: true, strict: true, ..Kind::default() }, 600_000..600_000 + CASES);
-    run(Kind { x87: true, unusual: true, user: true, ..Kind::default() }, 700_000..700_000 + CASES);
+    run(Kind { x87: true, unusual: true, mode: Mode::User, ..Kind::default() }, 700_000..700_000 + CASES);
+}
+
+#[test]
+fn compatibility_mode() {
+    let kind = Kind { mode: Mode::Compatibility, ..Kind::default() };
+    run(kind, 800_000..800_000 + CASES);
+    run(Kind { unusual: true, ..kind }, 810_000..810_000 + CASES);
+    run(Kind { unusual: true, strict: true, ..kind }, 820_000..820_000 + CASES);
+    run(Kind { unusual: true, x87: true, ..kind }, 830_000..830_000 + CASES);
+}
+
+#[test]
+fn protected_mode() {
+    for (mode, seeds) in [(Mode::Protected, 900_000), (Mode::Segmented, 1_000_000)] {
+        let kind = Kind { mode, ..Kind::default() };
+        run(kind, seeds..seeds + CASES);
+        run(Kind { unusual: true, ..kind }, seeds + 10_000..seeds + 10_000 + CASES);
+        run(Kind { unusual: true, strict: true, ..kind }, seeds + 20_000..seeds + 20_000 + CASES);
+        run(Kind { unusual: true, x87: true, ..kind }, seeds + 30_000..seeds + 30_000 + CASES);
+    }
+}
+
+#[test]
+fn code_of_16_bits() {
+    for (mode, seeds) in [(Mode::Real, 1_100_000), (Mode::Virtual, 1_200_000), (Mode::Protected16, 1_300_000)]
+    {
+        let kind = Kind { mode, ..Kind::default() };
+        run(kind, seeds..seeds + CASES);
+        run(Kind { unusual: true, ..kind }, seeds + 10_000..seeds + 10_000 + CASES);
+        run(Kind { unusual: true, strict: true, ..kind }, seeds + 20_000..seeds + 20_000 + CASES);
+    }
 }

@@ -41,15 +41,23 @@ pub(crate) struct Roles {
     pub(crate) bases: Vec<u8>,
     /// Hold small numbers, and are never written.
     pub(crate) indices: Vec<u8>,
+    /// Of the code.
+    pub(crate) bits: u32,
 }
 
 impl Roles {
-    pub(crate) fn new(random: &mut Random) -> Self {
-        let mut all: Vec<u8> = (0..16).filter(|register| *register != 4).collect();
+    pub(crate) fn new(random: &mut Random, bits: u32) -> Self {
+        let registers = if bits == 64 { 16 } else { 8 };
+        let mut all: Vec<u8> = (0..registers).filter(|register| *register != 4).collect();
         for index in (1..all.len()).rev() {
             all.swap(index, random.below(index as u64 + 1) as usize);
         }
-        Self { bases: all[..4].to_vec(), indices: all[4..6].to_vec() }
+        match bits {
+            64 => Self { bases: all[..4].to_vec(), indices: all[4..6].to_vec(), bits },
+            32 => Self { bases: all[..2].to_vec(), indices: all[2..3].to_vec(), bits },
+            // BX and DI; SI.
+            _ => Self { bases: vec![3, 7], indices: vec![6], bits },
+        }
     }
 }
 
@@ -105,8 +113,12 @@ fn instruction(
     factory: &mut InstructionInfoFactory,
 ) -> (Instruction, Vec<u8>) {
     loop {
-        let bytes = candidate(random, roles, x87);
-        let mut decoder = Decoder::with_ip(64, &bytes, ip, DECODER_OPTIONS);
+        let bytes = if roles.bits == 64 {
+            candidate(random, roles, x87)
+        } else {
+            short_candidate(random, roles, x87)
+        };
+        let mut decoder = Decoder::with_ip(roles.bits, &bytes, ip, DECODER_OPTIONS);
         let insn = decoder.decode();
         if insn.is_invalid() || !acceptable(&insn, roles, undefined, factory) {
             continue;
@@ -177,6 +189,56 @@ fn candidate(random: &mut Random, roles: &Roles, x87: bool) -> Vec<u8> {
     bytes
 }
 
+/// The same for code of 32 or 16 bits.
+fn short_candidate(random: &mut Random, roles: &Roles, x87: bool) -> Vec<u8> {
+    let mut bytes = vec![];
+    if random.chance(12) {
+        bytes.push(random.pick(&[0x66, 0xf2, 0xf3, 0x2e, 0x3e, 0x64, 0x65, 0xf0, 0x26, 0x36]));
+    }
+    if random.chance(10) {
+        bytes.push(0x66);
+    }
+    let other_addresses = roles.bits == 16 && random.chance(25);
+    if other_addresses {
+        bytes.push(0x67);
+    }
+    let map = random.below(100);
+    let opcode = if x87 && map < 45 && random.chance(85) { 0xd8 } else { 0 } | random.below(256) as u8;
+    let opcode = if opcode & 0xd8 == 0xd8 && x87 { opcode & 0xdf } else { opcode };
+    match map {
+        0..55 => bytes.push(opcode),
+        55..92 => bytes.extend([0x0f, opcode]),
+        92..95 => bytes.extend([0x0f, 0x38, opcode]),
+        95..97 => bytes.extend([0x0f, 0x3a, opcode & 0x6f]),
+        // VEX, for BMI.
+        _ => {
+            bytes.extend([0xc4, 0xe0 | random.pick(&[2u8, 2, 3]), random.below(256) as u8 & 0xfb]);
+            bytes.push(random.pick(&[0xf2, 0xf3, 0xf5, 0xf6, 0xf7, 0xf0]));
+        }
+    }
+    let modrm = random.below(256) as u8 | 0xc0;
+    let displacement = random.below(256) as u8;
+    if random.chance(45) {
+        bytes.push(modrm);
+    } else if roles.bits == 16 && !other_addresses {
+        // [bx+si], [di], [bx]; mostly with a displacement.
+        bytes.extend([modrm & 0x38 | 0x40 | random.pick(&[0, 5, 7]), displacement]);
+    } else {
+        let base = random.pick(&roles.bases);
+        if random.chance(30) {
+            let index = if random.chance(70) { random.pick(&roles.indices) } else { 4 };
+            bytes.extend([modrm & 0x38 | 0x44, (random.below(4) as u8) << 6 | index << 3 | base]);
+        } else {
+            bytes.push(modrm & 0x38 | 0x40 | base);
+        }
+        bytes.push(displacement);
+    }
+    for _ in 0..8 {
+        bytes.push(random.below(256) as u8);
+    }
+    bytes
+}
+
 fn acceptable(
     insn: &Instruction,
     roles: &Roles,
@@ -203,6 +265,11 @@ fn acceptable(
             | M::Fnstenv
             | M::Fnsave
             | M::Fldenv
+            | M::Pushad
+            | M::Pusha
+            | M::Daa
+            | M::Aaa
+            | M::Salc
     );
     if class == Class::Interpret && !plain || insn.has_rep_prefix() || insn.has_repne_prefix() {
         return false;
@@ -242,14 +309,21 @@ fn acceptable(
     {
         return false;
     }
+    // Displacements are not extended beyond the address size.
+    let distance = |value: u64| match roles.bits {
+        64 => value as i64,
+        _ if value >> 16 == 0 && value & 0x8000 != 0 => i64::from(value as i16),
+        _ => i64::from(value as i32),
+    };
     info.used_memory().iter().all(|memory| {
         let base = memory.base();
         let number = base.full_register().number() as u8;
-        base.is_gpr64()
-            && (roles.bases.contains(&number) || base == Register::RSP)
+        base.is_gpr()
+            && (base.is_gpr64() || roles.bits != 64)
+            && (roles.bases.contains(&number) || base.full_register() == Register::RSP)
             && (memory.index() == Register::None
                 || roles.indices.contains(&(memory.index().full_register().number() as u8)))
-            && (memory.displacement() as i64).abs() <= 512
+            && distance(memory.displacement()).abs() <= 512
     })
 }
 
@@ -257,5 +331,5 @@ fn acceptable(
 fn stack(insn: &Instruction, register: Register) -> bool {
     register.full_register() == Register::RSP
         && insn.is_stack_instruction()
-        && insn.op0_register() != Register::RSP
+        && insn.op0_register().full_register() != Register::RSP
 }

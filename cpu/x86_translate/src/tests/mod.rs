@@ -4,6 +4,7 @@ mod differential;
 mod generate;
 mod hostile;
 mod programs;
+mod segments;
 
 use crate::{Exit, Options, Translator, TranslatorVcpu};
 use std::sync::Arc;

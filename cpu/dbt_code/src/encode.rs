@@ -137,6 +137,36 @@ impl Enc {
     }
 }
 
+/// Everything of an EVEX encoding but operands (Intel SDM volume 2, 2.7).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Evex {
+    /// The number of the opcode map, 1 to 7.
+    pub map: u8,
+    /// 0, 1 (66), 2 (F3) or 3 (F2).
+    pub pp: u8,
+    /// EVEX.W.
+    pub w: bool,
+    /// EVEX.L'L: 0 is 128 bits, 1 is 256, 2 is 512; or how to round.
+    pub length: u8,
+    /// Opcode byte.
+    pub opcode: u8,
+    /// The register of the vvvv field, 0 to 31; 0 if there is none.
+    pub vvvv: u8,
+    /// The mask register; 0 is none.
+    pub mask: u8,
+    /// Elements that are not selected become zeros.
+    pub zeroing: bool,
+    /// EVEX.b: broadcast, rounding or suppression of exceptions.
+    pub broadcast: bool,
+}
+
+impl Evex {
+    /// A whole-register instruction of map 0F without a third operand.
+    pub const fn m0f(pp: u8, w: bool, length: u8, opcode: u8) -> Self {
+        Self { map: 1, pp, w, length, opcode, vvvv: 0, mask: 0, zeroing: false, broadcast: false }
+    }
+}
+
 /// The eight operations of opcodes 00..3F and group 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -238,7 +268,32 @@ impl Emitter {
         self.modrm(reg, rm);
     }
 
+    /// One instruction with an EVEX prefix. Displacements are written in 32 bits, as those of 8 have a unit of their
+    /// own in each instruction.
+    pub fn evex(&mut self, evex: Evex, reg: u8, rm: Rm) {
+        if let Rm::Mem(Mem { gs: true, .. }) = rm {
+            self.byte(0x65);
+        }
+        let (mut x, b) = extension(rm);
+        if let Rm::Reg(rm) = rm {
+            x = rm >> 4 & 1;
+        }
+        let not = |bit: u8| bit & 1 ^ 1;
+        self.byte(0x62);
+        self.byte(not(reg >> 3) << 7 | not(x) << 6 | not(b) << 5 | not(reg >> 4) << 4 | evex.map);
+        self.byte(u8::from(evex.w) << 7 | (!evex.vvvv & 15) << 3 | 4 | evex.pp);
+        let flags = u8::from(evex.zeroing) << 7 | evex.length << 5 | u8::from(evex.broadcast) << 4;
+        self.byte(flags | not(evex.vvvv >> 4) << 3 | evex.mask);
+        self.byte(evex.opcode);
+        self.modrm_of(reg, rm, false);
+    }
+
     fn modrm(&mut self, reg: u8, rm: Rm) {
+        self.modrm_of(reg, rm, true);
+    }
+
+    /// ModRM, SIB and displacement; `narrow` if displacements of 8 bits count bytes.
+    fn modrm_of(&mut self, reg: u8, rm: Rm, narrow: bool) {
         let reg = low(reg) << 3;
         let mem = match rm {
             Rm::Reg(rm) => return self.byte(0xc0 | reg | low(rm)),
@@ -254,8 +309,8 @@ impl Emitter {
         let short = i8::try_from(mem.disp);
         let mode = match short {
             Ok(0) if low(base.0) != 5 => 0,
-            Ok(_) => 0x40,
-            Err(_) => 0x80,
+            Ok(_) if narrow => 0x40,
+            _ => 0x80,
         };
         match mem.index {
             Some((index, scale)) => {
@@ -467,6 +522,41 @@ impl Emitter {
     /// `movaps [to], xmm` (aligned).
     pub fn store_xmm(&mut self, to: Mem, from: u8) {
         self.op(Enc::m0f(0x29), from, Rm::Mem(to));
+    }
+
+    /// `vmovaps ymm, [from]` (aligned).
+    pub fn load_ymm(&mut self, to: u8, from: Mem) {
+        self.vex(Map::M0f, 0, false, true, 0x28, to, 0, Rm::Mem(from));
+    }
+
+    /// `vmovaps [to], ymm` (aligned).
+    pub fn store_ymm(&mut self, to: Mem, from: u8) {
+        self.vex(Map::M0f, 0, false, true, 0x29, from, 0, Rm::Mem(to));
+    }
+
+    /// `vmovaps zmm, [from]` (aligned).
+    pub fn load_zmm(&mut self, to: u8, from: Mem) {
+        self.evex(Evex::m0f(0, false, 2, 0x28), to, Rm::Mem(from));
+    }
+
+    /// `vmovaps [to], zmm` (aligned).
+    pub fn store_zmm(&mut self, to: Mem, from: u8) {
+        self.evex(Evex::m0f(0, false, 2, 0x29), from, Rm::Mem(to));
+    }
+
+    /// `kmovq k, [from]`.
+    pub fn load_mask(&mut self, to: u8, from: Mem) {
+        self.vex(Map::M0f, 0, true, false, 0x90, to, 0, Rm::Mem(from));
+    }
+
+    /// `kmovq [to], k`.
+    pub fn store_mask(&mut self, to: Mem, from: u8) {
+        self.vex(Map::M0f, 0, true, false, 0x91, from, 0, Rm::Mem(to));
+    }
+
+    /// `vzeroupper`.
+    pub fn vzeroupper(&mut self) {
+        self.bytes(&[0xc5, 0xf8, 0x77]);
     }
 
     /// `ldmxcsr [from]`.

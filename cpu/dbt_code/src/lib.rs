@@ -12,4 +12,4 @@ mod encode;
 
 pub use cache::{CacheError, CodeCache};
 pub use emitter::Emitter;
-pub use encode::{Alu, Cond, Enc, Gpr, Map, Mem, Rm, Shift, Width};
+pub use encode::{Alu, Cond, Enc, Evex, Gpr, Map, Mem, Rm, Shift, Width};

@@ -119,3 +119,66 @@ fn what_does_not_fit_is_not_written() {
     code.dword(1);
     assert!(!code.overflowed() && code.left() == 0);
 }
+
+#[test]
+fn vector_moves_of_all_lengths() {
+    let at = Mem::base(Gpr::R13, 64);
+    let lines = listing(|code| {
+        code.load_ymm(9, Mem::gs(0x40));
+        code.store_ymm(at, 3);
+        code.load_zmm(31, Mem::gs(0x40));
+        code.store_zmm(at, 17);
+        code.store_zmm(Mem::base(Gpr::RSP, 0), 8);
+        code.load_mask(5, at);
+        code.store_mask(Mem::gs(8), 7);
+        code.vzeroupper();
+    });
+    assert_eq!(
+        lines,
+        [
+            "vmovaps ymm9, gs:[40h]",
+            "vmovaps [r13+40h], ymm3",
+            "vmovaps zmm31, gs:[40h]",
+            "vmovaps [r13+40h], zmm17",
+            "vmovaps [rsp], zmm8",
+            "kmovq k5, [r13+40h]",
+            "kmovq gs:[8], k7",
+            "vzeroupper",
+        ]
+    );
+}
+
+#[test]
+fn evex_fields() {
+    let base = Evex {
+        map: 1,
+        pp: 0,
+        w: false,
+        length: 2,
+        opcode: 0x58,
+        vvvv: 0,
+        mask: 0,
+        zeroing: false,
+        broadcast: false,
+    };
+    let lines = listing(|code| {
+        code.evex(Evex { vvvv: 29, ..base }, 14, Rm::Reg(19));
+        code.evex(Evex { mask: 3, zeroing: true, vvvv: 2, length: 1, ..base }, 23, Rm::Reg(9));
+        let mem = Mem::indexed(Gpr::R9, Gpr::R10, 3, 8);
+        code.evex(Evex { broadcast: true, vvvv: 16, ..base }, 1, Rm::Mem(mem));
+        code.evex(
+            Evex { map: 2, pp: 1, w: true, opcode: 0x98, vvvv: 7, length: 0, ..base },
+            31,
+            Rm::Mem(mem),
+        );
+    });
+    assert_eq!(
+        lines,
+        [
+            "vaddps zmm14, zmm29, zmm19",
+            "vaddps ymm23{k3}{z}, ymm2, ymm9",
+            "vaddps zmm1, zmm16, [r9+r10*8+8]{1to16}",
+            "vfmadd132pd xmm31, xmm7, [r9+r10*8+8]",
+        ]
+    );
+}

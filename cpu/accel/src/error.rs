@@ -3,15 +3,13 @@
 /// Why an accelerator refused.
 #[derive(Debug, thiserror::Error)]
 pub enum AccelError {
-    /// No CPU model has this name.
-    #[error("CPU model {name:?} is not known to the {accelerator} accelerator; known are {known}")]
-    UnknownCpu {
+    /// No CPU model has this name, or it cannot be had.
+    #[error("{reason} (accelerator {accelerator})")]
+    Cpu {
         /// The accelerator.
         accelerator: &'static str,
-        /// The name asked for.
-        name: String,
-        /// The names it knows, separated by commas.
-        known: String,
+        /// Why.
+        reason: String,
     },
     /// A CPU feature cannot be switched on or off, or there is none of that name.
     #[error("CPU feature {name:?} of a {cpu} cannot be changed: {reason}")]

@@ -14,7 +14,7 @@ mod stop;
 
 pub use debug::{DebugLimits, DebugSettings, DebugStop, WatchKind, Watchpoint};
 pub use error::AccelError;
-pub use spec::{CpuSpec, CpuSpecError, Tier, VmSpec};
+pub use spec::{CpuSpec, CpuSpecError, CpuidLeaf, Tier, VmSpec};
 pub use state::{
     EventState, FpuState, InjectedException, LapicState, LvtState, MpState, Segment, TableRegister,
     X86_STATE_KIND, X86_STATE_VERSION, X86State,
@@ -35,6 +35,13 @@ pub trait Accelerator: Send + Sync {
 
     /// The CPU models it offers: name and one line of description, the default first.
     fn cpu_models(&self) -> Vec<(String, String)>;
+
+    /// What CPUID says to the only vCPU of a VM with this processor, but for what depends on its state: the leaves that
+    /// say something, ascending.
+    ///
+    /// # Errors
+    /// [`AccelError`] if there is no such processor here.
+    fn cpuid(&self, cpu: &CpuSpec) -> Result<Vec<CpuidLeaf>, AccelError>;
 
     /// A VM without vCPUs. Guest time is that of the clock of `timers`.
     ///

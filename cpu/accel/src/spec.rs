@@ -16,6 +16,17 @@ pub struct CpuSpec {
     pub tsc_hertz: Option<u64>,
 }
 
+/// What CPUID says of a leaf.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CpuidLeaf {
+    /// EAX of the question.
+    pub leaf: u32,
+    /// ECX of the question; 0 where it does not count.
+    pub sub: u32,
+    /// EAX, EBX, ECX and EDX of the answer.
+    pub registers: [u32; 4],
+}
+
 /// No processor's counter is slower.
 const LEAST_TSC_HERTZ: u64 = 1_000_000;
 

@@ -242,8 +242,18 @@ fn vary(state: &mut X86State, numbers: &mut Numbers) {
     fpu.tag = numbers.next() as u8;
     fpu.st = std::array::from_fn(|_| std::array::from_fn(|_| numbers.next() as u8));
     fpu.mxcsr = (numbers.next() & 0xe03f) as u32 | 0x1f80;
+    let words = if state.xcr0 & 1 << 6 != 0 {
+        8
+    } else if state.xcr0 & 4 != 0 {
+        4
+    } else {
+        2
+    };
     for register in &mut fpu.vectors {
-        register[..2].copy_from_slice(&[numbers.next(), numbers.next()]);
+        register[..words].fill_with(|| numbers.next());
+    }
+    if words == 8 {
+        fpu.opmask = std::array::from_fn(|_| numbers.next());
     }
     let events = &mut state.events;
     events.mp_state = if numbers.chance() { MpState::Runnable } else { MpState::Halted };
@@ -270,8 +280,14 @@ pub(crate) fn any_state_is_saved_as_it_was_restored(target: &Target<'_>) {
     boot64(&mut rig, |a| a.hlt());
     let plain = rig.vcpus[0].save().unwrap();
     let mut numbers = Numbers(1);
+    // As much as the processor has: AVX-512, AVX, SSE.
+    let mut wide = plain.clone();
+    wide.xcr0 = [0xe7, 7, 3]
+        .into_iter()
+        .find(|xcr0| rig.vcpus[0].restore(&X86State { xcr0: *xcr0, ..plain.clone() }).is_ok())
+        .expect("SSE is part of the architecture");
     for round in 0..50 {
-        let mut state = plain.clone();
+        let mut state = if round % 2 == 0 { plain.clone() } else { wide.clone() };
         vary(&mut state, &mut numbers);
         // One that is due would be raised.
         state.lapic.tsc_deadline |= 1 << 62;

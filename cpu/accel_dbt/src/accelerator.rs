@@ -2,8 +2,8 @@
 
 use crate::tsc::TscSource;
 use crate::vm::DbtVm;
-use accel::{AccelError, AccelVm, Accelerator, CpuSpec, Tier, VmSpec};
-use clock::TimerService;
+use accel::{AccelError, AccelVm, Accelerator, CpuSpec, CpuidLeaf, Tier, VmSpec};
+use clock::{TimerService, VmClock};
 use guest_memory::GuestMemory;
 use std::sync::Arc;
 use x86_core::cpuid::CpuModel;
@@ -24,18 +24,17 @@ impl Accelerator for DbtAccelerator {
     }
 
     fn cpu_models(&self) -> Vec<(String, String)> {
-        let line = |name: &&str| {
-            let description = match *name {
-                "max" => "everything that this accelerator and the host can do",
-                "qemu64" => "the least that 64-bit systems need",
-                "x86-64-v1" => "the x86-64 baseline",
-                "x86-64-v2" => "x86-64-v2: up to SSE4.2 and POPCNT",
-                "x86-64-v3" => "x86-64-v3: up to AVX2, BMI2 and FMA",
-                _ => "",
-            };
-            ((*name).to_owned(), description.to_owned())
-        };
-        CpuModel::names().iter().map(line).collect()
+        let there = CpuModel::list(CpuModel::available).into_iter().filter(|model| model.missing.is_empty());
+        there.map(|model| (model.name.to_owned(), model.description.to_owned())).collect()
+    }
+
+    fn cpuid(&self, cpu: &CpuSpec) -> Result<Vec<CpuidLeaf>, AccelError> {
+        let model = cpu_model(cpu)?.with_vcpus(1);
+        let places = CpuModel::LEAVES.iter().flat_map(|(leaf, subs)| (0..*subs).map(|sub| (*leaf, sub)));
+        let hertz = TscSource::new(VmClock::new()).hertz();
+        let leaves =
+            places.map(|(leaf, sub)| CpuidLeaf { leaf, sub, registers: model.leaf(leaf, sub, 0, hertz) });
+        Ok(leaves.filter(|leaf| leaf.registers != [0; 4]).collect())
     }
 
     fn create_vm(
@@ -63,11 +62,9 @@ impl Accelerator for DbtAccelerator {
 }
 
 fn cpu_model(spec: &CpuSpec) -> Result<CpuModel, AccelError> {
-    let mut model = CpuModel::by_name(&spec.name).map_err(|_| AccelError::UnknownCpu {
-        accelerator: NAME,
-        name: spec.name.clone(),
-        known: CpuModel::names().join(", "),
-    })?;
+    let found = CpuModel::by_name(&spec.name);
+    let mut model =
+        found.map_err(|error| AccelError::Cpu { accelerator: NAME, reason: error.to_string() })?;
     if spec.tsc_hertz.is_some() {
         return Err(AccelError::CpuFeature {
             name: "tsc-frequency".into(),
@@ -75,13 +72,11 @@ fn cpu_model(spec: &CpuSpec) -> Result<CpuModel, AccelError> {
             reason: "translated code reads the host's own counter".into(),
         });
     }
-    for (name, on) in &spec.features {
-        model.change_feature(name, *on).map_err(|error| AccelError::CpuFeature {
-            name: name.clone(),
-            cpu: spec.name.clone(),
-            reason: error.to_string(),
-        })?;
-    }
+    model.change_features(&spec.features).map_err(|(name, error)| AccelError::CpuFeature {
+        name,
+        cpu: spec.name.clone(),
+        reason: error.to_string(),
+    })?;
     Ok(model)
 }
 

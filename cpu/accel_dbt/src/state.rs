@@ -3,10 +3,14 @@
 use crate::events::Events;
 use accel::{EventState, FpuState, LapicState, MpState, X86State};
 use clock::Nanos;
+use x86_core::cpuid::CpuModel;
 use x86_core::{Core, Cpu, Msrs, Segment, TableRegister, VecReg, cr0, efer, flags, shadow};
 
 /// Bits of MXCSR that exist; loading others would fault on the host.
 const MXCSR_VALID: u32 = 0xffff;
+/// Bits of XCR0: upper halves of YMM registers, and of ZMM registers.
+const YMM: u64 = 1 << 2;
+const ZMM: u64 = 1 << 6;
 /// Bits of EFER that exist here.
 const EFER_VALID: u64 =
     efer::SCE | efer::LME | efer::LMA | efer::NXE | efer::SVME | efer::FFXSR | efer::AUTOIBRS;
@@ -117,7 +121,7 @@ fn fpu_out(cpu: &Cpu) -> FpuState {
         st: std::array::from_fn(|n| std::array::from_fn(|byte| area[32 + 16 * n + byte])),
         mxcsr: cpu.mxcsr,
         vectors,
-        opmask: [0; 8],
+        opmask: cpu.opmask,
         pkru: 0,
     }
 }
@@ -142,6 +146,8 @@ fn fpu_in(cpu: &mut Cpu, state: &FpuState) {
             bytes.copy_from_slice(&word.to_le_bytes());
         }
     }
+    cpu.opmask = state.opmask;
+    cpu.find_vector_width();
 }
 
 /// The neutral state of a processor whose counter reads `tsc` at `tsc_time`.
@@ -195,10 +201,28 @@ pub(crate) fn save(cpu: &Cpu, events: &Events, lapic: LapicState, tsc: u64, tsc_
     }
 }
 
-/// Says what is wrong with a state, if it is none of a processor: the field and the reason.
-pub(crate) fn check(state: &X86State) -> Result<(), (&'static str, String)> {
+/// Says what is wrong with a state, if it is none of a processor of that model: the field and the reason.
+pub(crate) fn check(state: &X86State, model: &CpuModel) -> Result<(), (&'static str, String)> {
     if state.efer & !EFER_VALID != 0 {
         return Err(("efer", format!("{:#x}", state.efer)));
+    }
+    if !model.xcr0_valid(state.xcr0 | 1) {
+        return Err(("xcr0", format!("{:#x}", state.xcr0)));
+    }
+    let words = match model.xcr0_mask() {
+        mask if mask & ZMM != 0 => 8,
+        mask if mask & YMM != 0 => 4,
+        _ => 2,
+    };
+    let zero = |words: &[u64]| words.iter().all(|word| *word == 0);
+    let (low, high) = state.fpu.vectors.split_at(state.fpu.vectors.len().min(16));
+    if low.iter().any(|vector| !zero(&vector[words..]))
+        || words < 8 && !high.iter().all(|vector| zero(vector))
+    {
+        return Err(("fpu.vectors", "of registers that are wider or more than the processor's".into()));
+    }
+    if words < 8 && state.fpu.opmask != [0; 8] {
+        return Err(("fpu.opmask", "mask registers, which the processor lacks".into()));
     }
     state.check()
 }

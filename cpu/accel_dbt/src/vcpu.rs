@@ -73,7 +73,8 @@ impl Vcpu for DbtVcpu {
         self.reset();
         let bad = |id, field, reason| AccelError::BadState { id, field, reason };
         let id = self.id;
-        state::check(state).map_err(|(field, reason)| bad(id, field, reason))?;
+        let model = self.at_rest(|core| core.cpu.model.clone());
+        state::check(state, &model).map_err(|(field, reason)| bad(id, field, reason))?;
         let source = self.vm.tsc.at(state.tsc_time);
         let offset = state.tsc.wrapping_sub(source);
         let mut lapic = state.lapic.clone();

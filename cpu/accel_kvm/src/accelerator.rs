@@ -6,7 +6,7 @@ use crate::error::NAME;
 use crate::host::{self, DEVICE};
 use crate::vm::KvmVm;
 use crate::{KvmUnavailable, cpuid};
-use accel::{AccelError, AccelVm, Accelerator, VmSpec};
+use accel::{AccelError, AccelVm, Accelerator, CpuSpec, CpuidLeaf, VmSpec};
 use clock::TimerService;
 use guest_memory::GuestMemory;
 use kvm_ioctls::Kvm;
@@ -60,6 +60,23 @@ impl Accelerator for KvmAccelerator {
 
     fn cpu_models(&self) -> Vec<(String, String)> {
         cpuid::models()
+    }
+
+    fn cpuid(&self, cpu: &CpuSpec) -> Result<Vec<CpuidLeaf>, AccelError> {
+        let hertz = cpu.tsc_hertz.unwrap_or(0);
+        let cpuid = CpuTemplate::new(&self.kvm, cpu, 1)?.cpuid(0, hertz)?;
+        let mut leaves: Vec<_> = cpuid
+            .as_slice()
+            .iter()
+            .map(|entry| CpuidLeaf {
+                leaf: entry.function,
+                sub: entry.index,
+                registers: [entry.eax, entry.ebx, entry.ecx, entry.edx],
+            })
+            .filter(|leaf| leaf.registers != [0; 4])
+            .collect();
+        leaves.sort();
+        Ok(leaves)
     }
 
     fn create_vm(

@@ -14,40 +14,8 @@ use x86_cpuid::{APIC_BUS_HERTZ, CpuModel};
 const PARTS: [(u64, Feature); 3] =
     [(1 << 2, feature::AVX), (7 << 5, feature::AVX512F), (1 << 9, feature::PKU)];
 
-/// What there is not without another feature.
-const DEPENDENT: &[(Feature, &[Feature])] = &[
-    (
-        feature::XSAVE,
-        &[
-            feature::AVX,
-            feature::PKU,
-            feature::XSAVEOPT,
-            feature::XSAVEC,
-            feature::XGETBV1,
-            feature::XSAVES,
-            feature::OSXSAVE,
-        ],
-    ),
-    (
-        feature::AVX,
-        &[feature::AVX2, feature::FMA, feature::F16C, feature::VAES, feature::VPCLMULQDQ, feature::AVX512F],
-    ),
-    (
-        feature::AVX512F,
-        &[
-            feature::AVX512DQ,
-            feature::AVX512IFMA,
-            feature::AVX512CD,
-            feature::AVX512BW,
-            feature::AVX512VL,
-            feature::AVX512VBMI,
-            feature::AVX512VBMI2,
-            feature::AVX512VNNI,
-            feature::AVX512BITALG,
-            feature::AVX512VPOPCNTDQ,
-        ],
-    ),
-];
+/// The bits of leaf 1's EDX that AMD's processors have in leaf 0x80000001, too.
+const REPEATED: u32 = 0x0183_f3ff;
 
 /// KVM's signature leaf, and that of its features for guests.
 const SIGNATURE: u32 = 0x4000_0000;
@@ -75,20 +43,13 @@ fn all_pv() -> u32 {
     PV_NAMES.iter().fold(0, |all, (_, bits)| all | bits)
 }
 
-/// The models' names, with a line on each.
+/// The models' names, with a line on each. What of a model the host lacks it goes without.
 pub(crate) fn models() -> Vec<(String, String)> {
-    let line = |name: &&str| {
-        let description = match *name {
-            "max" => "everything that the host's processor and KVM offer",
-            "qemu64" => "the least that 64-bit systems need",
-            "x86-64-v1" => "the x86-64 baseline",
-            "x86-64-v2" => "x86-64-v2: up to SSE4.2 and POPCNT",
-            "x86-64-v3" => "x86-64-v3: up to AVX2, BMI2 and FMA",
-            _ => "",
-        };
-        ((*name).to_owned(), description.to_owned())
-    };
-    let mut models: Vec<_> = CpuModel::names().iter().map(line).collect();
+    let mut models: Vec<_> = CpuModel::list(|_| true)
+        .into_iter()
+        .map(|model| (model.name.to_owned(), model.description.to_owned()))
+        .collect();
+    models[0].1 = "everything that the host's processor and KVM offer".into();
     models.insert(1, ("host".into(), "the same as max".into()));
     models
 }
@@ -179,24 +140,36 @@ impl CpuTemplate {
         restrict(&mut host);
         let model = match spec.name.as_str() {
             "max" | "host" => None,
-            name => Some(CpuModel::by_name(name).map_err(|_| AccelError::UnknownCpu {
-                accelerator: NAME,
-                name: spec.name.clone(),
-                known: models().into_iter().map(|(name, _)| name).collect::<Vec<_>>().join(", "),
-            })?),
+            name => {
+                let found = CpuModel::named(name, |feature| host.has(feature));
+                Some(
+                    found
+                        .map_err(|error| AccelError::Cpu { accelerator: NAME, reason: error.to_string() })?,
+                )
+            }
         };
         let mut leaves = match &model {
             None => host.clone(),
             Some(model) => named(model, &host),
         };
+        let refused = |name: &str, reason| AccelError::CpuFeature {
+            name: name.to_owned(),
+            cpu: spec.name.clone(),
+            reason,
+        };
         for (name, on) in &spec.features {
-            change(&mut leaves, &host, name, *on).map_err(|reason| AccelError::CpuFeature {
-                name: name.clone(),
-                cpu: spec.name.clone(),
-                reason,
-            })?;
+            change(&mut leaves, &host, name, *on).map_err(|reason| refused(name, reason))?;
         }
-        let parts = settle(&mut leaves, &host);
+        let asked: Vec<Feature> = Feature::all()
+            .filter(|feature| {
+                let named = |(name, _): &&(String, bool)| Feature::by_name(name).as_ref() == Ok(feature);
+                spec.features.iter().rev().find(named).is_some_and(|(_, on)| *on)
+            })
+            .collect();
+        let parts = settle(&mut leaves, &host, &asked).map_err(|(feature, needs)| {
+            let [name, needs] = [feature, needs].map(|feature| feature.name().unwrap_or_default());
+            refused(name, x86_cpuid::FeatureError::Needs(needs).to_string())
+        })?;
         let offset = |part| host.find(0xd, part).map_or(0, |leaf| leaf.ebx as usize);
         let xsave = XsaveLayout::new(parts, offset);
         Ok(Self { leaves, model, vcpus, xsave })
@@ -281,21 +254,31 @@ fn named(model: &CpuModel, host: &Leaves) -> Leaves {
             continue;
         }
         for sub in 0..subleaves {
-            let index = (subleaves > 1 || function == 7).then_some(sub);
+            let index = (subleaves > 1).then_some(sub);
             leaves.put(function, index, model.leaf(function, sub, 0, 0));
         }
     }
     // What of the words that hold features the host lacks.
-    let words = [(1, 2), (1, 3), (6, 0), (7, 1), (7, 2), (7, 3), (0x8000_0001, 2), (0x8000_0001, 3)];
-    let more = [(0x8000_0007, 3), (0x8000_0008, 1), (0x8000_0021, 0), (0x8000_0021, 2)];
-    for (function, register) in words.into_iter().chain(more) {
-        let mut can = host.find(function, 0).map_or(0, |entry| word(entry, register));
+    for (function, sub, register) in feature::words() {
+        let mut can = host.find(function, sub).map_or(0, |entry| word(entry, register));
         if (function, register) == (0x8000_0001, 3) {
-            // Intel's do not repeat leaf 1 here, as this model does.
-            can |= host.find(1, 0).map_or(0, |entry| entry.edx) & 0x0183_f3ff;
+            // Intel's do not repeat leaf 1 here, as AMD's models do.
+            can |= host.find(1, 0).map_or(0, |entry| entry.edx) & REPEATED;
         }
-        if let Some(entry) = leaves.find_mut(function, 0) {
+        if let Some(entry) = leaves.find_mut(function, sub) {
             *word_mut(entry, register) &= can;
+        }
+    }
+    // Whoever made the host's processor made the guest's: what the two do otherwise is not in any feature.
+    for function in [0, 0x8000_0000] {
+        if let (Some(entry), Some(host)) = (leaves.find_mut(function, 0), host.find(function, 0)) {
+            (entry.ebx, entry.ecx, entry.edx) = (host.ebx, host.ecx, host.edx);
+        }
+    }
+    if host.is_amd() {
+        let repeated = leaves.find(1, 0).map_or(0, |entry| entry.edx) & REPEATED;
+        if let Some(entry) = leaves.find_mut(0x8000_0001, 0) {
+            entry.edx |= repeated;
         }
     }
     // Physical addresses are the host's where those are shorter.
@@ -344,19 +327,15 @@ fn change(leaves: &mut Leaves, host: &Leaves, name: &str, on: bool) -> Result<()
 }
 
 /// Takes away what depends on features that are not there, and has the XSAVE leaves match. Gives the parts of
-/// the XSAVE area that are left.
-fn settle(leaves: &mut Leaves, host: &Leaves) -> u64 {
-    for (feature, dependent) in DEPENDENT {
-        if !leaves.has(*feature) {
-            for dependent in *dependent {
-                leaves.set(*dependent, false);
-            }
-        }
+/// the XSAVE area that are left; or one of the features asked for, and what it lacks.
+fn settle(leaves: &mut Leaves, host: &Leaves, asked: &[Feature]) -> Result<u64, (Feature, Feature)> {
+    for dropped in x86_cpuid::unsupported(|feature| leaves.has(feature), asked)? {
+        leaves.set(dropped, false);
     }
     let features = leaves.find(0xd, 1).map(|entry| entry.eax);
     leaves.0.retain(|entry| entry.function != 0xd);
     if !leaves.has(feature::XSAVE) {
-        return 3;
+        return Ok(3);
     }
     let can = host.find(0xd, 0).map_or(3, |entry| u64::from(entry.eax));
     let parts = PARTS.iter().filter(|(_, feature)| leaves.has(*feature)).fold(3, |all, (part, _)| all | part);
@@ -365,8 +344,7 @@ fn settle(leaves: &mut Leaves, host: &Leaves) -> u64 {
         let mut entry = *entry;
         match entry.index {
             0 => (entry.eax, entry.edx) = (parts as u32, 0),
-            // A model that never heard of these has them as the host, as they come with XSAVE.
-            1 => entry.eax = features.unwrap_or(entry.eax),
+            1 => entry.eax = features.unwrap_or_default(),
             part if part < 64 && parts >> part & 1 != 0 => {}
             _ => continue,
         }
@@ -375,7 +353,7 @@ fn settle(leaves: &mut Leaves, host: &Leaves) -> u64 {
     if let Some(entry) = leaves.find_mut(0, 0) {
         entry.eax = entry.eax.max(0xd);
     }
-    parts
+    Ok(parts)
 }
 
 /// Says in a leaf who the vCPU is, and who its neighbours are: one socket of as many cores as vCPUs.
@@ -430,6 +408,9 @@ mod tests {
         for function in [0, 1, 6, 7, 0x8000_0001, 0x8000_0007, 0x8000_0008, 0x8000_0021] {
             leaves.put(function, None, [u32::MAX; 4]);
         }
+        for function in [0, 0x8000_0000] {
+            leaves.put(function, None, CpuModel::by_name("max").unwrap().leaf(function, 0, 0, 0));
+        }
         leaves
     }
 
@@ -473,6 +454,12 @@ mod tests {
         assert!(!v2.leaves.has(feature::SSE42) && v2.leaves.has(feature::SSE41));
         let error = CpuTemplate::of(poor, &"x86-64-v2,+sse4_2".parse().unwrap(), 1).err().unwrap();
         assert!(error.to_string().contains("sse4_2"), "{error}");
+        let bare = template("x86-64-v2,+avx", 1).err().unwrap().to_string();
+        assert!(bare.contains("it needs xsave"), "{bare}");
+        let haswell = template("Haswell", 1).unwrap();
+        assert!(haswell.leaves.has(feature::AVX2) && haswell.leaves.is_amd(), "as the host");
+        assert_eq!(haswell.leaves.find(1, 0).unwrap().eax, 0x306c1);
+        assert_eq!(haswell.leaves.find(0xd, 1).unwrap().eax, 1, "XSAVEOPT alone");
         let with_avx = template("x86-64-v2,+xsave,+avx", 1).unwrap();
         assert_eq!((with_avx.xsave.parts, with_avx.leaves.find(0xd, 0).unwrap().eax), (7, 7));
     }
@@ -480,7 +467,7 @@ mod tests {
     #[test]
     fn what_cannot_be_changed_says_why() {
         let reason = |spec: &str| template(spec, 1).err().unwrap().to_string();
-        assert!(reason("486").contains("known are max, host, x86-64-v2"), "{}", reason("486"));
+        assert!(reason("EPYC-Rom").contains("did you mean EPYC-Rome?"), "{}", reason("EPYC-Rom"));
         assert!(reason("max,+mmx512").contains("no such feature"));
         assert!(reason("max,-sse2").contains("every 64-bit processor has it"));
         assert!(reason("max,+la57").contains("does not have it") || host().has(feature::LA57));

@@ -6,8 +6,7 @@
 //! handlers in this process; a tested instruction must therefore address nothing but the scratch memory
 //! (which has unmapped guard space of at least 32 KiB on both sides) and addresses that surely fault.
 //!
-//! Instructions that change what the process is (system calls, segment loads, XSTATE of AVX-512) must not
-//! be run.
+//! Instructions that change what the process is (system calls, segment loads) must not be run.
 
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 #![allow(unsafe_code)] // executing arbitrary instructions is this crate's purpose
@@ -33,8 +32,11 @@ pub struct NativeState {
     pub rflags: u64,
     /// MXCSR.
     pub mxcsr: u32,
-    /// YMM registers, XMM in the low half. Without AVX on the host the upper halves stay as they are.
-    pub ymm: [[u8; 32]; 16],
+    /// ZMM registers; XMM and YMM are their low parts. What the host lacks stays as it is: without AVX that is all
+    /// but XMM registers, without AVX-512 all but 16 YMM registers.
+    pub vectors: [[u8; 64]; 32],
+    /// Mask registers of AVX-512; without it they stay as they are.
+    pub opmask: [u64; 8],
     /// x87 state as in an FXSAVE64 image; bytes 24..32 (MXCSR and its mask) and those from 160 on (XMM) are
     /// neither used nor changed.
     pub x87: [u8; 512],
@@ -47,7 +49,15 @@ impl Default for NativeState {
     fn default() -> Self {
         let mut x87 = [0; 512];
         x87[..2].copy_from_slice(&0x37fu16.to_le_bytes());
-        Self { regs: [0; 16], rflags: 2, mxcsr: 0x1f80, ymm: [[0; 32]; 16], x87, scratch: [0; SCRATCH_LEN] }
+        Self {
+            regs: [0; 16],
+            rflags: 2,
+            mxcsr: 0x1f80,
+            vectors: [[0; 64]; 32],
+            opmask: [0; 8],
+            x87,
+            scratch: [0; SCRATCH_LEN],
+        }
     }
 }
 
@@ -134,6 +144,11 @@ pub fn run16(bytes: &[u8], state: &NativeState) -> Outcome {
 /// Whether the kernel lets 16-bit segments be made.
 pub fn has_16_bit() -> bool {
     stub::has_16_bit()
+}
+
+/// Whether the host has AVX-512, and its mask and ZMM registers are loaded and reported.
+pub fn has_avx512() -> bool {
+    stub::components().mask & stub::AVX512 == stub::AVX512
 }
 
 /// Whether the host is an AMD processor (or a licensee's): where the manuals leave results undefined,

@@ -23,10 +23,16 @@ const USER_SS: u64 = 0x2b;
 const CODE16: u16 = 0x07;
 const DATA16: u16 = 0x0f;
 
+/// Bytes of the XSAVE area; components that are not used may lie beyond.
+const XSAVE_BYTES: usize = 3072;
+/// Components of the XSAVE area: upper halves of YMM, and what AVX-512 has.
+const AVX: u64 = 1 << 2;
+pub(crate) const AVX512: u64 = 7 << 5;
+
 #[repr(C, align(64))]
 struct Context {
-    /// Standard-form XSAVE area: legacy region, header, upper halves of YMM.
-    xsave: [u8; 832],
+    /// Standard-form XSAVE area.
+    xsave: [u8; XSAVE_BYTES],
     regs: [u64; 16],
     rflags: u64,
     host_rsp: u64,
@@ -152,19 +158,66 @@ pub(crate) fn run(bytes: &[u8], state: &NativeState, mode: Mode) -> Outcome {
     outcome
 }
 
+/// The components of the XSAVE area that are loaded and stored, and where the host has them.
+pub(crate) struct Components {
+    pub(crate) mask: u64,
+    avx: usize,
+    masks: usize,
+    zmm_high: usize,
+    high_zmm: usize,
+}
+
+/// Those of this host.
+pub(crate) fn components() -> &'static Components {
+    static COMPONENTS: LazyLock<Components> = LazyLock::new(|| {
+        let place = |component, len| {
+            let at = std::arch::x86_64::__cpuid_count(0xd, component).ebx as usize;
+            (at >= 576 && at + len <= XSAVE_BYTES).then_some(at)
+        };
+        let avx = std::arch::is_x86_feature_detected!("avx").then(|| place(2, 256)).flatten();
+        let bw = std::arch::is_x86_feature_detected!("avx512bw");
+        let wide = || Some((place(5, 64)?, place(6, 512)?, place(7, 1024)?));
+        let wide = bw.then(wide).flatten();
+        let (masks, zmm_high, high_zmm) = wide.unwrap_or_default();
+        let mask = 3 | if avx.is_some() { AVX } else { 0 } | if wide.is_some() { AVX512 } else { 0 };
+        Components { mask, avx: avx.unwrap_or_default(), masks, zmm_high, high_zmm }
+    });
+    &COMPONENTS
+}
+
+impl Components {
+    /// Calls `each` with a place in the area, and the number and the bytes of the vector register that it is of.
+    fn for_each_vector(&self, mut each: impl FnMut(usize, usize, std::ops::Range<usize>)) {
+        for register in 0..16 {
+            each(160 + 16 * register, register, 0..16);
+            if self.mask & AVX != 0 {
+                each(self.avx + 16 * register, register, 16..32);
+            }
+            if self.mask & AVX512 != 0 {
+                each(self.zmm_high + 32 * register, register, 32..64);
+                each(self.high_zmm + 64 * register, 16 + register, 0..64);
+            }
+        }
+    }
+}
+
 fn load(context: &mut Context, state: &NativeState, mode: Mode) {
-    let avx = std::arch::is_x86_feature_detected!("avx");
-    context.xsave_mask = if avx { 7 } else { 3 };
+    let components = components();
+    context.xsave_mask = components.mask;
     context.default_mxcsr = 0x1f80;
     context.xsave[..160].copy_from_slice(&state.x87[..160]);
     context.xsave[24..28].copy_from_slice(&(state.mxcsr & 0xffff).to_le_bytes());
     context.xsave[28..32].fill(0);
-    for (i, ymm) in state.ymm.iter().enumerate() {
-        context.xsave[160 + 16 * i..][..16].copy_from_slice(&ymm[..16]);
-        context.xsave[576 + 16 * i..][..16].copy_from_slice(&ymm[16..]);
+    components.for_each_vector(|at, register, bytes| {
+        context.xsave[at..at + bytes.len()].copy_from_slice(&state.vectors[register][bytes]);
+    });
+    if components.mask & AVX512 != 0 {
+        for (n, mask) in state.opmask.iter().enumerate() {
+            context.xsave[components.masks + 8 * n..][..8].copy_from_slice(&mask.to_le_bytes());
+        }
     }
     context.xsave[512..576].fill(0);
-    context.xsave[512] = context.xsave_mask as u8;
+    context.xsave[512..520].copy_from_slice(&context.xsave_mask.to_le_bytes());
     context.regs = state.regs;
     context.rflags = state.rflags & LOADABLE_FLAGS | 2;
     context.long = u16::from(mode == Mode::Bits64);
@@ -184,10 +237,15 @@ fn store(context: &Context, before: &NativeState, breakpoints: RangeInclusive<u6
     state.mxcsr = u32::from_le_bytes(context.xsave[24..28].try_into().expect("4 bytes"));
     state.x87[..24].copy_from_slice(&context.xsave[..24]);
     state.x87[32..160].copy_from_slice(&context.xsave[32..160]);
-    for (i, ymm) in state.ymm.iter_mut().enumerate() {
-        ymm[..16].copy_from_slice(&context.xsave[160 + 16 * i..][..16]);
-        if context.xsave_mask & 4 != 0 {
-            ymm[16..].copy_from_slice(&context.xsave[576 + 16 * i..][..16]);
+    let components = components();
+    components.for_each_vector(|at, register, bytes| {
+        let len = bytes.len();
+        state.vectors[register][bytes].copy_from_slice(&context.xsave[at..at + len]);
+    });
+    if components.mask & AVX512 != 0 {
+        for (n, mask) in state.opmask.iter_mut().enumerate() {
+            let at = components.masks + 8 * n;
+            *mask = u64::from_le_bytes(std::array::from_fn(|byte| context.xsave[at + byte]));
         }
     }
     let end = match context.signal {
@@ -333,8 +391,13 @@ mod tests {
     fn state() -> NativeState {
         let mut regs = std::array::from_fn(|i| 0x1111_2222_3333_0000 + i as u64);
         regs[4] = SCRATCH + 2048;
-        let ymm = std::array::from_fn(|i| std::array::from_fn(|j| (i * 32 + j) as u8));
-        NativeState { regs, ymm, ..NativeState::default() }
+        let wide = if crate::has_avx512() { 64 } else { 32 };
+        let vectors = std::array::from_fn(|i| {
+            std::array::from_fn(|j| if j < wide && (wide == 64 || i < 16) { (i * 37 + j) as u8 } else { 0 })
+        });
+        let opmask =
+            if wide == 64 { std::array::from_fn(|i| 0x0102_0304_0506_0700 + i as u64) } else { [0; 8] };
+        NativeState { regs, vectors, opmask, ..NativeState::default() }
     }
 
     #[test]
@@ -361,7 +424,14 @@ mod tests {
         assert_eq!(outcome.state.x87[32..42], [0, 0, 0, 0, 0, 0, 0, 0x80, 0xff, 0x3f]);
         assert_eq!(outcome.state.x87[..2], 0x27fu16.to_le_bytes());
         let outcome = run(&[0xc5, 0xfc, 0x28, 0xca], &state()); // vmovaps ymm1, ymm2
-        assert_eq!(outcome.state.ymm[1], state().ymm[2]);
+        assert_eq!(outcome.state.vectors[1][..32], state().vectors[2][..32]);
+        assert_eq!(outcome.state.vectors[1][32..], [0; 32]);
+        if crate::has_avx512() {
+            let outcome = run(&[0x62, 0xa1, 0x7c, 0x48, 0x28, 0xca], &state()); // vmovaps zmm17, zmm18
+            assert_eq!(outcome.state.vectors[17], state().vectors[18]);
+            let outcome = run(&[0xc4, 0xe1, 0xf4, 0x41, 0xd3], &state()); // kandq k2, k1, k3
+            assert_eq!(outcome.state.opmask[2], 0x0102_0304_0506_0701);
+        }
     }
 
     #[test]

@@ -4,7 +4,10 @@
 mod tests;
 
 use crate::Core;
-pub use x86_cpuid::{APIC_BUS_HERTZ, CpuModel, FeatureError, UnknownModel, feature};
+pub use x86_cpuid::{
+    APIC_BUS_HERTZ, CpuModel, FeatureError, UnknownModel, XSAVE_COMPONENTS, XSAVE_FIXED, XSAVE_MAX,
+    XsaveComponent, feature, host_has_avx512, xsave_area_size,
+};
 
 impl Core<'_> {
     /// CPUID: EAX, EBX, ECX and EDX.
@@ -18,6 +21,13 @@ impl Core<'_> {
             // The APIC can be switched off in APIC_BASE; then it is not announced.
             if self.platform.apic_msr(0x1b).is_some_and(|base| base & 1 << 11 == 0) {
                 out[3] &= !(1 << feature::APIC.place().bit);
+            }
+        }
+        if leaf == 0xd && model.has(feature::XSAVE) {
+            match sub {
+                0 => out[1] = xsave_area_size(self.cpu.xcr0, false),
+                1 => out[1] = xsave_area_size(self.cpu.xcr0 | self.cpu.msrs.xss, true),
+                _ => {}
             }
         }
         out

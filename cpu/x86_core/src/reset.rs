@@ -1,7 +1,7 @@
 //! Power-up, INIT and start-up (Intel SDM volume 3, table 11-1 and 10.4).
 
 use crate::cpuid::CpuModel;
-use crate::{Core, Cpu, Msrs, Seg, Segment, TableRegister, VecReg, X87Area, cr0, flags, reg};
+use crate::{Core, Cpu, Msrs, Seg, Segment, TableRegister, VecReg, X87Area, cr0, flags, reg, width};
 use std::sync::atomic::Ordering;
 
 /// The state of MTRRs and other MSRs that INIT leaves alone, after power-up.
@@ -41,6 +41,8 @@ impl Cpu {
         self.mxcsr = 0x1f80;
         self.xcr0 = 1;
         self.vectors = [VecReg::default(); 32];
+        self.opmask = [0; 8];
+        self.vector_width = width::XMM;
         self.x87 = X87Area::default();
         self.lock_needed = true;
         self.exit_request.store(0, Ordering::Relaxed);

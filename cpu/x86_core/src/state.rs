@@ -1,6 +1,7 @@
 //! The architectural state of one processor.
 
 use crate::mmu::{Tlb, TlbEntry, WalkCache, Watches};
+use std::ops::Range;
 use std::sync::atomic::AtomicU32;
 
 /// General registers by their encoding, as indices into [`Cpu::regs`].
@@ -230,6 +231,16 @@ impl CodeSize {
     }
 }
 
+/// How much of the vector and mask registers is in use, see [`Cpu::vector_width`].
+pub mod width {
+    /// XMM registers alone.
+    pub const XMM: u8 = 0;
+    /// YMM registers.
+    pub const YMM: u8 = 1;
+    /// All 32 ZMM registers, and mask registers.
+    pub const ZMM: u8 = 2;
+}
+
 /// Events that hold off interrupts for one instruction (Intel SDM volume 3, 6.8.3).
 pub mod shadow {
     /// After STI.
@@ -309,6 +320,11 @@ pub struct Cpu {
     pub msrs: Msrs,
     /// Vector registers; without AVX-512 the first 16.
     pub vectors: [VecReg; 32],
+    /// Mask registers of AVX-512, K0 to K7.
+    pub opmask: [u64; 8],
+    /// How much of the vector and mask registers may hold anything but zeros: one of [`width`]. It may say too much,
+    /// never too little: whoever writes more than XMM registers raises it.
+    pub vector_width: u8,
     /// x87 and MMX.
     pub x87: X87Area,
     /// The soft TLB.
@@ -349,4 +365,44 @@ impl Cpu {
         cpu.power_up();
         cpu
     }
+    /// Components of the extended state that are not in their initial state, as XGETBV tells with ECX = 1 and the
+    /// XSAVE instructions go by: XINUSE (Intel SDM volume 1, 13.6). As on AMD's processors, registers that only 64-bit
+    /// code has count in any mode.
+    pub fn components_in_use(&self) -> u64 {
+        let x87 = self.x87.0[..2] != [0x7f, 3] || !zero(&self.x87.0[2..24]) || !zero(&self.x87.0[32..160]);
+        self.vectors_in_use() | u64::from(x87)
+    }
+
+    /// The same of vector and mask registers.
+    fn vectors_in_use(&self) -> u64 {
+        let any = |registers: Range<usize>, bytes: Range<usize>| {
+            self.vectors[registers].iter().any(|vector| !zero(&vector.0[bytes.clone()]))
+        };
+        let (low, width) = (0..16, self.vector_width);
+        let parts = [
+            (1, any(low.clone(), 0..16)),
+            (2, width >= width::YMM && any(low.clone(), 16..32)),
+            (5, width >= width::ZMM && self.opmask != [0; 8]),
+            (6, width >= width::ZMM && any(low, 32..64)),
+            (7, width >= width::ZMM && any(16..32, 0..64)),
+        ];
+        parts.into_iter().fold(0, |set, (bit, used)| set | u64::from(used) << bit)
+    }
+
+    /// Sets [`Cpu::vector_width`] to the least that is true.
+    pub fn find_vector_width(&mut self) {
+        self.vector_width = width::ZMM;
+        let used = self.vectors_in_use();
+        self.vector_width = if used >> 5 != 0 {
+            width::ZMM
+        } else if used & 1 << 2 != 0 {
+            width::YMM
+        } else {
+            width::XMM
+        };
+    }
+}
+
+fn zero(bytes: &[u8]) -> bool {
+    bytes.iter().all(|byte| *byte == 0)
 }

@@ -10,6 +10,7 @@ pub(crate) enum Word {
     Leaf7Ebx,
     Leaf7Ecx,
     Leaf7Edx,
+    Leaf7Sub1Eax,
     Leaf13Eax,
     Ext1Ecx,
     Ext1Edx,
@@ -20,7 +21,30 @@ pub(crate) enum Word {
 }
 
 /// How many [`Word`]s there are.
-pub(crate) const WORDS: usize = 13;
+pub(crate) const WORDS: usize = WORD_LIST.len();
+
+/// All of them.
+const WORD_LIST: [Word; 14] = [
+    Word::Leaf1Ecx,
+    Word::Leaf1Edx,
+    Word::Leaf6Eax,
+    Word::Leaf7Ebx,
+    Word::Leaf7Ecx,
+    Word::Leaf7Edx,
+    Word::Leaf7Sub1Eax,
+    Word::Leaf13Eax,
+    Word::Ext1Ecx,
+    Word::Ext1Edx,
+    Word::Ext7Edx,
+    Word::Ext8Ebx,
+    Word::Ext21Eax,
+    Word::Ext21Ecx,
+];
+
+/// Leaf, subleaf and register (EAX, EBX, ECX and EDX are 0 to 3) of every word of features.
+pub fn words() -> impl Iterator<Item = (u32, u32, usize)> {
+    WORD_LIST.iter().map(|word| word.place())
+}
 
 /// Where CPUID has a feature's bit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +69,7 @@ impl Word {
             Self::Leaf7Ebx => (7, 0, 1),
             Self::Leaf7Ecx => (7, 0, 2),
             Self::Leaf7Edx => (7, 0, 3),
+            Self::Leaf7Sub1Eax => (7, 1, 0),
             Self::Leaf13Eax => (0xd, 1, 0),
             Self::Ext1Ecx => (0x8000_0001, 0, 2),
             Self::Ext1Edx => (0x8000_0001, 0, 3),
@@ -73,6 +98,13 @@ impl Feature {
 
 macro_rules! features {
     ($($word:ident { $($bit:literal $name:ident)* })*) => {
+        impl Feature {
+            /// Calls `act` with every feature.
+            pub(crate) fn each(mut act: impl FnMut(Self)) {
+                $($(act($name);)*)*
+            }
+        }
+
         $($(
             #[allow(missing_docs)]
             pub const $name: Feature = Feature { word: Word::$word, bit: $bit };
@@ -100,13 +132,17 @@ features! {
         14 AVX512VPOPCNTDQ  16 LA57  22 RDPID
     }
     Leaf7Edx { 4 FSRM  26 SPEC_CTRL  27 INTEL_STIBP  28 FLUSH_L1D  29 ARCH_CAPABILITIES  31 SSBD }
+    Leaf7Sub1Eax { 4 AVX_VNNI  5 AVX512BF16 }
     Leaf13Eax { 0 XSAVEOPT  1 XSAVEC  2 XGETBV1  3 XSAVES }
     Ext1Ecx {
-        0 LAHF_LM  1 CMP_LEGACY  4 CR8_LEGACY  5 ABM  6 SSE4A  7 MISALIGN_SSE  8 PREFETCHW  22 TOPOEXT
+        0 LAHF_LM  1 CMP_LEGACY  4 CR8_LEGACY  5 ABM  6 SSE4A  7 MISALIGN_SSE  8 PREFETCHW  9 OSVW  22 TOPOEXT
+        23 PERFCTR_CORE
     }
     Ext1Edx { 11 SYSCALL  20 NX  22 MMX_EXT  25 FFXSR  26 GIB_PAGES  27 RDTSCP  29 LM }
     Ext7Edx { 8 INVARIANT_TSC }
-    Ext8Ebx { 12 AMD_IBPB  14 AMD_IBRS  24 AMD_SSBD  26 SSB_NO  29 BTC_NO }
+    Ext8Ebx {
+        0 CLZERO  2 XSAVEERPTR  9 WBNOINVD  12 AMD_IBPB  14 AMD_IBRS  15 AMD_STIBP  24 AMD_SSBD  26 SSB_NO  29 BTC_NO
+    }
     Ext21Eax { 0 NO_NESTED_DATA_BP  2 LFENCE_SERIALIZES  6 NULL_SELECTOR_CLEARS_BASE  8 AUTO_IBRS  29 SRSO_NO }
     Ext21Ecx { 1 TSA_SQ_NO  2 TSA_L1_NO }
 }

@@ -1,31 +1,53 @@
 //! CPU models: what CPUID announces, whatever executes the instructions.
 
+mod dependencies;
 pub mod feature;
+mod leaves;
+mod models;
 mod names;
+mod xsave;
 
+pub use dependencies::unsupported;
 use feature::{Feature, WORDS};
+use models::DEFINITIONS;
+pub use models::{Listed, Vendor};
 pub use names::FeatureError;
+pub use xsave::{XSAVE_COMPONENTS, XSAVE_FIXED, XSAVE_MAX, XsaveComponent, xsave_area_size};
 
 /// What a processor is: its features, its place in the machine's topology, its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CpuModel {
     name: &'static str,
     brand: &'static str,
+    vendor: Vendor,
     signature: u32,
+    /// The highest basic leaf.
+    level: u32,
     words: [u32; WORDS],
     vcpus: u32,
     physical_bits: u32,
 }
 
-/// A model name that is not known.
+/// Why there is no such model.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("unknown CPU model \"{0}\"; known are {known}", known = CpuModel::names().join(", "))]
-pub struct UnknownModel(pub String);
-
-/// The AMD processor families and models announced (AMD APM volume 3, appendix E): family 0x1a, which
-/// kernels know to need few mitigations; and the family 0xf of QEMU's basic model.
-const MODERN: u32 = 0x00b0_0f10;
-const BASIC: u32 = 0x0006_0fb1;
+pub enum UnknownModel {
+    /// None has this name.
+    #[error("there is no CPU model {name:?}; did you mean {nearest}? (`vireo cpu list` lists all)")]
+    Name {
+        /// The name asked for.
+        name: String,
+        /// The name that is most like it.
+        nearest: &'static str,
+    },
+    /// It announces what cannot be had here.
+    #[error("the CPU model {name} cannot be had here: it has {missing}")]
+    Missing {
+        /// The model.
+        name: &'static str,
+        /// The features, separated by commas.
+        missing: String,
+    },
+}
 
 /// Every 64-bit processor has these.
 const X86_64: &[Feature] = &[
@@ -106,67 +128,156 @@ const BEYOND_V2: &[Feature] = &[
     feature::ADX,
     feature::ABM,
     feature::CLFLUSHOPT,
+    feature::CLWB,
+    feature::CLZERO,
+    feature::WBNOINVD,
     feature::RDPID,
 ];
+
+/// Whether the host has as much of AVX-512 as is made use of: with less than bytes, words, doublewords, quadwords and
+/// all vector lengths there is none for guests.
+pub fn host_has_avx512() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::is_x86_feature_detected as has;
+        has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl") && has!("avx512cd")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        false
+    }
+}
+
+/// Controls of speculation: there is nothing to control, and kernels that find them are slower.
+const CONTROLS: &[Feature] = &[
+    feature::AMD_IBPB,
+    feature::AMD_IBRS,
+    feature::AMD_STIBP,
+    feature::AMD_SSBD,
+    feature::SPEC_CTRL,
+    feature::INTEL_STIBP,
+    feature::SSBD,
+];
+
+/// The XSAVE family, which is done without the host's.
+const XSAVE: &[Feature] =
+    &[feature::XSAVE, feature::XSAVEOPT, feature::XSAVEC, feature::XGETBV1, feature::XSAVES];
 
 /// Vector extensions that run on the host's own units, where it has them.
 fn host_vector_features() -> Vec<Feature> {
     let mut features = Vec::new();
     #[cfg(target_arch = "x86_64")]
     {
-        if std::arch::is_x86_feature_detected!("aes") {
-            features.push(feature::AES);
-        }
-        if std::arch::is_x86_feature_detected!("pclmulqdq") {
-            features.push(feature::PCLMUL);
-        }
-        if std::arch::is_x86_feature_detected!("sha") {
-            features.push(feature::SHA);
-        }
+        use std::arch::is_x86_feature_detected as has;
+        let all = [
+            (feature::AES, has!("aes")),
+            (feature::PCLMUL, has!("pclmulqdq")),
+            (feature::SHA, has!("sha")),
+            (feature::GFNI, has!("gfni")),
+            (feature::SSE4A, has!("sse4a")),
+            (feature::AVX, has!("avx")),
+            (feature::AVX2, has!("avx2")),
+            (feature::FMA, has!("fma")),
+            (feature::F16C, has!("f16c")),
+            (feature::VAES, has!("vaes")),
+            (feature::VPCLMULQDQ, has!("vpclmulqdq")),
+        ];
+        features.extend(all.into_iter().filter(|(_, has)| *has).map(|(feature, _)| feature));
+        let all = [
+            (feature::AVX512F, true),
+            (feature::AVX512DQ, true),
+            (feature::AVX512CD, true),
+            (feature::AVX512BW, true),
+            (feature::AVX512VL, true),
+            (feature::AVX512IFMA, has!("avx512ifma")),
+            (feature::AVX512VBMI, has!("avx512vbmi")),
+            (feature::AVX512VBMI2, has!("avx512vbmi2")),
+            (feature::AVX512VNNI, has!("avx512vnni")),
+            (feature::AVX512BITALG, has!("avx512bitalg")),
+            (feature::AVX512VPOPCNTDQ, has!("avx512vpopcntdq")),
+            (feature::AVX512BF16, has!("avx512bf16")),
+        ];
+        let wide = all.into_iter().filter(|(_, has)| *has && host_has_avx512());
+        features.extend(wide.map(|(feature, _)| feature));
     }
     features
 }
 
 impl CpuModel {
-    /// All names that [`CpuModel::by_name`] takes, the default first.
-    pub fn names() -> &'static [&'static str] {
-        &["max", "x86-64-v2", "x86-64-v1", "qemu64"]
-    }
-
-    /// The model of that name, for a machine of one processor.
+    /// The model of that name, of which upper and lower case are alike, for a machine of one processor: of what can be
+    /// executed here.
     ///
     /// # Errors
-    /// [`UnknownModel`] if there is none.
+    /// [`UnknownModel`] if there is none, or not here.
     pub fn by_name(name: &str) -> Result<Self, UnknownModel> {
-        let known = Self::names().iter().find(|known| **known == name);
-        let name = *known.ok_or_else(|| UnknownModel(name.to_owned()))?;
-        let mut model =
-            Self { name, brand: "Vireo", signature: MODERN, words: [0; WORDS], vcpus: 1, physical_bits: 46 };
-        model.add(X86_64);
-        match name {
-            "qemu64" => {
-                model.signature = BASIC;
-                model.physical_bits = 40;
-                model.brand = "Vireo qemu64";
-                model.add(&[feature::SSE3, feature::CX16, feature::LAHF_LM, feature::RDTSCP, feature::ARAT]);
-            }
-            "x86-64-v1" => {
-                model.brand = "Vireo x86-64-v1";
-                model.add(SYSTEM);
-            }
-            "x86-64-v2" => {
-                model.brand = "Vireo x86-64-v2";
-                model.add(SYSTEM);
-                model.add(V2);
-            }
-            _ => {
-                model.add(SYSTEM);
-                model.add(V2);
-                model.add(BEYOND_V2);
-                model.add(&host_vector_features());
-            }
+        if name.eq_ignore_ascii_case("max") {
+            let mut model = Self::blank();
+            Feature::each(|feature| {
+                model.set(feature, Self::available(feature) && !CONTROLS.contains(&feature))
+            });
+            return Ok(model);
         }
+        let model = Self::named(name, Self::available)?;
+        let missing: Vec<_> = model.missing(Self::available).filter_map(Feature::name).collect();
+        if missing.is_empty() {
+            Ok(model)
+        } else {
+            Err(UnknownModel::Missing { name: model.name, missing: missing.join(", ") })
+        }
+    }
+
+    /// The model of that name (not `max`) as it is where the features are that `available` says, if some of them are
+    /// others than [`CpuModel::available`] says. It has what it is defined to have even so, but for a few.
+    ///
+    /// # Errors
+    /// [`UnknownModel::Name`].
+    pub fn named(name: &str, available: impl Fn(Feature) -> bool) -> Result<Self, UnknownModel> {
+        let found = DEFINITIONS.iter().find(|definition| definition.name.eq_ignore_ascii_case(name));
+        let definition = found.ok_or_else(|| {
+            let names = DEFINITIONS.iter().map(|definition| definition.name).chain(["max"]);
+            UnknownModel::Name { name: name.to_owned(), nearest: nearest(name, names) }
+        })?;
+        let mut model = Self {
+            name: definition.name,
+            brand: definition.brand,
+            vendor: definition.vendor,
+            signature: definition.signature,
+            level: definition.level,
+            physical_bits: definition.physical_bits,
+            ..Self::blank()
+        };
+        definition.features(available).for_each(|feature| model.set(feature, true));
         Ok(model)
+    }
+
+    /// `max` without features.
+    fn blank() -> Self {
+        Self {
+            name: "max",
+            brand: "Vireo",
+            vendor: Vendor::Amd,
+            signature: models::MODERN,
+            level: 0x10,
+            words: [0; WORDS],
+            vcpus: 1,
+            physical_bits: 46,
+        }
+    }
+
+    /// Whether processors that are executed here (not by the host's KVM) can have the feature.
+    pub fn available(feature: Feature) -> bool {
+        let plain = [X86_64, SYSTEM, V2, BEYOND_V2, XSAVE, CONTROLS];
+        plain.iter().any(|features| features.contains(&feature)) || host_vector_features().contains(&feature)
+    }
+
+    /// Those of its features that are not there where `available` says which are.
+    fn missing(&self, available: impl Fn(Feature) -> bool) -> impl Iterator<Item = Feature> {
+        Feature::all().filter(move |feature| self.has(*feature) && !available(*feature))
+    }
+
+    /// Whose processor it is.
+    pub fn vendor(&self) -> Vendor {
+        self.vendor
     }
 
     /// The name that it was made by.
@@ -179,19 +290,13 @@ impl CpuModel {
     pub fn with_vcpus(mut self, vcpus: u32) -> Self {
         self.vcpus = vcpus.max(1);
         self.set(feature::HTT, self.vcpus > 1);
-        self.set(feature::CMP_LEGACY, self.vcpus > 1);
+        self.set(feature::CMP_LEGACY, self.vcpus > 1 && self.vendor == Vendor::Amd);
         self
     }
 
     /// The processors of a socket.
     pub fn vcpus(&self) -> u32 {
         self.vcpus
-    }
-
-    fn add(&mut self, features: &[Feature]) {
-        for &feature in features {
-            self.set(feature, true);
-        }
     }
 
     fn set(&mut self, feature: Feature, on: bool) {
@@ -226,11 +331,6 @@ impl CpuModel {
         self.has(feature::GIB_PAGES)
     }
 
-    /// The bits that XCR0 may have.
-    pub fn xcr0_mask(&self) -> u64 {
-        if self.has(feature::AVX) { 7 } else { 3 }
-    }
-
     /// Bits of an APIC id within the socket.
     fn core_bits(&self) -> u32 {
         u32::BITS - (self.vcpus - 1).leading_zeros()
@@ -239,126 +339,13 @@ impl CpuModel {
     fn word(&self, word: feature::Word) -> u32 {
         self.words[word as usize]
     }
-
-    /// The leaves that say something, each with how many subleaves do.
-    pub const LEAVES: &[(u32, u32)] = &[
-        (0, 1),
-        (1, 1),
-        (6, 1),
-        (7, 1),
-        (0xb, 3),
-        (0x4000_0000, 1),
-        (0x4000_0010, 1),
-        (0x8000_0000, 1),
-        (0x8000_0001, 1),
-        (0x8000_0002, 1),
-        (0x8000_0003, 1),
-        (0x8000_0004, 1),
-        (0x8000_0005, 1),
-        (0x8000_0006, 1),
-        (0x8000_0007, 1),
-        (0x8000_0008, 1),
-        (0x8000_001d, 4),
-        (0x8000_001e, 1),
-        (0x8000_0021, 1),
-    ];
-
-    /// EAX, EBX, ECX and EDX of a leaf, for the processor with APIC id `id` and a time-stamp counter of
-    /// `tsc_hertz`, but for what depends on its state: OSXSAVE, and whether its APIC is on.
-    pub fn leaf(&self, leaf: u32, sub: u32, id: u32, tsc_hertz: u64) -> [u32; 4] {
-        use feature::Word;
-        match leaf {
-            0 => vendor(0x10),
-            1 => [
-                self.signature,
-                (id & 0xff) << 24 | self.vcpus.min(255) << 16 | 8 << 8,
-                self.word(Word::Leaf1Ecx),
-                self.word(Word::Leaf1Edx),
-            ],
-            6 => [self.word(Word::Leaf6Eax), 0, 0, 0],
-            7 if sub == 0 => {
-                [0, self.word(Word::Leaf7Ebx), self.word(Word::Leaf7Ecx), self.word(Word::Leaf7Edx)]
-            }
-            0xb => self.topology_level(sub, id),
-            0x4000_0000 => text4(0x4000_0010, b"VireoVireo\0\0"),
-            0x4000_0010 => [kilohertz(tsc_hertz), kilohertz(APIC_BUS_HERTZ), 0, 0],
-            0x8000_0000 => vendor(0x8000_0021),
-            0x8000_0001 => [
-                self.signature,
-                0,
-                self.word(Word::Ext1Ecx),
-                // AMD processors repeat leaf 1 here, except for what has other meanings.
-                self.word(Word::Ext1Edx) | self.word(Word::Leaf1Edx) & 0x0183_f3ff,
-            ],
-            0x8000_0002..=0x8000_0004 => self.brand_part(leaf - 0x8000_0002),
-            // Caches as leaf 0x8000001D has them: L1 data and code, then L2 and L3.
-            0x8000_0005 => {
-                [0xff40_ff40, 0xff40_ff40, 48 << 24 | 12 << 16 | 0x140, 32 << 24 | 8 << 16 | 0x140]
-            }
-            0x8000_0006 => [0, 0x4200_4200, 1024 << 16 | 8 << 12 | 0x140, 64 << 18 | 9 << 12 | 0x140],
-            0x8000_0007 => [0, 0, 0, self.word(Word::Ext7Edx)],
-            0x8000_0008 => [
-                self.physical_bits | 48 << 8,
-                self.word(Word::Ext8Ebx),
-                self.core_bits() << 12 | (self.vcpus - 1).min(255),
-                0,
-            ],
-            0x8000_001d if self.has(feature::TOPOEXT) => self.cache(sub),
-            0x8000_001e if self.has(feature::TOPOEXT) => [id, id & 0xff, 0, 0],
-            0x8000_0021 => [self.word(Word::Ext21Eax), 0, self.word(Word::Ext21Ecx), 0],
-            _ => [0; 4],
-        }
-    }
-
-    /// Leaf 0xB: threads of a core, then cores of the socket.
-    fn topology_level(&self, sub: u32, id: u32) -> [u32; 4] {
-        match sub {
-            0 => [0, 1, 1 << 8, id],
-            1 => [self.core_bits(), self.vcpus, 2 << 8 | 1, id],
-            _ => [0, 0, sub & 0xff, id],
-        }
-    }
-
-    /// Leaf 0x8000001D: 48 KiB of L1 data, 32 KiB of L1 code, 1 MiB of L2, and 32 MiB of L3 for all.
-    fn cache(&self, sub: u32) -> [u32; 4] {
-        let describe = |kind: u32, level: u32, sharing: u32, ways: u32, sets: u32| {
-            [kind | level << 5 | 1 << 8 | (sharing - 1).min(0xfff) << 14, (ways - 1) << 22 | 63, sets - 1, 0]
-        };
-        match sub {
-            0 => describe(1, 1, 1, 12, 64),
-            1 => describe(2, 1, 1, 8, 64),
-            2 => describe(3, 2, 1, 16, 1024),
-            3 => describe(3, 3, self.vcpus, 16, 32768),
-            _ => [0; 4],
-        }
-    }
-
-    fn brand_part(&self, part: u32) -> [u32; 4] {
-        let mut text = [0; 48];
-        let len = self.brand.len().min(47);
-        text[..len].copy_from_slice(&self.brand.as_bytes()[..len]);
-        let at = part as usize * 16;
-        std::array::from_fn(|index| little(&text[at + index * 4..]))
-    }
 }
 
 /// The rate of the APIC timer's input clock that the timing leaf announces.
 pub const APIC_BUS_HERTZ: u64 = 1_000_000_000;
 
-fn kilohertz(hertz: u64) -> u32 {
-    u32::try_from(hertz / 1000).unwrap_or(u32::MAX)
-}
-
-fn little(bytes: &[u8]) -> u32 {
-    u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
-}
-
-fn text4(eax: u32, text: &[u8; 12]) -> [u32; 4] {
-    [eax, little(text), little(&text[4..]), little(&text[8..])]
-}
-
-/// The vendor's name goes EBX, EDX, ECX.
-fn vendor(eax: u32) -> [u32; 4] {
-    let [eax, ebx, edx, ecx] = text4(eax, b"AuthenticAMD");
-    [eax, ebx, ecx, edx]
+/// The one of `names` that is most like `name`.
+fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> &'a str {
+    let distance = |other: &str| strsim::damerau_levenshtein(&name.to_lowercase(), &other.to_lowercase());
+    names.min_by_key(|other| distance(other)).unwrap_or_default()
 }

@@ -1,5 +1,6 @@
 //! Features by name, as people switch them on and off.
 
+use super::dependencies;
 use super::feature::{self, Feature};
 use super::{CpuModel, X86_64};
 
@@ -7,19 +8,27 @@ use super::{CpuModel, X86_64};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FeatureError {
     /// No feature has this name.
-    #[error("there is no such feature; known are {known}", known = known())]
-    Unknown,
+    #[error("there is no such feature; did you mean {nearest}? (`vireo cpu show max` lists those there are)")]
+    Unknown {
+        /// The feature whose name is most like it.
+        nearest: &'static str,
+    },
     /// It is not implemented, or needs a unit that the host lacks.
     #[error("it is not available here")]
     Unavailable,
     /// 64-bit processors all have it.
     #[error("every 64-bit processor has it")]
     Needed,
+    /// It is nothing without another, which is off.
+    #[error("it needs {0}, which is off")]
+    Needs(&'static str),
 }
 
 /// The features that can be changed: Linux's name for each, then others that it goes by. Where names differ
 /// only in `_`, `-` and `.`, one stands for all.
 const NAMES: &[(&[&str], Feature)] = &[
+    (&["vme"], feature::VME),
+    (&["monitor"], feature::MONITOR),
     (&["pni", "sse3"], feature::SSE3),
     (&["pclmulqdq", "pclmul"], feature::PCLMUL),
     (&["ssse3"], feature::SSSE3),
@@ -58,6 +67,8 @@ const NAMES: &[(&[&str], Feature)] = &[
     (&["avx512_vnni"], feature::AVX512VNNI),
     (&["avx512_bitalg"], feature::AVX512BITALG),
     (&["avx512_vpopcntdq"], feature::AVX512VPOPCNTDQ),
+    (&["avx_vnni"], feature::AVX_VNNI),
+    (&["avx512_bf16"], feature::AVX512BF16),
     (&["gfni"], feature::GFNI),
     (&["vaes"], feature::VAES),
     (&["vpclmulqdq"], feature::VPCLMULQDQ),
@@ -90,9 +101,25 @@ const NAMES: &[(&[&str], Feature)] = &[
     (&["pdpe1gb"], feature::GIB_PAGES),
     (&["rdtscp"], feature::RDTSCP),
     (&["invtsc", "nonstop_tsc"], feature::INVARIANT_TSC),
+    (&["osvw"], feature::OSVW),
+    (&["perfctr_core"], feature::PERFCTR_CORE),
+    (&["clzero"], feature::CLZERO),
+    (&["xsaveerptr"], feature::XSAVEERPTR),
+    (&["wbnoinvd"], feature::WBNOINVD),
     (&["ibpb"], feature::AMD_IBPB),
     (&["ibrs"], feature::AMD_IBRS),
+    (&["amd_stibp"], feature::AMD_STIBP),
     (&["amd_ssbd"], feature::AMD_SSBD),
+    (&["amd_ssb_no"], feature::SSB_NO),
+    (&["btc_no"], feature::BTC_NO),
+    (&["no_nested_data_bp"], feature::NO_NESTED_DATA_BP),
+    (&["lfence_always_serializing"], feature::LFENCE_SERIALIZES),
+    (&["null_sel_clr_base"], feature::NULL_SELECTOR_CLEARS_BASE),
+    (&["auto_ibrs"], feature::AUTO_IBRS),
+    (&["srso_no"], feature::SRSO_NO),
+    (&["cr8legacy", "cr8_legacy"], feature::CR8_LEGACY),
+    (&["mmxext"], feature::MMX_EXT),
+    (&["fxsr_opt", "ffxsr"], feature::FFXSR),
     (&["cx8"], feature::CX8),
     (&["apic"], feature::APIC),
     (&["cmov"], feature::CMOV),
@@ -109,10 +136,6 @@ const NAMES: &[(&[&str], Feature)] = &[
 /// Changed by people's wish, though every processor in use has them.
 const DISPENSABLE: [Feature; 2] = [feature::X2APIC, feature::HYPERVISOR];
 
-fn known() -> String {
-    NAMES.iter().map(|(names, _)| names[0]).collect::<Vec<_>>().join(", ")
-}
-
 impl Feature {
     /// The feature of that name: Linux's, or another that it goes by. `-` and `.` are as `_`.
     ///
@@ -121,7 +144,20 @@ impl Feature {
     pub fn by_name(name: &str) -> Result<Self, FeatureError> {
         let name = name.to_ascii_lowercase().replace(['-', '.'], "_");
         let found = NAMES.iter().find(|(names, _)| names.contains(&name.as_str()));
-        found.map(|(_, feature)| *feature).ok_or(FeatureError::Unknown)
+        found.map(|(_, feature)| *feature).ok_or_else(|| {
+            let names = NAMES.iter().flat_map(|(names, _)| names.iter().copied());
+            FeatureError::Unknown { nearest: crate::nearest(&name, names) }
+        })
+    }
+
+    /// Its name: Linux's. Features that nobody changes by name have none.
+    pub fn name(self) -> Option<&'static str> {
+        NAMES.iter().find(|(_, feature)| *feature == self).map(|(names, _)| names[0])
+    }
+
+    /// All that have names.
+    pub fn all() -> impl Iterator<Item = Self> {
+        NAMES.iter().map(|(_, feature)| *feature)
     }
 
     /// Whether no 64-bit processor can be without it.
@@ -131,20 +167,35 @@ impl Feature {
 }
 
 impl CpuModel {
-    /// Switches a feature on or off by its name. What the model `max` lacks cannot be switched on.
+    /// Switches features on or off by their names, in order. What is not available cannot be switched on, and what needs
+    /// another feature not without it; what needed one that was switched off goes with it.
     ///
     /// # Errors
-    /// [`FeatureError`]; the model is then as before.
-    pub fn change_feature(&mut self, name: &str, on: bool) -> Result<(), FeatureError> {
-        let feature = Feature::by_name(name)?;
-        let most = Self::by_name("max").map_err(|_| FeatureError::Unavailable)?;
-        if on && !most.has(feature) {
-            return Err(FeatureError::Unavailable);
+    /// The name and the reason.
+    pub fn change_features(&mut self, changes: &[(String, bool)]) -> Result<(), (String, FeatureError)> {
+        let mut wanted = Vec::new();
+        for (name, on) in changes {
+            let feature = Feature::by_name(name).map_err(|error| (name.clone(), error))?;
+            if *on && !Self::available(feature) {
+                return Err((name.clone(), FeatureError::Unavailable));
+            }
+            if !on && feature.is_needed() {
+                return Err((name.clone(), FeatureError::Needed));
+            }
+            wanted.retain(|(before, _)| *before != feature);
+            if *on {
+                wanted.push((feature, name));
+            }
+            self.set(feature, *on);
         }
-        if !on && feature.is_needed() {
-            return Err(FeatureError::Needed);
+        let asked: Vec<Feature> = wanted.iter().map(|(feature, _)| *feature).collect();
+        let dropped = dependencies::unsupported(|feature| self.has(feature), &asked);
+        for feature in dropped.map_err(|(feature, needs)| {
+            let name = wanted.iter().find(|(wanted, _)| *wanted == feature).map(|(_, name)| (*name).clone());
+            (name.unwrap_or_default(), FeatureError::Needs(needs.name().unwrap_or_default()))
+        })? {
+            self.set(feature, false);
         }
-        self.set(feature, on);
         Ok(())
     }
 }
@@ -153,31 +204,52 @@ impl CpuModel {
 mod tests {
     use super::*;
 
+    fn change(model: &mut CpuModel, changes: &[(&str, bool)]) -> Result<(), (String, FeatureError)> {
+        let changes: Vec<_> = changes.iter().map(|(name, on)| ((*name).to_owned(), *on)).collect();
+        model.change_features(&changes)
+    }
+
     #[test]
     fn features_go_on_and_off_by_any_of_their_names() {
         let mut model = CpuModel::by_name("max").unwrap();
         for (on, name) in [(false, "sse4.2"), (true, "SSE4-2"), (false, "sse4_2"), (false, "lzcnt")] {
-            model.change_feature(name, on).unwrap();
+            change(&mut model, &[(name, on)]).unwrap();
             let feature = if name == "lzcnt" { feature::ABM } else { feature::SSE42 };
             assert_eq!(model.has(feature), on);
         }
         let mut model = CpuModel::by_name("qemu64").unwrap();
-        model.change_feature("rdrand", true).unwrap();
+        change(&mut model, &[("rdrand", true)]).unwrap();
         assert!(model.has(feature::RDRAND));
     }
 
     #[test]
     fn what_cannot_be_changed_says_why() {
+        let reason = |name: &str, on| {
+            let mut model = CpuModel::by_name("qemu64").unwrap();
+            change(&mut model, &[(name, on)]).unwrap_err().1
+        };
+        assert_eq!(reason("mmx2", true), FeatureError::Unknown { nearest: "mmx" });
+        assert_eq!(reason("sse43", true), FeatureError::Unknown { nearest: "sse3" });
+        assert_eq!(reason("avx512-vnnni", true), FeatureError::Unknown { nearest: "avx512_vnni" });
+        assert_eq!(reason("sse2", false), FeatureError::Needed);
+        assert_eq!(reason("arch_capabilities", true), FeatureError::Unavailable);
+    }
+
+    #[test]
+    fn what_needs_another_feature_is_not_without_it() {
         let mut model = CpuModel::by_name("qemu64").unwrap();
-        let before = model.clone();
-        assert_eq!(model.change_feature("mmx512", true), Err(FeatureError::Unknown));
-        assert_eq!(model.change_feature("sse2", false), Err(FeatureError::Needed));
-        let missing = !CpuModel::by_name("max").unwrap().has(feature::SSE4A);
-        if missing {
-            assert_eq!(model.change_feature("sse4a", true), Err(FeatureError::Unavailable));
-        }
-        assert_eq!(model, before);
-        assert!(FeatureError::Unknown.to_string().contains("sse4_2"));
+        let error = change(&mut model, &[("xsaveopt", true)]).unwrap_err();
+        assert_eq!(error, ("xsaveopt".to_owned(), FeatureError::Needs("xsave")));
+        let mut model = CpuModel::by_name("qemu64").unwrap();
+        change(&mut model, &[("xsaveopt", true), ("xsave", true)]).unwrap();
+        assert!(model.has(feature::XSAVEOPT));
+        change(&mut model, &[("xsave", false)]).unwrap();
+        assert!(!model.has(feature::XSAVEOPT) && model.xcr0_mask() == 3);
+        let mut model = CpuModel::by_name("max").unwrap();
+        change(&mut model, &[("ssse3", false)]).unwrap();
+        assert!(!model.has(feature::SSE42) && !model.has(feature::AVX) && !model.has(feature::AVX2));
+        let error = change(&mut model, &[("xsave", false), ("sse4_2", true)]).unwrap_err();
+        assert_eq!(error.0, "sse4_2");
     }
 
     #[test]

@@ -12,6 +12,8 @@ pub(crate) struct Context {
     pub(crate) memory: [u8; 64],
     /// The guest's vector registers.
     pub(crate) vectors: *mut VecReg,
+    /// The guest's mask registers.
+    pub(crate) masks: *mut u64,
     /// The guest's x87 state, which x87 stubs load.
     pub(crate) x87: *const X87Area,
     /// The general register operand.

@@ -1,7 +1,7 @@
 //! The few instructions around the guest's in a stub.
 
 use crate::context::Context;
-use dbt_code::{Emitter, Enc, Gpr, Map, Mem, Rm};
+use dbt_code::{Emitter, Enc, Evex, Gpr, Map, Mem, Rm};
 use std::mem::offset_of;
 use x86_core::VecReg;
 
@@ -13,6 +13,9 @@ const CONTEXT: Gpr = Gpr::RDI;
 pub(crate) const GENERAL: Gpr = Gpr::R8;
 /// The guest's vector registers, or its x87 state.
 pub(crate) const STATE: Gpr = Gpr::R11;
+
+/// The guest's mask registers.
+pub(crate) const MASKS: Gpr = Gpr::R9;
 
 /// A field of the context.
 pub(crate) fn context(displacement: usize) -> Mem {
@@ -75,24 +78,47 @@ pub(crate) fn store_flags(e: &mut Emitter) {
     e.op(Enc::one(0x8f), 0, Rm::Mem(context(offset_of!(Context, flags)))); // pop
 }
 
+/// How much of a vector register a stub loads and stores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Length {
+    Xmm,
+    Ymm,
+    Zmm,
+}
+
 /// MOVUPS or VMOVUPS between vector `register` and the guest's of that number, which [`STATE`] points to.
-fn vector(e: &mut Emitter, opcode: u8, register: u8, wide: bool) {
+fn vector(e: &mut Emitter, opcode: u8, register: u8, length: Length) {
     let place = Rm::Mem(Mem::base(STATE, (usize::from(register) * size_of::<VecReg>()) as i32));
-    if wide {
-        e.vex(Map::M0f, 0, false, true, opcode, register, 0, place);
-    } else {
-        e.op(Enc::m0f(opcode), register, place);
+    match length {
+        Length::Xmm => e.op(Enc::m0f(opcode), register, place),
+        Length::Ymm => e.vex(Map::M0f, 0, false, true, opcode, register, 0, place),
+        Length::Zmm => e.evex(Evex::m0f(0, false, 2, opcode), register, place),
     }
 }
 
-/// Loads XMM `register`, or the whole YMM register if `wide`.
-pub(crate) fn load_vector(e: &mut Emitter, register: u8, wide: bool) {
-    vector(e, 0x10, register, wide);
+/// Loads vector `register` at that length.
+pub(crate) fn load_vector(e: &mut Emitter, register: u8, length: Length) {
+    vector(e, 0x10, register, length);
 }
 
 /// Stores the same.
-pub(crate) fn store_vector(e: &mut Emitter, register: u8, wide: bool) {
-    vector(e, 0x11, register, wide);
+pub(crate) fn store_vector(e: &mut Emitter, register: u8, length: Length) {
+    vector(e, 0x11, register, length);
+}
+
+/// The place of a mask register, which [`MASKS`] points to.
+fn mask(register: u8) -> Mem {
+    Mem::base(MASKS, i32::from(register) * 8)
+}
+
+/// Loads mask `register`.
+pub(crate) fn load_mask(e: &mut Emitter, register: u8) {
+    e.load_mask(register, mask(register));
+}
+
+/// Stores the same.
+pub(crate) fn store_mask(e: &mut Emitter, register: u8) {
+    e.store_mask(mask(register), register);
 }
 
 /// VZEROUPPER.
@@ -121,13 +147,15 @@ mod tests {
     /// The vector moves against the decoder, for each register.
     #[test]
     fn moves_vectors() {
-        for (wide, mnemonic, first) in
-            [(false, Mnemonic::Movups, Register::XMM0), (true, Mnemonic::Vmovups, Register::YMM0)]
-        {
-            for register in 0..16 {
+        for (length, mnemonic, first) in [
+            (Length::Xmm, Mnemonic::Movups, Register::XMM0),
+            (Length::Ymm, Mnemonic::Vmovups, Register::YMM0),
+            (Length::Zmm, Mnemonic::Vmovups, Register::ZMM0),
+        ] {
+            for register in 0..if length == Length::Zmm { 32 } else { 16 } {
                 let insns = decoded(|e| {
-                    load_vector(e, register, wide);
-                    store_vector(e, register, wide);
+                    load_vector(e, register, length);
+                    store_vector(e, register, length);
                 });
                 assert_eq!(insns.len(), 2);
                 for (insn, load) in insns.iter().zip([true, false]) {

@@ -3,7 +3,7 @@
 use crate::features::Features;
 use crate::stub::{self, Entry, Stub};
 use dbt_code::{CacheError, CodeCache, Emitter};
-use iced_x86::Instruction;
+use iced_x86::{Code, Instruction};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
@@ -29,8 +29,8 @@ struct Engine {
     /// What the emitter writes to.
     _cache: CodeCache,
     /// Direct-mapped: the stubs used last.
-    front: Box<[Option<(u64, Stub)>]>,
-    stubs: HashMap<u64, Stub>,
+    front: Box<[Option<(u128, Stub)>]>,
+    stubs: HashMap<u128, Stub>,
     /// The CPU model asked last, and what of it the host has.
     model: Option<(Arc<CpuModel>, Features)>,
 }
@@ -57,7 +57,8 @@ impl Engine {
 
     fn stub(&mut self, insn: &Instruction) -> Option<Stub> {
         let key = stub::key(insn);
-        let place = (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 54) as usize % FRONT;
+        let folded = key as u64 ^ (key >> 64) as u64;
+        let place = (folded.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 54) as usize % FRONT;
         if let Some((held, stub)) = self.front[place]
             && held == key
         {
@@ -72,7 +73,7 @@ impl Engine {
     }
 
     #[cold]
-    fn build(&mut self, key: u64, insn: &Instruction) -> Option<Stub> {
+    fn build(&mut self, key: u128, insn: &Instruction) -> Option<Stub> {
         if self.stubs.len() >= MAX_STUBS || self.code.left() < MOST_CODE {
             self.flush();
         }
@@ -148,12 +149,13 @@ pub(crate) fn stub(core: &Core, insn: &Instruction) -> Result<Stub, Trap> {
 
 /// #UD unless the processor has what `insn`, which is not done by a stub, needs.
 pub(crate) fn require(core: &Core, insn: &Instruction) -> Result<(), Trap> {
-    let needs = Features::needed_by(insn.code()).ok_or(Trap::UD)?;
-    if with_engine(|engine| Some(engine.features(core))).is_some_and(|features| features.contains(needs)) {
-        Ok(())
-    } else {
-        Err(Trap::UD)
-    }
+    if has(core, insn.code()) { Ok(()) } else { Err(Trap::UD) }
+}
+
+/// Whether the processor has what instructions of `code` need.
+pub(crate) fn has(core: &Core, code: Code) -> bool {
+    let Some(needs) = Features::needed_by(code) else { return false };
+    with_engine(|engine| Some(engine.features(core))).is_some_and(|features| features.contains(needs))
 }
 
 #[cfg(test)]

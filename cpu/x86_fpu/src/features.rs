@@ -36,8 +36,20 @@ const XSAVEOPT: u32 = 22;
 const XSAVEC: u32 = 23;
 const XSAVES: u32 = 24;
 const SSE4A: u32 = 25;
+const AVX512F: u32 = 26;
+const AVX512DQ: u32 = 27;
+const AVX512_IFMA: u32 = 28;
+const AVX512CD: u32 = 29;
+const AVX512BW: u32 = 30;
+const AVX512VL: u32 = 31;
+const AVX512_VBMI: u32 = 32;
+const AVX512_VBMI2: u32 = 33;
+const AVX512_VNNI: u32 = 34;
+const AVX512_BITALG: u32 = 35;
+const AVX512_VPOPCNTDQ: u32 = 36;
+const AVX512_BF16: u32 = 37;
 
-const PLACES: [Place; 26] = [
+const PLACES: [Place; 38] = [
     (FPU, 1, 0, 3, 0),
     (CMOV, 1, 0, 3, 15),
     (MMX, 1, 0, 3, 23),
@@ -64,6 +76,18 @@ const PLACES: [Place; 26] = [
     (XSAVEC, 0xd, 1, 0, 1),
     (XSAVES, 0xd, 1, 0, 3),
     (SSE4A, 0x8000_0001, 0, 2, 6),
+    (AVX512F, 7, 0, 1, 16),
+    (AVX512DQ, 7, 0, 1, 17),
+    (AVX512_IFMA, 7, 0, 1, 21),
+    (AVX512CD, 7, 0, 1, 28),
+    (AVX512BW, 7, 0, 1, 30),
+    (AVX512VL, 7, 0, 1, 31),
+    (AVX512_VBMI, 7, 0, 2, 1),
+    (AVX512_VBMI2, 7, 0, 2, 6),
+    (AVX512_VNNI, 7, 0, 2, 11),
+    (AVX512_BITALG, 7, 0, 2, 12),
+    (AVX512_VPOPCNTDQ, 7, 0, 2, 14),
+    (AVX512_BF16, 7, 1, 0, 5),
 ];
 
 impl Features {
@@ -132,6 +156,18 @@ impl Features {
                     CpuidFeature::XSAVEC => XSAVEC,
                     CpuidFeature::XSAVES => XSAVES,
                     CpuidFeature::SSE4A => SSE4A,
+                    CpuidFeature::AVX512F => AVX512F,
+                    CpuidFeature::AVX512DQ => AVX512DQ,
+                    CpuidFeature::AVX512_IFMA => AVX512_IFMA,
+                    CpuidFeature::AVX512CD => AVX512CD,
+                    CpuidFeature::AVX512BW => AVX512BW,
+                    CpuidFeature::AVX512VL => AVX512VL,
+                    CpuidFeature::AVX512_VBMI => AVX512_VBMI,
+                    CpuidFeature::AVX512_VBMI2 => AVX512_VBMI2,
+                    CpuidFeature::AVX512_VNNI => AVX512_VNNI,
+                    CpuidFeature::AVX512_BITALG => AVX512_BITALG,
+                    CpuidFeature::AVX512_VPOPCNTDQ => AVX512_VPOPCNTDQ,
+                    CpuidFeature::AVX512_BF16 => AVX512_BF16,
                     _ => return None,
                 };
         }
@@ -152,6 +188,9 @@ fn host() -> Features {
         for bit in [AVX, AVX2, FMA, F16C, VAES, VPCLMULQDQ, AVX_VNNI] {
             set.0 &= !(1 << bit);
         }
+    }
+    if !x86_core::cpuid::host_has_avx512() {
+        set.0 &= !(!0 << AVX512F);
     }
     set
 }
@@ -183,7 +222,9 @@ mod tests {
         assert!(!sse2.contains(Features::needed_by(Code::Pshufb_xmm_xmmm128).unwrap()));
         assert!(!sse2.contains(Features::needed_by(Code::VEX_Vpaddb_xmm_xmm_xmmm128).unwrap()));
         assert_eq!(Features::needed_by(Code::VEX_Andn_r32_r32_rm32), None);
-        assert_eq!(Features::needed_by(Code::EVEX_Vpaddb_xmm_k1z_xmm_xmmm128), None);
+        assert_eq!(Features::needed_by(Code::Xgetbv), Some(only(1, 2, 26)));
+        assert_eq!(Features::needed_by(Code::EVEX_Vaddph_zmm_k1z_zmm_zmmm512b16_er), None);
+        assert!(!sse2.contains(Features::needed_by(Code::EVEX_Vpaddb_xmm_k1z_xmm_xmmm128).unwrap()));
         assert!(only(7, 2, 8).contains(Features::needed_by(Code::Gf2p8mulb_xmm_xmmm128).unwrap()));
         assert_eq!(Features::from_cpuid(|_, _| [0, !0, !0, !0]), Features::default());
     }

@@ -67,6 +67,19 @@ impl Frame {
         }
     }
 
+    /// A part of the memory operand, after a stub wrote it.
+    ///
+    /// # Safety
+    /// These bytes, among the first 64, must have been written by a stub or [`Frame::set_memory`].
+    pub(crate) unsafe fn memory_part(&self, at: usize, len: usize) -> &[u8] {
+        let at = at.min(64);
+        // SAFETY: in the context's own allocation; initialized as the caller says.
+        unsafe {
+            let memory = (&raw const (*self.0.as_ptr()).memory).cast::<u8>();
+            std::slice::from_raw_parts(memory.add(at), len.min(64 - at))
+        }
+    }
+
     /// The state that an x87 stub loads; its MXCSR is set to Rust's own, as the stub loads that, too.
     pub(crate) fn set_x87(&mut self, area: &mut X87Area) {
         area.0[24..32].copy_from_slice(&u64::from(simd_exception::DEFAULT).to_le_bytes());

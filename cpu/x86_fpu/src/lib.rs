@@ -18,7 +18,9 @@ mod engine;
 mod environment;
 mod features;
 mod frame;
+mod indexed;
 mod masked;
+mod masking;
 mod moves;
 mod operand;
 mod run;
@@ -30,8 +32,6 @@ mod tests;
 mod x87;
 mod x87_run;
 mod xsave;
-
-pub use xsave::{XSAVE_COMPONENTS, XsaveComponent, xsave_area_size};
 
 use iced_x86::{Code, Instruction};
 use std::sync::LazyLock;
@@ -56,6 +56,12 @@ pub fn handles(code: Code) -> bool {
     handler(code).is_some()
 }
 
+/// Whether the guest's processor has instructions of `code`, which is one for [`execute`]: its model announces them,
+/// and the host has them.
+pub fn has(core: &Core<'_>, code: Code) -> bool {
+    engine::has(core, code)
+}
+
 /// What [`execute`] calls for instructions of `code`, for those who decode once and execute often.
 pub fn handler(code: Code) -> Option<Handler> {
     static HANDLERS: LazyLock<Vec<Option<Handler>>> = LazyLock::new(|| {
@@ -67,6 +73,8 @@ pub fn handler(code: Code) -> Option<Handler> {
                     Some(|core, insn| control::execute(core, insn).map(|()| Flow::Next))
                 } else if masked::handles(code) {
                     Some(|core, insn| masked::execute(core, insn).map(|()| Flow::Next))
+                } else if indexed::handles(code) {
+                    Some(|core, insn| indexed::execute(core, insn).map(|()| Flow::Next))
                 } else if stub::handles(code) {
                     Some(|core, insn| run::execute(core, insn).map(|()| Flow::Next))
                 } else {

@@ -4,7 +4,7 @@ use crate::operand::{self, check_available, check_pending};
 use crate::stub::Class;
 use crate::{engine, x87};
 use iced_x86::{Code, Instruction, OpKind};
-use x86_core::{Core, Seg, Trap};
+use x86_core::{Core, Seg, Trap, width};
 
 /// Whether [`execute`] knows `code`.
 pub(crate) fn handles(code: Code) -> bool {
@@ -125,6 +125,7 @@ fn move_elements(core: &mut Core, insn: &Instruction, shape: Shape) -> Result<()
         return Ok(());
     }
     let (seg, offset) = x86_core::effective_address(core.cpu, insn, 2);
+    core.cpu.vector_width = core.cpu.vector_width.max(width::YMM);
     let mut result = [0; 64];
     for index in chosen {
         let at = index * element;
@@ -159,7 +160,8 @@ fn gather(code: Code) -> Option<Gather> {
 }
 
 /// Gathers element by element. One that faults leaves those before it done: their mask is clear, so that
-/// the instruction can be started again (Intel SDM volume 2, VGATHERDPS).
+/// the instruction can be started again (Intel SDM volume 2, VGATHERDPS). What it leaves of the rest of the mask is up to
+/// the processor; it is as AMD's have it.
 fn gather_elements(core: &mut Core, insn: &Instruction, shape: Gather) -> Result<(), Trap> {
     let Gather { count, element, index } = shape;
     let number = |register: iced_x86::Register| register.number() & 15;
@@ -175,15 +177,15 @@ fn gather_elements(core: &mut Core, insn: &Instruction, shape: Gather) -> Result
     let narrow = insn.memory_base().is_gpr32()
         || insn.memory_base() == iced_x86::Register::None
             && (insn.memory_displ_size() == 4 && core.code_size() != x86_core::CodeSize::Bits64);
+    core.cpu.vector_width = core.cpu.vector_width.max(width::YMM);
     let scale = u64::from(insn.memory_index_scale());
     let offsets = core.cpu.vectors[indices].0;
     let selectors = core.cpu.vectors[mask].0;
-    // All bits of a selected element become ones first, so that a restart selects it by the same bit.
     for at in 0..count {
-        let ones = if selected(&selectors, element, at) { 0xff } else { 0 };
-        core.cpu.vectors[mask].0[at * element..(at + 1) * element].fill(ones);
-    }
-    for at in (0..count).filter(|at| selected(&selectors, element, *at)) {
+        if !selected(&selectors, element, at) {
+            core.cpu.vectors[mask].0[at * element..(at + 1) * element].fill(0);
+            continue;
+        }
         let bytes = &offsets[at * index..(at + 1) * index];
         let mut value = [0; 8];
         value[..index].copy_from_slice(bytes);

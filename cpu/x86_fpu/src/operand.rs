@@ -81,6 +81,7 @@ pub(crate) fn check_available(core: &Core, class: Class) -> Result<(), Trap> {
         Class::Mmx => cpu.cr0 & cr0::EM == 0,
         Class::Sse => cpu.cr0 & cr0::EM == 0 && cpu.cr4 & cr4::OSFXSR != 0,
         Class::Avx => cpu.cr4 & cr4::OSXSAVE != 0 && cpu.xcr0 & 6 == 6 && !real_mode(core),
+        Class::Avx512 => cpu.cr4 & cr4::OSXSAVE != 0 && cpu.xcr0 & 0xe6 == 0xe6 && !real_mode(core),
     };
     if !usable {
         Err(Trap::UD)

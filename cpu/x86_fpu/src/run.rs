@@ -4,7 +4,7 @@ use crate::frame::{Frame, commit_flags};
 use crate::stub::{Class, Stub};
 use crate::{engine, operand, simd_exception, x87, x87_run};
 use iced_x86::Instruction;
-use x86_core::{Core, Cpu, Seg, Trap, VecReg, reg};
+use x86_core::{Core, Cpu, Seg, Trap, VecReg, reg, width};
 
 /// Executes an instruction through its stub.
 pub(crate) fn execute(core: &mut Core, insn: &Instruction) -> Result<(), Trap> {
@@ -16,7 +16,7 @@ pub(crate) fn execute(core: &mut Core, insn: &Instruction) -> Result<(), Trap> {
     let address = match stub.memory {
         Some(memory) => {
             let address = x86_core::effective_address(core.cpu, insn, u32::from(memory.operand));
-            if memory.align > 1 {
+            if memory.align > 1 && memory.masking.is_none_or(|masking| masking.accesses(core)) {
                 operand::check_alignment(core, address, u64::from(memory.align))?;
             }
             Some(address)
@@ -29,13 +29,17 @@ pub(crate) fn execute(core: &mut Core, insn: &Instruction) -> Result<(), Trap> {
     run(core, &stub, address)
 }
 
-/// Executes an MMX, SSE or AVX instruction.
+/// Executes an MMX, SSE, AVX or AVX-512 instruction. (A fault of a store comes before any register is written: none
+/// does both.)
 fn run(core: &mut Core, stub: &Stub, address: Option<(Seg, u64)>) -> Result<(), Trap> {
     let mut frame = Frame::new();
     if let (Some(memory), Some(address)) = (stub.memory, address)
         && !memory.write
     {
-        frame.read_memory(core, address, usize::from(memory.size))?;
+        match memory.masking {
+            Some(masking) => masking.read(core, address, &mut frame)?,
+            None => frame.read_memory(core, address, usize::from(memory.size))?,
+        }
     }
     if stub.mmx {
         frame.set_mmx(&core.cpu.x87);
@@ -47,7 +51,10 @@ fn run(core: &mut Core, stub: &Stub, address: Option<(Seg, u64)>) -> Result<(), 
         if let (Some(memory), Some((seg, offset))) = (stub.memory, address)
             && memory.write
         {
-            core.check_write(seg, offset, u64::from(memory.size))?;
+            match memory.masking {
+                Some(masking) => masking.check_write(core, (seg, offset))?,
+                None => core.check_write(seg, offset, u64::from(memory.size))?,
+            }
         }
         if let Err(trap) = run_masked(core, stub, &mut frame) {
             if stub.mmx {
@@ -62,8 +69,11 @@ fn run(core: &mut Core, stub: &Stub, address: Option<(Seg, u64)>) -> Result<(), 
     if let (Some(memory), Some(address)) = (stub.memory, address)
         && memory.write
     {
-        // SAFETY: the instruction stores that many bytes.
-        operand::write(core, address, unsafe { frame.memory(usize::from(memory.size)) })?;
+        match memory.masking {
+            Some(masking) => masking.write(core, address, &frame)?,
+            // SAFETY: the instruction stores that many bytes.
+            None => operand::write(core, address, unsafe { frame.memory(usize::from(memory.size)) })?,
+        }
     }
     commit(core.cpu, stub, &mut frame);
     Ok(())
@@ -76,6 +86,7 @@ fn enter(cpu: &mut Cpu, stub: &Stub, frame: &mut Frame, mxcsr: u32) {
     // registers are borrowed mutably through `cpu`, and the pointer to them is used by the stub alone.
     unsafe {
         (*context).vectors = cpu.vectors.as_mut_ptr();
+        (*context).masks = cpu.opmask.as_mut_ptr();
         if let Some(register) = stub.operand {
             (*context).operand = cpu.regs[usize::from(register)];
         }
@@ -94,7 +105,11 @@ fn enter(cpu: &mut Cpu, stub: &Stub, frame: &mut Frame, mxcsr: u32) {
 /// is to be delivered, the vector registers, which the stub writes in place, are put back.
 fn run_masked(core: &mut Core, stub: &Stub, frame: &mut Frame) -> Result<(), Trap> {
     let guest = core.cpu.mxcsr;
-    let mut saved = [None; 2];
+    if stub.quiet {
+        enter(core.cpu, stub, frame, simd_exception::to_run_quietly(guest));
+        return Ok(());
+    }
+    let mut saved = ([None; 2], core.cpu.opmask);
     let mut hidden = 0;
     if simd_exception::any_unmasked(guest) {
         saved = save_vectors(core.cpu, stub.vectors_written);
@@ -131,7 +146,11 @@ fn commit(cpu: &mut Cpu, stub: &Stub, frame: &mut Frame) {
             x87::commit_mmx(&mut cpu.x87, frame.mmx(), stub.mmx_written);
         }
     }
+    if stub.class == Class::Avx512 {
+        cpu.vector_width = width::ZMM;
+    }
     if stub.class == Class::Avx {
+        cpu.vector_width = cpu.vector_width.max(width::YMM);
         for register in 0..16 {
             if stub.vectors_written >> register & 1 != 0 {
                 cpu.vectors[register].0[32..].fill(0);
@@ -140,16 +159,17 @@ fn commit(cpu: &mut Cpu, stub: &Stub, frame: &mut Frame) {
     }
 }
 
-/// Up to two vector registers: no instruction that can raise exceptions writes more.
-type Saved = [Option<(usize, VecReg)>; 2];
+/// Up to two vector registers: no instruction that can raise exceptions writes more. And all mask registers.
+type Saved = ([Option<(usize, VecReg)>; 2], [u64; 8]);
 
 fn save_vectors(cpu: &Cpu, written: u32) -> Saved {
-    let mut numbers = (0..16).filter(|register| written >> register & 1 != 0);
-    [(); 2].map(|()| numbers.next().map(|register| (register, cpu.vectors[register])))
+    let mut numbers = (0..32).filter(|register| written >> register & 1 != 0);
+    ([(); 2].map(|()| numbers.next().map(|register| (register, cpu.vectors[register]))), cpu.opmask)
 }
 
 fn restore_vectors(cpu: &mut Cpu, saved: &Saved) {
-    for (register, value) in saved.iter().flatten() {
+    for (register, value) in saved.0.iter().flatten() {
         cpu.vectors[*register] = *value;
     }
+    cpu.opmask = saved.1;
 }

@@ -1,12 +1,13 @@
 //! Building stubs: the guest's instruction with other operands, between loads and stores of registers.
 
 use crate::context::Context;
-use crate::emit::{self, context};
+use crate::emit::{self, Length, context};
 use crate::features::Features;
+use crate::masking::{self, Masking};
 use dbt_code::{Emitter, Gpr, Width};
 use iced_x86::{
     Code, Encoder, EncodingKind, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpCodeOperandKind,
-    OpKind, Register, RflagsBits, UsedRegister,
+    OpKind, Register, RflagsBits, RoundingControl, UsedRegister,
 };
 use std::mem::offset_of;
 
@@ -24,6 +25,8 @@ pub(crate) enum Class {
     Sse,
     /// VEX encoding.
     Avx,
+    /// EVEX encoding, and VEX with mask registers.
+    Avx512,
 }
 
 /// How an instruction uses its memory operand.
@@ -37,6 +40,8 @@ pub(crate) struct MemoryUse {
     pub(crate) write: bool,
     /// The alignment that it must have.
     pub(crate) align: u8,
+    /// A mask register says which parts of it are accessed.
+    pub(crate) masking: Option<Masking>,
 }
 
 /// A stub and what must be known to run it.
@@ -54,6 +59,8 @@ pub(crate) struct Stub {
     pub(crate) flags: bool,
     /// It runs under the guest's MXCSR.
     pub(crate) mxcsr: bool,
+    /// It raises no SIMD exceptions: suppressed, or an approximation.
+    pub(crate) quiet: bool,
     /// MMX registers are used: the x87 unit goes to MMX mode.
     pub(crate) mmx: bool,
     /// MMX registers written.
@@ -64,8 +71,8 @@ pub(crate) struct Stub {
     pub(crate) fop: u16,
 }
 
-/// The instruction, as far as its stub depends on it: code, registers and immediates.
-pub(crate) fn key(insn: &Instruction) -> u64 {
+/// The instruction, as far as its stub depends on it: code, registers, immediates, and what EVEX encodes beside.
+pub(crate) fn key(insn: &Instruction) -> u128 {
     let (mut registers, mut immediates) = (0u64, 0u64);
     for operand in 0..insn.op_count() {
         match insn.op_kind(operand) {
@@ -75,7 +82,12 @@ pub(crate) fn key(insn: &Instruction) -> u64 {
             _ => {}
         }
     }
-    (insn.code() as u64) << 48 | registers << 16 | immediates
+    let evex = u64::from(insn.op_mask() as u8) // none is 0, the others are registers
+        | u64::from(insn.zeroing_masking()) << 8
+        | u64::from(insn.is_broadcast()) << 9
+        | u64::from(insn.suppress_all_exceptions()) << 10
+        | u64::from(insn.rounding_control() as u8) << 11;
+    u128::from((insn.code() as u64) << 48 | registers << 16 | immediates) | u128::from(evex) << 64
 }
 
 /// Whether there is a stub for `code`.
@@ -86,7 +98,7 @@ pub(crate) fn handles(code: Code) -> bool {
     }
     match code.encoding() {
         EncodingKind::Legacy => is_x87(code) || has_xmm(code) || has_mmx(code),
-        EncodingKind::VEX => true,
+        EncodingKind::VEX | EncodingKind::EVEX => true,
         _ => false,
     }
 }
@@ -103,6 +115,27 @@ fn has_mmx(code: Code) -> bool {
     use OpCodeOperandKind::{mm_or_mem, mm_reg, mm_rm};
     let op_code = code.op_code();
     (0..op_code.op_count()).any(|operand| matches!(op_code.op_kind(operand), mm_reg | mm_rm | mm_or_mem))
+}
+
+/// Whether an operand is a mask register.
+fn has_mask(code: Code) -> bool {
+    use OpCodeOperandKind::{k_or_mem, k_reg, k_rm, k_vvvv, kp1_reg};
+    code.op_code().op_kinds().iter().any(|kind| matches!(kind, k_reg | k_rm | k_vvvv | k_or_mem | kp1_reg))
+}
+
+/// Which checks instructions of `code` are subject to.
+fn class(code: Code) -> Class {
+    if is_x87(code) {
+        Class::X87
+    } else if code.encoding() == EncodingKind::EVEX || has_mask(code) {
+        Class::Avx512
+    } else if code.encoding() == EncodingKind::VEX {
+        Class::Avx
+    } else if has_xmm(code) {
+        Class::Sse
+    } else {
+        Class::Mmx
+    }
 }
 
 pub(crate) fn is_x87(code: Code) -> bool {
@@ -179,18 +212,26 @@ impl Used {
     }
 }
 
+/// The registers that an instruction uses, by kind.
+#[derive(Debug, Default)]
+struct Registers {
+    vectors: Used,
+    masks: Used,
+    mmx: Used,
+    implicit: Used,
+}
+
 /// All registers of a renamed instruction; `None` if it uses one that stubs don't provide.
-fn used_registers(registers: &[UsedRegister]) -> Option<(Used, Used, Used)> {
-    let (mut vectors, mut mmx, mut implicit) = (Used::default(), Used::default(), Used::default());
+fn used_registers(registers: &[UsedRegister]) -> Option<Registers> {
+    let mut all = Registers::default();
+    let Registers { vectors, masks, mmx, implicit } = &mut all;
     for used in registers {
         let register = used.register();
         if register.is_vector_register() {
-            let number = register.number() as u32;
             // A write to any part of a vector register is told as one to the whole.
-            if number > 15 {
-                return None;
-            }
-            vectors.add(number, used.access());
+            vectors.add(register.number() as u32, used.access());
+        } else if register.is_k() {
+            masks.add(register.number() as u32, used.access());
         } else if register.is_mm() {
             mmx.add(register.number() as u32, used.access());
         } else if let Some(number) = general_register(register) {
@@ -203,7 +244,7 @@ fn used_registers(registers: &[UsedRegister]) -> Option<(Used, Used, Used)> {
             return None;
         }
     }
-    Some((vectors, mmx, implicit))
+    Some(all)
 }
 
 /// Writes the stub of an instruction, and gives all but its entry, which is where `e` stood; `None` if it is
@@ -216,45 +257,42 @@ pub(crate) fn write(e: &mut Emitter, insn: &Instruction) -> Option<Stub> {
     let (renamed, operand, memory_operand) = rename(insn)?;
     let mut factory = InstructionInfoFactory::new();
     let info = factory.info(&renamed);
-    let (vectors, mmx, implicit) = used_registers(info.used_registers())?;
+    let registers = used_registers(info.used_registers())?;
     let memory = match memory_operand {
         None => None,
         Some(operand) => {
             let write = match info.op_access(u32::from(operand)) {
-                OpAccess::Read => false,
-                OpAccess::Write => true,
+                OpAccess::Read | OpAccess::CondRead => false,
+                OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadCondWrite | OpAccess::ReadWrite => true,
                 _ => return None,
             };
             let size = renamed.memory_size().size() as u8;
             if size == 0 || size > 64 {
                 return None;
             }
-            Some(MemoryUse { operand, size, write, align: alignment(code, size) })
+            let masking = masking::of(&renamed, write);
+            Some(MemoryUse { operand, size, write, align: alignment(code, size), masking })
         }
     };
     let arithmetic =
         RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
-    let class = if is_x87(code) {
-        Class::X87
-    } else if code.encoding() == EncodingKind::VEX {
-        Class::Avx
-    } else if has_xmm(code) {
-        Class::Sse
-    } else {
-        Class::Mmx
-    };
+    let class = class(code);
     let mut stub = Stub {
         entry: no_entry,
         class,
         needs: Features::needed_by(code)?,
         memory,
         operand,
-        implicit: implicit.used as u8,
+        implicit: registers.implicit.used as u8,
         flags: (renamed.rflags_read() | renamed.rflags_modified()) & arithmetic != 0,
-        mxcsr: matches!(class, Class::Sse | Class::Avx) && depends_on_mxcsr(code.mnemonic()),
-        mmx: mmx.used != 0,
-        mmx_written: mmx.written as u8,
-        vectors_written: vectors.written,
+        mxcsr: matches!(class, Class::Sse | Class::Avx | Class::Avx512) && depends_on_mxcsr(code.mnemonic()),
+        quiet: renamed.suppress_all_exceptions()
+            || renamed.rounding_control() != RoundingControl::None
+            || matches!(code.mnemonic(), Mnemonic::Vrcp14ps | Mnemonic::Vrcp14pd | Mnemonic::Vrcp14ss)
+            || matches!(code.mnemonic(), Mnemonic::Vrcp14sd),
+        mmx: registers.mmx.used != 0,
+        mmx_written: registers.mmx.written as u8,
+        vectors_written: registers.vectors.written,
         fop: 0,
     };
     let mut encoder = Encoder::new(64);
@@ -263,18 +301,23 @@ pub(crate) fn write(e: &mut Emitter, insn: &Instruction) -> Option<Stub> {
     if class == Class::X87 {
         stub.fop = fop(&encoded)?;
     }
-    surround(e, &encoded, &stub, &vectors, &mmx, &implicit);
+    surround(e, &encoded, &stub, &registers);
     Some(stub)
 }
 
 /// The stub around the encoded instruction.
-fn surround(e: &mut Emitter, encoded: &[u8], stub: &Stub, vectors: &Used, mmx: &Used, implicit: &Used) {
+fn surround(e: &mut Emitter, encoded: &[u8], stub: &Stub, registers: &Registers) {
+    let Registers { vectors, masks, mmx, implicit } = registers;
     const IMPLICIT: [(Gpr, usize); 3] = [
         (Gpr::RAX, offset_of!(Context, rax)),
         (Gpr::RCX, offset_of!(Context, rcx)),
         (Gpr::RDX, offset_of!(Context, rdx)),
     ];
-    let wide = stub.class == Class::Avx;
+    let length = match stub.class {
+        Class::Avx => Length::Ymm,
+        Class::Avx512 => Length::Zmm,
+        _ => Length::Xmm,
+    };
     if stub.flags {
         emit::load_flags(e);
     }
@@ -285,7 +328,11 @@ fn surround(e: &mut Emitter, encoded: &[u8], stub: &Stub, vectors: &Used, mmx: &
     if vectors.used != 0 {
         e.load(emit::STATE, context(offset_of!(Context, vectors)));
     }
-    Used::numbers(vectors.used).for_each(|register| emit::load_vector(e, register, wide));
+    Used::numbers(vectors.used).for_each(|register| emit::load_vector(e, register, length));
+    if masks.used != 0 {
+        e.load(emit::MASKS, context(offset_of!(Context, masks)));
+    }
+    Used::numbers(masks.used).for_each(|register| emit::load_mask(e, register));
     if stub.memory.is_some() {
         e.lea(emit::OPERAND, context(offset_of!(Context, memory)));
     }
@@ -316,8 +363,9 @@ fn surround(e: &mut Emitter, encoded: &[u8], stub: &Stub, vectors: &Used, mmx: &
     if stub.operand.is_some() {
         e.store(Width::B64, context(offset_of!(Context, operand)), emit::GENERAL);
     }
-    Used::numbers(vectors.written).for_each(|register| emit::store_vector(e, register, wide));
-    if wide {
+    Used::numbers(vectors.written).for_each(|register| emit::store_vector(e, register, length));
+    Used::numbers(masks.written).for_each(|register| emit::store_mask(e, register));
+    if length != Length::Xmm {
         emit::leave_avx(e);
     }
     if mmx.used != 0 {
@@ -351,8 +399,9 @@ pub(crate) fn alignment(code: Code, size: u8) -> u8 {
             _ if size == 16 => 16,
             _ => 1,
         },
-        EncodingKind::VEX => match code.mnemonic() {
-            Vmovaps | Vmovapd | Vmovdqa | Vmovntps | Vmovntpd | Vmovntdq | Vmovntdqa => size,
+        EncodingKind::VEX | EncodingKind::EVEX => match code.mnemonic() {
+            Vmovaps | Vmovapd | Vmovdqa | Vmovdqa32 | Vmovdqa64 | Vmovntps | Vmovntpd | Vmovntdq
+            | Vmovntdqa => size,
             _ => 1,
         },
         _ => 1,
@@ -362,8 +411,13 @@ pub(crate) fn alignment(code: Code, size: u8) -> u8 {
 /// Whether MXCSR bears on the instruction, or the instruction on MXCSR. Integer operations and moves have
 /// nothing to do with it; all others are taken to.
 fn depends_on_mxcsr(mnemonic: Mnemonic) -> bool {
-    const INDEPENDENT: [&str; 19] = [
+    const INDEPENDENT: [&str; 24] = [
         "p",
+        "k",
+        "align",
+        "compress",
+        "expand",
+        "dbpsadbw",
         "mov",
         "and",
         "or",
@@ -420,7 +474,7 @@ mod tests {
             &[0x66, 0x0f, 0x70, 0xc0, 2],
             &[0x66, 0x44, 0x0f, 0xef, 0xc9],
         ];
-        let mut keys: Vec<u64> = others.iter().map(|bytes| key(&decode(bytes))).collect();
+        let mut keys: Vec<u128> = others.iter().map(|bytes| key(&decode(bytes))).collect();
         keys.push(key(&decode(same[0])));
         keys.sort_unstable();
         keys.dedup();

@@ -4,7 +4,9 @@ use crate::operand::{check_alignment, long_code};
 use crate::save::{MXCSR, XMM, decode_mxcsr, decode_x87, decode_xmm, encode_mxcsr, encode_x87, encode_xmm};
 use crate::x87;
 use iced_x86::{Code, Instruction};
-use x86_core::{Core, Cpu, Seg, Trap, X87Area, cr0, cr4, reg};
+use std::ops::Range;
+use x86_core::cpuid::{XSAVE_COMPONENTS, XSAVE_FIXED, XSAVE_MAX};
+use x86_core::{Core, Cpu, Seg, Trap, cr0, cr4, reg, width};
 
 /// x87.
 const X87: u64 = 1 << 0;
@@ -12,42 +14,21 @@ const X87: u64 = 1 << 0;
 const SSE: u64 = 1 << 1;
 /// Upper halves of YMM registers.
 const AVX: u64 = 1 << 2;
+/// Mask registers.
+const OPMASK: u64 = 1 << 5;
+/// Upper halves of ZMM 0 to 15.
+const ZMM_HIGH: u64 = 1 << 6;
+/// ZMM 16 to 31.
+const HIGH_ZMM: u64 = 1 << 7;
 
 /// Length of the legacy region.
 const LEGACY: usize = 512;
 /// Length of legacy region and header.
-const FIXED: usize = 576;
-/// Longest area.
-const MAX: usize = FIXED + 256;
+const FIXED: usize = XSAVE_FIXED as usize;
 /// XCOMP_BV bit 63: the compacted format.
 const COMPACTED: u64 = 1 << 63;
 /// MXCSR's initial value.
 const MXCSR_INIT: u32 = 0x1f80;
-
-/// A state component in the extended region.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct XsaveComponent {
-    /// Its bit in XCR0.
-    pub bit: u32,
-    /// Bytes (CPUID leaf 0xd, EAX).
-    pub size: u32,
-    /// Place in the standard format (EBX).
-    pub offset: u32,
-}
-
-/// The components that XSAVE can save beyond x87 (bit 0) and SSE (bit 1).
-pub const XSAVE_COMPONENTS: [XsaveComponent; 1] =
-    [XsaveComponent { bit: 2, size: 256, offset: FIXED as u32 }];
-
-/// Length of an XSAVE area for the components in `mask`, in standard or compacted format (CPUID leaf 0xd).
-pub fn xsave_area_size(mask: u64, compacted: bool) -> u32 {
-    XSAVE_COMPONENTS.iter().filter(|component| mask >> component.bit & 1 != 0).fold(
-        FIXED as u32,
-        |end, component| {
-            if compacted { end + component.size } else { end.max(component.offset + component.size) }
-        },
-    )
-}
 
 /// Which instruction of the family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,14 +110,14 @@ struct Area {
 
 /// Pieces of the area to write.
 struct Pieces {
-    bytes: [u8; MAX],
-    ranges: [(usize, usize); 8],
+    bytes: [u8; XSAVE_MAX],
+    ranges: [(usize, usize); 12],
     used: usize,
 }
 
 impl Pieces {
     fn new() -> Self {
-        Self { bytes: [0; MAX], ranges: [(0, 0); 8], used: 0 }
+        Self { bytes: [0; XSAVE_MAX], ranges: [(0, 0); 12], used: 0 }
     }
 
     /// Marks `start..end` to be written.
@@ -158,28 +139,85 @@ impl Pieces {
     }
 }
 
-/// Components that are not in their initial state: XINUSE.
-fn in_use(cpu: &Cpu, count: usize) -> u64 {
-    let zero = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
-    let mut fresh = X87Area::default();
-    x87::init(&mut fresh);
-    let x87 = cpu.x87.0[..24] != fresh.0[..24] || !zero(&cpu.x87.0[32..XMM]);
-    let sse = cpu.vectors[..count].iter().any(|vector| !zero(&vector.0[..16]));
-    let avx = cpu.vectors[..count].iter().any(|vector| !zero(&vector.0[16..32]));
-    [(x87, X87), (sse, SSE), (avx, AVX)].iter().filter(|(used, _)| *used).fold(0, |set, (_, bit)| set | bit)
+/// The registers of a component in the extended region, and which of their bytes; `None` of mask registers.
+/// Outside 64-bit mode there are 8 registers, and no ZMM 16 to 31.
+fn registers(component: u64, count: usize) -> Option<(Range<usize>, Range<usize>)> {
+    match component {
+        AVX => Some((0..count, 16..32)),
+        ZMM_HIGH => Some((0..count, 32..64)),
+        HIGH_ZMM => Some((16..if count == 16 { 32 } else { 16 }, 0..64)),
+        _ => None,
+    }
 }
 
-fn encode_upper(cpu: &Cpu, count: usize, place: &mut [u8]) {
-    for (place, vector) in place.chunks_exact_mut(16).zip(&cpu.vectors[..count]) {
-        place.copy_from_slice(&vector.0[16..32]);
+/// Bytes of a component that are saved and restored in this mode.
+fn len(component: u64, count: usize) -> usize {
+    match registers(component, count) {
+        Some((registers, bytes)) => registers.len() * bytes.len(),
+        None => 64,
     }
+}
+
+fn encode(cpu: &Cpu, component: u64, count: usize, place: &mut [u8]) {
+    match registers(component, count) {
+        Some((registers, bytes)) => {
+            for (place, vector) in place.chunks_exact_mut(bytes.len()).zip(&cpu.vectors[registers]) {
+                place.copy_from_slice(&vector.0[bytes.clone()]);
+            }
+        }
+        None => {
+            for (place, mask) in place.chunks_exact_mut(8).zip(&cpu.opmask) {
+                place.copy_from_slice(&mask.to_le_bytes());
+            }
+        }
+    }
+}
+
+fn decode(cpu: &mut Cpu, component: u64, count: usize, bytes: &[u8]) {
+    match registers(component, count) {
+        Some((registers, range)) => {
+            for (from, vector) in bytes.chunks_exact(range.len()).zip(&mut cpu.vectors[registers]) {
+                vector.0[range.clone()].copy_from_slice(from);
+            }
+        }
+        None => {
+            for (from, mask) in bytes.chunks_exact(8).zip(&mut cpu.opmask) {
+                *mask = u64::from_le_bytes(std::array::from_fn(|byte| from[byte]));
+            }
+        }
+    }
+}
+
+fn initialize(cpu: &mut Cpu, component: u64, count: usize) {
+    match registers(component, count) {
+        Some((registers, bytes)) => {
+            cpu.vectors[registers].iter_mut().for_each(|vector| vector.0[bytes.clone()].fill(0));
+        }
+        None => cpu.opmask = [0; 8],
+    }
+}
+
+/// The components of the extended region in `mask`, with their places: those of the standard format, or of the
+/// compacted one of an area that has the components in `layout`.
+fn places(mask: u64, layout: Option<u64>) -> impl Iterator<Item = (u64, usize)> {
+    let mut end = FIXED;
+    XSAVE_COMPONENTS.iter().filter_map(move |component| {
+        let at = match layout {
+            None => component.offset as usize,
+            Some(_) => end,
+        };
+        if layout.is_some_and(|layout| layout & component.mask() != 0) {
+            end += component.size as usize;
+        }
+        (mask & component.mask() != 0).then_some((component.mask(), at))
+    })
 }
 
 impl Area {
     /// XSAVE and XSAVEOPT, which leaves out what is in its initial state.
     fn save(&self, core: &mut Core, optimized: bool) -> Result<(), Trap> {
         let (seg, offset) = self.at;
-        let used = in_use(core.cpu, self.count);
+        let used = core.cpu.components_in_use();
         let written = if optimized { self.mask & used } else { self.mask };
         let header: u64 = core.read(seg, offset.wrapping_add(LEGACY as u64))?;
         let mut pieces = Pieces::new();
@@ -187,16 +225,13 @@ impl Area {
         pieces.bytes[LEGACY..LEGACY + 8]
             .copy_from_slice(&(header & !self.mask | self.mask & used).to_le_bytes());
         pieces.add(LEGACY, LEGACY + 8);
-        if written & AVX != 0 {
-            encode_upper(core.cpu, self.count, &mut pieces.bytes[FIXED..]);
-            pieces.add(FIXED, FIXED + 16 * self.count);
-        }
+        self.save_extended(core.cpu, places(written, None), &mut pieces);
         pieces.write(core, self.at)
     }
 
     /// XSAVEC and XSAVES.
     fn save_compacted(&self, core: &mut Core) -> Result<(), Trap> {
-        let mut used = in_use(core.cpu, self.count);
+        let mut used = core.cpu.components_in_use();
         if core.cpu.mxcsr != MXCSR_INIT {
             used |= SSE;
         }
@@ -206,11 +241,7 @@ impl Area {
         pieces.bytes[LEGACY..LEGACY + 8].copy_from_slice(&written.to_le_bytes());
         pieces.bytes[LEGACY + 8..LEGACY + 16].copy_from_slice(&(self.mask | COMPACTED).to_le_bytes());
         pieces.add(LEGACY, LEGACY + 16);
-        // There is one component, so its place is the same in both formats.
-        if written & AVX != 0 {
-            encode_upper(core.cpu, self.count, &mut pieces.bytes[FIXED..]);
-            pieces.add(FIXED, FIXED + 16 * self.count);
-        }
+        self.save_extended(core.cpu, places(written, Some(self.mask)), &mut pieces);
         pieces.write(core, self.at)
     }
 
@@ -230,10 +261,18 @@ impl Area {
         }
     }
 
+    fn save_extended(&self, cpu: &Cpu, places: impl Iterator<Item = (u64, usize)>, pieces: &mut Pieces) {
+        for (component, at) in places {
+            let end = at + len(component, self.count);
+            encode(cpu, component, self.count, &mut pieces.bytes[at..end]);
+            pieces.add(at, end);
+        }
+    }
+
     /// XRSTOR and XRSTORS.
     fn restore(&self, core: &mut Core, supervisor: bool) -> Result<(), Trap> {
         let (seg, offset) = self.at;
-        let mut bytes = [0; MAX];
+        let mut bytes = [0; XSAVE_MAX];
         core.read_bytes(seg, offset, &mut bytes[..FIXED])?;
         let field = |at: usize| {
             let mut value = [0; 8];
@@ -254,9 +293,10 @@ impl Area {
             return Err(Trap::gp(0));
         }
         let loaded = self.mask & present;
-        if loaded & AVX != 0 {
-            let end = FIXED + 16 * self.count;
-            core.read_bytes(seg, offset.wrapping_add(FIXED as u64), &mut bytes[FIXED..end])?;
+        let format = compacted.then_some(layout);
+        for (component, at) in places(loaded, format) {
+            let end = at + len(component, self.count);
+            core.read_bytes(seg, offset.wrapping_add(at as u64), &mut bytes[at..end])?;
         }
         let mxcsr = if !compacted && self.mask & (SSE | AVX) != 0 || compacted && loaded & SSE != 0 {
             Some(decode_mxcsr(&bytes)?)
@@ -265,7 +305,7 @@ impl Area {
         } else {
             None
         };
-        self.load(core.cpu, loaded, &bytes);
+        self.load(core.cpu, loaded, format, &bytes);
         if let Some(mxcsr) = mxcsr {
             core.cpu.mxcsr = mxcsr;
         }
@@ -273,7 +313,7 @@ impl Area {
     }
 
     /// Loads the components in `loaded`, and initializes the others that are asked for.
-    fn load(&self, cpu: &mut Cpu, loaded: u64, bytes: &[u8; MAX]) {
+    fn load(&self, cpu: &mut Cpu, loaded: u64, format: Option<u64>, bytes: &[u8; XSAVE_MAX]) {
         if loaded & X87 != 0 {
             decode_x87(&mut cpu.x87, self.wide, bytes);
         } else if self.mask & X87 != 0 {
@@ -285,25 +325,18 @@ impl Area {
         } else if self.mask & SSE != 0 {
             cpu.vectors[..self.count].iter_mut().for_each(|vector| vector.0[..16].fill(0));
         }
-        if loaded & AVX != 0 {
-            for (place, vector) in bytes[FIXED..].chunks_exact(16).zip(&mut cpu.vectors[..self.count]) {
-                vector.0[16..32].copy_from_slice(place);
-            }
-        } else if self.mask & AVX != 0 {
-            cpu.vectors[..self.count].iter_mut().for_each(|vector| vector.0[16..32].fill(0));
+        for (component, _) in places(self.mask & !loaded, None) {
+            initialize(cpu, component, self.count);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn area_sizes() {
-        assert_eq!(xsave_area_size(3, false), 576);
-        assert_eq!(xsave_area_size(7, false), 832);
-        assert_eq!(xsave_area_size(7, true), 832);
-        assert_eq!(xsave_area_size(!0, true), 832);
+        for (component, at) in places(loaded, format) {
+            decode(cpu, component, self.count, &bytes[at..at + len(component, self.count)]);
+        }
+        // (Generated code relies on the width not to fall.)
+        let now = match loaded {
+            _ if loaded & (OPMASK | ZMM_HIGH | HIGH_ZMM) != 0 => width::ZMM,
+            _ if loaded & AVX != 0 => width::YMM,
+            _ => width::XMM,
+        };
+        cpu.vector_width = cpu.vector_width.max(now);
     }
 }

@@ -3,7 +3,7 @@
 use x86_core::Cpu;
 
 /// Vector registers that there are.
-const VECTORS: usize = 16;
+const VECTORS: usize = 32;
 
 /// Compares fields that can be copied: equality of all, a list of those that differ, and taking over.
 macro_rules! fields {
@@ -39,6 +39,7 @@ fields!(
     cr3,
     cr4,
     xcr0,
+    opmask,
     dr,
     pdpte,
     msrs,
@@ -99,5 +100,6 @@ pub(crate) fn copy(from: &Cpu, to: &mut Cpu) {
     to.rflags = from.rflags;
     plain_copy(from, to);
     to.vectors = from.vectors;
+    to.vector_width = from.vector_width;
     to.x87 = from.x87;
 }

@@ -6,6 +6,7 @@ use clock::{TimerService, VmClock};
 use guest_memory::GuestMemory;
 use proptest::prelude::*;
 use std::sync::Arc;
+use x86_core::cpuid::CpuModel;
 
 /// A vCPU, and what it needs to live.
 struct Rig {
@@ -52,6 +53,7 @@ prop_compose! {
         mp_state in prop_oneof![Just(MpState::Runnable), Just(MpState::Halted), Just(MpState::WaitForSipi)],
         st in prop::array::uniform8(any::<[u8; 10]>()),
         vectors in prop::collection::vec(any::<[u64; 8]>(), 16),
+        opmask in any::<[u64; 8]>(),
         mxcsr in any::<u16>(),
         msrs in any::<[u64; 4]>(),
         tsc in 0..u64::MAX >> 1,
@@ -78,6 +80,14 @@ prop_compose! {
             state.events.nmi_pending = shadows[3];
             state.fpu.st = st;
             state.fpu.vectors = vectors;
+            // As wide as the model has them on this host.
+            let mask = CpuModel::by_name("max").unwrap().xcr0_mask();
+            let words = if mask & 1 << 6 != 0 { 8 } else if mask & 4 != 0 { 4 } else { 2 };
+            state.fpu.vectors.iter_mut().for_each(|vector| vector[words..].fill(0));
+            if words == 8 {
+                state.fpu.opmask = opmask;
+            }
+            state.xcr0 = mask;
             state.fpu.mxcsr = mxcsr.into();
             for (number, value) in [0x174, 0xc000_0081, 0xc000_0082, 0xc000_0102].into_iter().zip(msrs) {
                 state.set_msr(number, value);

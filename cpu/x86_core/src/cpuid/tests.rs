@@ -13,11 +13,20 @@ fn text(words: &[u32]) -> String {
 
 #[test]
 fn names_of_models() {
-    for name in CpuModel::names() {
-        assert_eq!(CpuModel::by_name(name).unwrap().name(), *name);
+    for model in CpuModel::list(CpuModel::available) {
+        match CpuModel::by_name(model.name) {
+            Ok(found) => assert_eq!(found.name(), model.name),
+            Err(error) => {
+                let error = error.to_string();
+                let missing = model.missing.iter().filter_map(|feature| feature.name());
+                missing.for_each(|feature| assert!(error.contains(feature), "{error}"));
+                assert!(!model.missing.is_empty(), "{error}");
+            }
+        }
     }
-    let error = CpuModel::by_name("486").unwrap_err();
-    assert_eq!(error.to_string(), "unknown CPU model \"486\"; known are max, x86-64-v2, x86-64-v1, qemu64");
+    let error = CpuModel::by_name("qemu63").unwrap_err();
+    assert!(error.to_string().contains("did you mean qemu64?"), "{error}");
+    assert_eq!(CpuModel::by_name("X86-64-V2").unwrap().name(), "x86-64-v2");
 }
 
 #[test]
@@ -52,8 +61,27 @@ fn features_depend_on_the_model() {
     let (ecx, ebx, _) = features(&mut machine, "x86-64-v2");
     assert_eq!((ecx >> 20 & 1, ecx >> 23 & 1, ebx >> 3 & 1), (1, 1, 0), "SSE4.2, POPCNT, no BMI1");
     let (ecx, ebx, _) = features(&mut machine, "max");
-    assert_eq!((ecx >> 22 & 1, ebx >> 3 & 1, ecx >> 26 & 1), (1, 1, 0), "MOVBE, BMI1, no XSAVE yet");
+    assert_eq!((ecx >> 22 & 1, ebx >> 3 & 1, ecx >> 26 & 1), (1, 1, 1), "MOVBE, BMI1, XSAVE");
     assert_eq!(cpuid(&mut machine, 0x8000_0021, 0)[0] >> 8 & 1, 1, "AutoIBRS");
+}
+
+#[test]
+fn the_xsave_area_is_described() {
+    let mut machine = Machine::long();
+    let mask = u64::from(cpuid(&mut machine, 0xd, 0)[0]);
+    assert_eq!(mask, machine.cpu.model.xcr0_mask());
+    let [_, now, most, _] = cpuid(&mut machine, 0xd, 0);
+    assert_eq!((now, most), (576, xsave_area_size(mask, false)), "x87 alone after reset");
+    machine.cpu.xcr0 = mask;
+    assert_eq!(cpuid(&mut machine, 0xd, 0)[1], most);
+    assert_eq!(cpuid(&mut machine, 0xd, 1)[1], xsave_area_size(mask, true));
+    for component in &XSAVE_COMPONENTS {
+        let [size, offset, ..] = cpuid(&mut machine, 0xd, component.bit);
+        let there = mask & component.mask() != 0;
+        assert_eq!((size, offset), if there { (component.size, component.offset) } else { (0, 0) });
+    }
+    machine.cpu.model = Arc::new(CpuModel::by_name("x86-64-v2").unwrap());
+    assert_eq!(cpuid(&mut machine, 0xd, 0), [0; 4]);
 }
 
 #[test]

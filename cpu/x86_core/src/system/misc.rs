@@ -147,6 +147,24 @@ pub(super) fn flush_line(core: &mut Core, insn: &Instruction) -> Result<Flow, Tr
     Ok(Flow::Next)
 }
 
+/// CLZERO: a store of zeros to the cache line that rAX points into (AMD APM volume 3).
+pub(super) fn clear_line(core: &mut Core, insn: &Instruction) -> Result<Flow, Trap> {
+    const LINE: u64 = 64;
+    if !core.cpu.model.has(feature::CLZERO) {
+        return Err(Trap::UD);
+    }
+    let mask = match insn.op0_register().size() {
+        2 => 0xffff,
+        4 => 0xffff_ffff,
+        _ => u64::MAX,
+    };
+    let seg = crate::segment_index(insn.segment_prefix()).unwrap_or(Seg::Ds);
+    let offset = core.cpu.regs[reg::RAX] & mask & !(LINE - 1);
+    core.check_write(seg, offset, LINE)?;
+    core.write_bytes(seg, offset, &[0; LINE as usize])?;
+    Ok(Flow::Next)
+}
+
 /// XGETBV and XSETBV.
 pub(super) fn extended_control(core: &mut Core, insn: &Instruction) -> Result<Flow, Trap> {
     if core.cpu.cr4 & cr4::OSXSAVE == 0 {
@@ -154,20 +172,19 @@ pub(super) fn extended_control(core: &mut Core, insn: &Instruction) -> Result<Fl
     }
     let index = core.cpu.regs[reg::RCX] as u32;
     if insn.mnemonic() == Mnemonic::Xgetbv {
-        if index != 0 {
-            return Err(Trap::gp(0));
-        }
-        let (low, high) = pair(core.cpu.xcr0);
+        let value = match index {
+            0 => core.cpu.xcr0,
+            1 if core.cpu.model.has(feature::XGETBV1) => core.cpu.xcr0 & core.cpu.components_in_use(),
+            _ => return Err(Trap::gp(0)),
+        };
+        let (low, high) = pair(value);
         core.cpu.regs[reg::RAX] = low;
         core.cpu.regs[reg::RDX] = high;
         return Ok(Flow::Next);
     }
     require_supervisor(core)?;
     let value = core.cpu.regs[reg::RDX] << 32 | core.cpu.regs[reg::RAX] & 0xffff_ffff;
-    // x87 always, and AVX state only with SSE state.
-    let valid =
-        value & !core.cpu.model.xcr0_mask() == 0 && value & 1 != 0 && (value & 4 == 0 || value & 2 != 0);
-    if index != 0 || !valid {
+    if index != 0 || !core.cpu.model.xcr0_valid(value) {
         return Err(Trap::gp(0));
     }
     core.cpu.xcr0 = value;

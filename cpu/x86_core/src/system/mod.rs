@@ -69,6 +69,7 @@ pub fn execute(core: &mut Core, insn: &Instruction) -> Result<Flow, Trap> {
         M::Invlpg => misc::invalidate_page(core, insn),
         M::Invd | M::Wbinvd | M::Wbnoinvd => misc::flush_caches(core),
         M::Clflush | M::Clflushopt | M::Clwb => misc::flush_line(core, insn),
+        M::Clzero => misc::clear_line(core, insn),
         M::Xgetbv | M::Xsetbv => misc::extended_control(core, insn),
         _ => Err(Trap::UD),
     }

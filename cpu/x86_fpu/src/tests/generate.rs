@@ -1,6 +1,8 @@
 //! Random instructions of a code, and random states to execute them in.
 
-use iced_x86::{Code, Encoder, Instruction, OpCodeOperandKind, OpKind, Register};
+use iced_x86::{
+    Code, Encoder, EncodingKind, Instruction, OpCodeOperandKind, OpKind, Register, RoundingControl,
+};
 use native_oracle::{NativeState, SCRATCH, SCRATCH_LEN};
 
 /// A small generator of reproducible random numbers (xorshift64*).
@@ -51,10 +53,17 @@ pub(super) fn instruction(code: Code, form: Form, random: &mut Random) -> Option
     let op_code = code.op_code();
     let mut insn = Instruction::default();
     insn.set_code(code);
-    let registers = if form.low_registers { 8 } else { 16 };
+    let evex = op_code.encoding() == EncodingKind::EVEX;
+    let registers = match (form.low_registers, evex) {
+        (true, _) => 8,
+        (false, false) => 16,
+        (false, true) => 32,
+    };
     let mut immediates = 0;
     let xmm = |random: &mut Random| Register::XMM0 + random.below(registers) as u32;
     let ymm = |random: &mut Random| Register::YMM0 + random.below(registers) as u32;
+    let zmm = |random: &mut Random| Register::ZMM0 + random.below(registers) as u32;
+    let k = |random: &mut Random| Register::K0 + random.below(8) as u32;
     let mm = |random: &mut Random| Register::MM0 + random.below(8) as u32;
     let general = |random: &mut Random, first: Register| {
         // Not RSP, which is the test's; not the base.
@@ -66,6 +75,8 @@ pub(super) fn instruction(code: Code, form: Form, random: &mut Random) -> Option
         let register = match kind {
             xmm_reg | xmm_rm | xmm_vvvv | xmm_is4 => Some(xmm(random)),
             ymm_reg | ymm_rm | ymm_vvvv | ymm_is4 => Some(ymm(random)),
+            zmm_reg | zmm_rm | zmm_vvvv => Some(zmm(random)),
+            k_reg | k_rm | k_vvvv => Some(k(random)),
             mm_reg | mm_rm => Some(mm(random)),
             r32_reg | r32_rm | r32_vvvv => Some(general(random, Register::EAX)),
             r64_reg | r64_rm | r64_vvvv => Some(general(random, Register::RAX)),
@@ -74,6 +85,10 @@ pub(super) fn instruction(code: Code, form: Form, random: &mut Random) -> Option
             ax => Some(Register::AX),
             xmm_or_mem if !form.memory => Some(xmm(random)),
             ymm_or_mem if !form.memory => Some(ymm(random)),
+            zmm_or_mem if !form.memory => Some(zmm(random)),
+            k_or_mem if !form.memory => Some(k(random)),
+            r8_or_mem if !form.memory => Some(general(random, Register::EAX)),
+            r16_or_mem if !form.memory => Some(general(random, Register::AX)),
             mm_or_mem if !form.memory => Some(mm(random)),
             r32_or_mem if !form.memory => Some(general(random, Register::EAX)),
             r64_or_mem if !form.memory => Some(general(random, Register::RAX)),
@@ -100,13 +115,15 @@ pub(super) fn instruction(code: Code, form: Form, random: &mut Random) -> Option
                 let kind = if form.bitness == 64 { OpKind::MemorySegRDI } else { OpKind::MemorySegEDI };
                 insn.set_op_kind(operand, kind);
             }
-            mem | xmm_or_mem | ymm_or_mem | mm_or_mem | r32_or_mem | r64_or_mem | mem_vsib32x
-            | mem_vsib32y | mem_vsib64x | mem_vsib64y => {
+            mem | xmm_or_mem | ymm_or_mem | zmm_or_mem | k_or_mem | mm_or_mem | r8_or_mem | r16_or_mem
+            | r32_or_mem | r64_or_mem | mem_vsib32x | mem_vsib32y | mem_vsib32z | mem_vsib64x
+            | mem_vsib64y | mem_vsib64z => {
                 insn.set_op_kind(operand, OpKind::Memory);
                 insn.set_memory_base(if form.bitness == 64 { Register::RBX } else { Register::EBX });
                 match kind {
                     mem_vsib32x | mem_vsib64x => insn.set_memory_index(xmm(random)),
                     mem_vsib32y | mem_vsib64y => insn.set_memory_index(ymm(random)),
+                    mem_vsib32z | mem_vsib64z => insn.set_memory_index(zmm(random)),
                     _ => {}
                 }
                 if random.one_in(2) {
@@ -117,9 +134,36 @@ pub(super) fn instruction(code: Code, form: Form, random: &mut Random) -> Option
             _ => return Option::None,
         }
     }
+    if evex {
+        decorate(&mut insn, random);
+    }
     let mut encoder = Encoder::new(form.bitness);
     encoder.encode(&insn, native_oracle::CODE).ok()?;
     Some(encoder.take_buffer())
+}
+
+/// Adds what only EVEX encodes: mask, zeroing, broadcast, rounding.
+fn decorate(insn: &mut Instruction, random: &mut Random) {
+    let op_code = insn.code().op_code();
+    let memory = (0..insn.op_count()).find(|operand| insn.op_kind(*operand) == OpKind::Memory);
+    if op_code.require_op_mask_register() || op_code.can_use_op_mask_register() && !random.one_in(3) {
+        insn.set_op_mask(Register::K1 + random.below(7) as u32);
+        let zeroing = op_code.can_use_zeroing_masking() && memory != Some(0);
+        insn.set_zeroing_masking(zeroing && random.one_in(2));
+    }
+    if memory.is_some() {
+        insn.set_is_broadcast(op_code.can_broadcast() && random.one_in(2));
+    } else if op_code.can_use_rounding_control() && random.one_in(3) {
+        let modes = [
+            RoundingControl::RoundToNearest,
+            RoundingControl::RoundDown,
+            RoundingControl::RoundUp,
+            RoundingControl::RoundTowardZero,
+        ];
+        insn.set_rounding_control(random.pick(&modes));
+    } else if op_code.can_suppress_all_exceptions() && random.one_in(3) {
+        insn.set_suppress_all_exceptions(true);
+    }
 }
 
 fn float32(random: &mut Random) -> u32 {
@@ -204,8 +248,17 @@ pub(super) fn state(random: &mut Random, masks: Masks, offset: u64) -> NativeSta
     state.regs[BASE] = SCRATCH + 1024 + 64 * random.below(8) + offset;
     state.regs[7] = SCRATCH + 2048 + random.below(64);
     state.rflags = random.next() & native_oracle::LOADABLE_FLAGS & !0x400 | 2;
-    for ymm in &mut state.ymm {
-        bytes(random, ymm);
+    let wide = native_oracle::has_avx512();
+    for vector in &mut state.vectors[..if wide { 32 } else { 16 }] {
+        bytes(random, &mut vector[..if wide { 64 } else { 32 }]);
+    }
+    for mask in &mut state.opmask {
+        *mask = match random.below(4) {
+            _ if !wide => 0,
+            0 => 0,
+            1 => !0,
+            _ => random.next(),
+        };
     }
     bytes(random, &mut state.scratch);
     state.mxcsr = (random.next() as u32 & 0xe07f) | 0x1f80;

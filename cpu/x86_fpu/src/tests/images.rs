@@ -104,17 +104,30 @@ fn fxsave_and_fxrstor() {
 
 /// Asks for some of x87, SSE and AVX, and makes some of them initial.
 fn components(state: &mut NativeState, random: &mut Random) {
-    state.regs[0] = random.next() & 7;
+    state.regs[0] = random.next() & 0xe7;
     state.regs[2] = 0;
     if random.one_in(4) {
         let fresh = NativeState::default();
         state.x87 = fresh.x87;
     }
     if random.one_in(4) {
-        state.ymm.iter_mut().for_each(|ymm| ymm[16..].fill(0));
+        state.vectors[..16].iter_mut().for_each(|vector| vector[16..32].fill(0));
+    }
+    if random.one_in(3) {
+        state.vectors[..16].iter_mut().for_each(|vector| vector[32..].fill(0));
+    }
+    if random.one_in(3) {
+        state.vectors[16..].iter_mut().for_each(|vector| vector.fill(0));
+    }
+    if random.one_in(3) {
+        state.opmask = [0; 8];
     }
     if random.one_in(4) {
-        state.ymm.iter_mut().for_each(|ymm| ymm[..16].fill(0));
+        // Only registers that 32-bit code does not have.
+        state.vectors[..8].iter_mut().for_each(|vector| vector.fill(0));
+    }
+    if random.one_in(4) {
+        state.vectors[..16].iter_mut().for_each(|vector| vector[..16].fill(0));
         state.mxcsr = 0x1f80;
     }
 }
@@ -140,10 +153,11 @@ fn xrstor() {
         legacy_region(state, random);
         let image = image(state);
         image[512..576].fill(0);
-        let present = random.next() & 7;
+        let all = if native_oracle::has_avx512() { 0xe7 } else { 7 };
+        let present = random.next() & all;
         set(image, 512, present, 8);
         if random.one_in(2) {
-            set(image, 520, 1 << 63 | present | random.next() & 7, 8);
+            set(image, 520, 1 << 63 | present | random.next() & all, 8);
         }
         // Faults: bits without a component, a header that is not zero.
         match random.below(12) {

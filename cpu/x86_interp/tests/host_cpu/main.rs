@@ -84,6 +84,21 @@ fn compare_all(mut generator: Generator, mode: Mode) -> BTreeMap<Code, usize> {
     forms
 }
 
+/// Prints how many forms and cases there were, by extension.
+fn print_counts(forms: &BTreeMap<Code, usize>) {
+    let mut extensions = BTreeMap::<String, (usize, usize)>::new();
+    for (form, cases) in forms {
+        let features: Vec<String> = form.cpuid_features().iter().map(|f| format!("{f:?}")).collect();
+        let entry = extensions.entry(features.join("+")).or_default();
+        entry.0 += 1;
+        entry.1 += cases;
+    }
+    for (extension, (forms, cases)) in &extensions {
+        println!("{extension}: {forms} instructions, {cases} comparisons");
+    }
+    println!("in all {} instructions, {} comparisons", forms.len(), forms.values().sum::<usize>());
+}
+
 /// A fault somewhere else is a jump to where code cannot be fetched, which T0 does not try here.
 fn normalized(end: End, mode: Mode) -> End {
     match end {
@@ -102,16 +117,14 @@ fn normalized(end: End, mode: Mode) -> End {
 #[test]
 fn long_mode() {
     let forms = compare_all(Generator::new(Mode::Bits64, 24), Mode::Bits64);
-    let cases: usize = forms.values().sum();
-    println!("{} forms, {cases} cases", forms.len());
+    print_counts(&forms);
     assert!(forms.len() > 400, "only {} forms were generated", forms.len());
 }
 
 #[test]
 fn compatibility_mode() {
     let forms = compare_all(Generator::new(Mode::Bits32, 12), Mode::Bits32);
-    let cases: usize = forms.values().sum();
-    println!("{} forms, {cases} cases", forms.len());
+    print_counts(&forms);
     for form in [
         Code::Daa,
         Code::Das,
@@ -132,7 +145,6 @@ fn compatibility_mode() {
 fn segments_of_16_bits() {
     assert!(native_oracle::has_16_bit(), "the kernel makes no 16-bit segments");
     let forms = compare_all(Generator::new(Mode::Bits16, 12), Mode::Bits16);
-    let cases: usize = forms.values().sum();
-    println!("{} forms, {cases} cases", forms.len());
+    print_counts(&forms);
     assert!(forms.len() > 300, "only {} forms were generated", forms.len());
 }

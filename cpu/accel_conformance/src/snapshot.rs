@@ -281,11 +281,13 @@ pub(crate) fn any_state_is_saved_as_it_was_restored(target: &Target<'_>) {
     let plain = rig.vcpus[0].save().unwrap();
     let mut numbers = Numbers(1);
     // As much as the processor has: AVX-512, AVX, SSE.
-    let mut wide = plain.clone();
-    wide.xcr0 = [0xe7, 7, 3]
-        .into_iter()
-        .find(|xcr0| rig.vcpus[0].restore(&X86State { xcr0: *xcr0, ..plain.clone() }).is_ok())
-        .expect("SSE is part of the architecture");
+    let widths = [(0xe7, 7), (7, 3), (3, 1)].map(|(xcr0, word)| {
+        let mut wide = X86State { xcr0, ..plain.clone() };
+        wide.fpu.vectors[0][word] = 1;
+        wide
+    });
+    let wide = widths.into_iter().find(|state| rig.vcpus[0].restore(state).is_ok());
+    let wide = wide.expect("SSE is part of the architecture");
     for round in 0..50 {
         let mut state = if round % 2 == 0 { plain.clone() } else { wide.clone() };
         vary(&mut state, &mut numbers);

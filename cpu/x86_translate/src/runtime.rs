@@ -149,8 +149,10 @@ pub(crate) unsafe extern "C" fn tlb_miss(vcpu: *mut JitVcpu, address: u64, info:
     let write = info.kind & MissInfo::WRITE != 0;
     let last = address.wrapping_add(u64::from(info.size.max(1) - 1));
     let crosses = address >> 12 != last >> 12;
-    let misaligned = info.kind & MissInfo::ALIGNED != 0 && address & 15 != 0;
-    if !crosses && !misaligned {
+    let misaligned =
+        info.kind & MissInfo::ALIGNED != 0 && address & u64::from(info.size.saturating_sub(1)) != 0;
+    let masked = info.kind & MissInfo::MASKED != 0;
+    if !crosses && !misaligned && !masked {
         // SAFETY: generated code runs only while the vCPU does.
         let filled = unsafe { vcpu.core() }.fill(address, write);
         if filled == Ok(Fill::Direct) && vcpu.hits(address, write) {

@@ -238,12 +238,13 @@ impl Translator {
     /// [`CacheError`] if the host has no memory for code.
     pub fn new(memory: GuestMemory, options: &Options) -> Result<Arc<Self>, CacheError> {
         let cache = CodeCache::new(options.cache_bytes.max(4 << 20))?;
-        let stub_bytes = 8192;
+        let stub_bytes = 16384;
         let Some(mut emitter) = cache.allocate(stub_bytes) else {
             let source = std::io::ErrorKind::OutOfMemory.into();
             return Err(CacheError { bytes: options.cache_bytes, source });
         };
-        let stubs = shared_code(&mut emitter, &runtime::entries());
+        let avx = is_x86_feature_detected!("avx");
+        let stubs = shared_code(&mut emitter, &runtime::entries(), avx);
         assert!(!emitter.overflowed(), "the shared code fits its space");
         let settings = Settings {
             strict: options.strict,

@@ -12,7 +12,7 @@ use dbt_code::Emitter;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use x86_core::{Core, Cpu, Flow, Platform, Seg, Trap, flags};
+use x86_core::{Core, Cpu, Flow, Platform, Seg, Trap, flags, width};
 
 /// The longest instruction there is.
 const LONGEST: usize = 15;
@@ -59,6 +59,9 @@ pub struct TranslatorVcpu {
     /// What those of all vCPUs mean for translations.
     stops: BreakOffsets,
 }
+
+/// Entries into generated code between two looks whether ZMM registers are in use still.
+const WIDTH_PERIOD: u64 = 64;
 
 /// Entries in the table of recent blocks.
 const RECENT: usize = 4096;
@@ -412,6 +415,10 @@ impl TranslatorVcpu {
     fn enter(&mut self, entry: u64) -> u32 {
         let jit = &mut *self.jit;
         jit.counters.entries += 1;
+        if jit.cpu.vector_width == width::ZMM && jit.counters.entries.is_multiple_of(WIDTH_PERIOD) {
+            // Programs that use them seldom do so all the time.
+            jit.cpu.find_vector_width();
+        }
         jit.flags_from_rflags();
         jit.segments_changed();
         jit.page_va = jit.cpu.rip & !0xfff;
@@ -640,6 +647,7 @@ fn linear_rip(cpu: &Cpu, mode: Mode) -> u64 {
 fn has(core: &Core<'_>, insn: &iced_x86::Instruction) -> bool {
     let model = &core.cpu.model;
     x86_interp::has(core, insn)
+        && (!x86_fpu::handles(insn.code()) || x86_fpu::has(core, insn.code()))
         && (insn.code() != iced_x86::Code::Rdtscp || model.has(x86_core::cpuid::feature::RDTSCP))
 }
 

@@ -24,12 +24,14 @@ pub(crate) struct MissInfo {
 impl MissInfo {
     /// A store.
     pub(crate) const WRITE: u8 = 1;
-    /// The address must be a multiple of 16.
+    /// The address must be a multiple of the size.
     pub(crate) const ALIGNED: u8 = 2;
     /// Several accesses share the check.
     pub(crate) const GROUP: u8 = 4;
     /// The code is independent of the page's address.
     pub(crate) const RELATIVE: u8 = 8;
+    /// A mask says what is accessed: the interpreter finds out.
+    pub(crate) const MASKED: u8 = 16;
 
     /// Writes it behind the call.
     pub(crate) fn write(&self, e: &mut Emitter) {

@@ -224,6 +224,11 @@ pub(crate) const fn vector_slot(register: u8) -> i32 {
     (offset_of!(JitVcpu, cpu) + offset_of!(Cpu, vectors) + register as usize * size) as i32
 }
 
+/// A mask register's place in memory.
+pub(crate) const fn mask_slot(register: u8) -> i32 {
+    (offset_of!(JitVcpu, cpu) + offset_of!(Cpu, opmask) + register as usize * 8) as i32
+}
+
 /// The place of a segment's base.
 pub(crate) const fn segment_base(segment: usize) -> i32 {
     (offset_of!(JitVcpu, cpu)
@@ -261,7 +266,7 @@ const _: () = {
     assert!(size_of::<x86_core::FetchEntry>() == 24);
     assert!(offset_of!(x86_core::FetchEntry, tag) == 0 && offset_of!(x86_core::FetchEntry, physical) == 8);
     assert!(slot(4) == slot(0) + 32 && reg::RSP == 4);
-    assert!(vector_slot(0) % 16 == 0);
+    assert!(vector_slot(0) % 64 == 0);
     // FXSAVE and FXRSTOR want it.
     assert!(offset_of!(JitVcpu, fx) % 16 == 0);
     assert!((offset_of!(JitVcpu, cpu) + offset_of!(Cpu, x87)) % 16 == 0);

@@ -29,4 +29,6 @@ pub(crate) struct Stubs {
     pub(crate) sysret: u64,
     /// Called: loads the guest's x87 state.
     pub(crate) load_fpu: u64,
+    /// Called: has the registers of AVX-512 that were not in use begin as zeros.
+    pub(crate) begin_wide: u64,
 }

@@ -43,6 +43,7 @@ impl Translation<'_> {
                         size: miss.access.size as u16,
                         kind: (u8::from(miss.access.write) * MissInfo::WRITE)
                             | (u8::from(miss.access.aligned) * MissInfo::ALIGNED)
+                            | (u8::from(miss.access.masked) * MissInfo::MASKED)
                             | (u8::from(miss.group) * MissInfo::GROUP)
                             | (u8::from(self.mode.is_relative()) * MissInfo::RELATIVE),
                     };
@@ -92,6 +93,10 @@ impl Translation<'_> {
                 }
                 ColdKind::DropFrames(resume) => {
                     self.cold_code.load(Gpr::RSP, gs(at!(frames)));
+                    self.cold_code.jmp_to(resume);
+                }
+                ColdKind::BeginWide(resume) => {
+                    self.cold_code.call_to(self.stubs.begin_wide);
                     self.cold_code.jmp_to(resume);
                 }
                 ColdKind::LoadFpu(resume) => {

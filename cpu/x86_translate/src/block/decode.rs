@@ -107,6 +107,14 @@ impl Translation<'_> {
         {
             return false;
         }
+        let off = match info {
+            CodeInfo { wide: true, .. } => Mode::NO_AVX512,
+            CodeInfo { vex: true, .. } => Mode::NO_AVX,
+            _ => Mode::NO_VECTOR,
+        };
+        if info.vector && (self.mode.has(off) || bits != 64 && !fits_short_code(insn, info)) {
+            return false;
+        }
         match info.class {
             Class::Interpret => return false,
             Class::Nop | Class::Verbatim | Class::Cld | Class::Std | Class::IncDec | Class::Fninit => {
@@ -145,9 +153,6 @@ impl Translation<'_> {
         {
             return false;
         }
-        if info.vector && self.mode.has(Mode::NO_VECTOR) {
-            return false;
-        }
         if info.class == Class::Pop && bits == 16 && insn.op0_register() == Register::SP {
             // The carry out of SP may count.
             return false;
@@ -159,7 +164,7 @@ impl Translation<'_> {
         if info.class == Class::Lea {
             return true;
         }
-        if memory && !matches!(insn.memory_size().size(), 1..=16) {
+        if memory && !matches!(insn.memory_size().size(), 1..=64) {
             return false;
         }
         if matches!(insn.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc)
@@ -220,4 +225,16 @@ impl Translation<'_> {
             self.guest[index].live = live;
         }
     }
+}
+
+/// Whether an instruction with vector registers means the same when it is written again for 64-bit mode: in other modes
+/// some bits of VEX and EVEX do not count (W of general registers, the high bit of a register in an immediate), and there
+/// are fewer registers.
+fn fits_short_code(insn: &Instruction, info: &CodeInfo) -> bool {
+    use iced_x86::OpCodeOperandKind::{xmm_is4, ymm_is4};
+    let kinds = insn.code().op_code().op_kinds();
+    let plain = info.operands.iter().all(Option::is_none)
+        && !kinds.is_empty()
+        && !kinds.iter().any(|kind| matches!(kind, xmm_is4 | ymm_is4));
+    !(info.vex || info.evex) || plain && !info.wide
 }

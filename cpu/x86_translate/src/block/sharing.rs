@@ -169,7 +169,9 @@ fn sites(guest: &GuestInsn, values: &Values) -> [Option<Site>; 2] {
     let memory = |write: bool| {
         let (root, offset) = address(insn, values);
         let size = insn.memory_size().size() as i64;
-        let root = root.filter(|_| !guest.info.aligned && (1..=16).contains(&size));
+        // What a mask leaves out must not be asked for.
+        let whole = !guest.info.aligned && insn.op_mask() == Register::None;
+        let root = root.filter(|_| whole && (1..=64).contains(&size));
         Some(Site { root, offset, size, write })
     };
     let has_memory = has_memory(insn);

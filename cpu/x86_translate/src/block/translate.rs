@@ -52,6 +52,7 @@ pub(crate) fn translate(
         flags: FlagsAt::Host,
         held: None,
         fpu_ready: false,
+        wide_ready: false,
         calls: false,
         cold: vec![],
         links: vec![],
@@ -89,6 +90,7 @@ impl Translation<'_> {
             self.next_access = 0;
             let last = index + 1 == self.guest.len();
             self.prepare_fpu(index);
+            self.prepare_wide(index);
             let cold = self.cold.len();
             self.instruction(index, last);
             if self.cold[cold..].iter().any(|cold| cold.kind.may_resume()) {

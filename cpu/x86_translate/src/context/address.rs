@@ -44,19 +44,21 @@ pub(crate) struct Access {
     /// In bytes.
     pub(crate) size: u32,
     pub(crate) write: bool,
-    /// A multiple of 16, or the slow path.
+    /// A multiple of the size, or the slow path.
     pub(crate) aligned: bool,
+    /// A mask says what is accessed, which may be nothing.
+    pub(crate) masked: bool,
 }
 
 impl Access {
     /// A load of `size` bytes.
     pub(crate) fn read(size: u32) -> Self {
-        Self { size, write: false, aligned: false }
+        Self { size, write: false, aligned: false, masked: false }
     }
 
     /// A store of `size` bytes.
     pub(crate) fn write(size: u32) -> Self {
-        Self { size, write: true, aligned: false }
+        Self { size, write: true, aligned: false, masked: false }
     }
 }
 

@@ -31,6 +31,8 @@ pub(crate) enum ColdKind {
     Step,
     /// The guest's x87 state is loaded; then the code goes on there.
     LoadFpu(u64),
+    /// The registers of AVX-512 begin as zeros; then the code goes on there.
+    BeginWide(u64),
     /// Frames of calls are forgotten, as there are too many; then the code goes on there.
     DropFrames(u64),
 }

@@ -44,6 +44,8 @@ pub(crate) struct Translation<'a> {
     pub(crate) held: Option<u8>,
     /// The guest's x87 state is in the host's unit.
     pub(crate) fpu_ready: bool,
+    /// The registers of AVX-512 are in the host's.
+    pub(crate) wide_ready: bool,
     /// Jumps are to be calls of the host.
     pub(crate) calls: bool,
     /// What is put off to the end.

@@ -137,7 +137,7 @@ impl Translation<'_> {
             }
             Plan::Lead { slot, low, high, write } => {
                 self.clobber_flags();
-                let span = Access { size: (high - low) as u32, write, aligned: false };
+                let span = Access { size: (high - low) as u32, write, aligned: false, masked: false };
                 self.check(ea, low, span, true);
                 self.e.store(Width::B64, gs(at!(groups) + slot as i32 * 8), S1);
                 self.held = (!ea.consumes()).then_some(slot);
@@ -161,7 +161,7 @@ impl Translation<'_> {
         let constant = ea.constant.map(|constant| constant.wrapping_add(from as i64 as u64));
         if let Some(va) = constant {
             let last = va.wrapping_add(u64::from(access.size - 1));
-            let crosses = va >> 12 != last >> 12 || access.aligned && va & 15 != 0;
+            let crosses = va >> 12 != last >> 12 || access.aligned && va & u64::from(access.size - 1) != 0;
             let entry = (va >> 12) as i32 & (TLB_ENTRIES as i32 - 1);
             if crosses {
                 field = e.jmp();
@@ -192,7 +192,7 @@ impl Translation<'_> {
                     e.mov(S0, address);
                 }
                 // Misaligned addresses keep a low bit and match no tag.
-                e.alu_imm(Alu::And, Width::B64, Rm::Reg(S0.0), -4096 | 15);
+                e.alu_imm(Alu::And, Width::B64, Rm::Reg(S0.0), -4096 | (access.size as i32 - 1));
             } else {
                 let last = access.size as i32 - 1;
                 if last != 0 {

@@ -29,7 +29,7 @@ impl Translation<'_> {
         self.e.store(Width::B64, gs(at!(scratch)), S0);
         ea.add_slot(at!(scratch) + 8);
         let write = insn.mnemonic() != Mnemonic::Bt;
-        let mem = self.access(&ea, Access { size: size as u32, write, aligned: false });
+        let mem = self.access(&ea, Access { size: size as u32, write, aligned: false, masked: false });
         let mem = self.free_scratch(mem);
         self.flags_lost();
         self.flags_for(index);

@@ -14,3 +14,4 @@ mod stack;
 mod string;
 mod syscall;
 mod system;
+mod vectors;

@@ -68,7 +68,8 @@ pub(crate) fn registers_fit(insn: &Instruction, info: &CodeInfo, memory: bool) -
 /// The access that the memory operand makes.
 fn operand_access(insn: &Instruction, info: &CodeInfo) -> Access {
     let size = insn.memory_size().size() as u32;
-    Access { size, write: info.mem_write, aligned: info.aligned && size == 16 }
+    let masked = insn.op_mask() != Register::None;
+    Access { size, write: info.mem_write, aligned: info.aligned && size >= 16, masked }
 }
 
 impl Translation<'_> {
@@ -200,7 +201,10 @@ impl Translation<'_> {
         insn: &Instruction,
         offset: usize,
     ) {
-        if info.vex {
+        if let Some(evex) = raw.evex {
+            let rm = fields.rm.unwrap_or(Rm::Reg(0));
+            self.e.evex(evex, fields.reg, rm);
+        } else if info.vex {
             let rm = fields.rm.unwrap_or(Rm::Reg(0));
             self.e.vex(raw.map, raw.pp, raw.vex_w, raw.vex_l, raw.opcode, fields.reg, fields.vvvv, rm);
         } else {
@@ -357,7 +361,7 @@ impl Translation<'_> {
         let Some(ea) = self.address_of(&insn) else { return };
         let write = insn.op0_kind() == OpKind::Memory;
         let size = insn.memory_size().size() as u32;
-        let mem = self.access(&ea, Access { size, write, aligned: false });
+        let mem = self.access(&ea, Access { size, write, aligned: false, masked: false });
         let width = match size {
             1 => Width::B8,
             2 => Width::B16,
@@ -398,8 +402,8 @@ impl Translation<'_> {
 /// Whether ModRM.reg is an operand, not an extension of the opcode, in an instruction with vector registers.
 fn uses_reg(insn: &Instruction) -> bool {
     let kinds = insn.code().op_code().op_kinds();
-    kinds.contains(&iced_x86::OpCodeOperandKind::xmm_reg)
-        || kinds.contains(&iced_x86::OpCodeOperandKind::mm_reg)
+    use iced_x86::OpCodeOperandKind::{k_reg, mm_reg, xmm_reg, ymm_reg, zmm_reg};
+    kinds.iter().any(|kind| matches!(kind, xmm_reg | ymm_reg | zmm_reg | k_reg | mm_reg))
 }
 
 /// Whether a register in ModRM.rm can be taken from its slot in memory.

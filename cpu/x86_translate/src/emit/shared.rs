@@ -1,24 +1,24 @@
 //! Code that all blocks share: entering, leaving, and calling into Rust.
 
 use super::flags::{restore_flags_from_rax, save_flags};
-use super::{fpu, frames, syscall};
+use super::{fpu, frames, syscall, vectors};
 use crate::abi::calls::Entries;
-use crate::abi::layout::{BANK, ExitReason, S0, at, gs, host_register, slot, vector_slot};
+use crate::abi::layout::{BANK, ExitReason, S0, at, gs, host_register, slot};
 use crate::abi::stubs::Stubs;
 use dbt_code::{Alu, Cond, Emitter, Gpr, Mem, Rm, Width};
 
 /// Registers that the C calling convention has a function keep.
 const SAVED: [Gpr; 6] = [Gpr::RBX, Gpr::RBP, Gpr::R12, Gpr::R13, Gpr::R14, Gpr::R15];
 
-/// Writes the shared code, which calls `entries`.
-pub(crate) fn shared_code(e: &mut Emitter, entries: &Entries) -> Stubs {
+/// Writes the shared code, which calls `entries`; with `avx`, vector registers are the host's YMM or ZMM registers.
+pub(crate) fn shared_code(e: &mut Emitter, entries: &Entries, avx: bool) -> Stubs {
     let mut stubs = Stubs::default();
     let leave = e.address();
     leave_host(e);
     stubs.frames_end = e.address();
     e.store(Width::B64, gs(at!(cpu.rip)), S0);
     stubs.indirect = e.address();
-    exit(e, ExitReason::Indirect, leave);
+    exit(e, ExitReason::Indirect, leave, avx);
     for (user, stub) in [false, true].into_iter().zip(0..) {
         stubs.return_missed[stub] = e.address();
         frames::missed(e, user, &stubs);
@@ -28,7 +28,7 @@ pub(crate) fn shared_code(e: &mut Emitter, entries: &Entries) -> Stubs {
     stubs.sysret = e.address();
     syscall::sysret(e, &stubs);
     let resume = e.address();
-    resume_guest(e, &stubs);
+    resume_guest(e, &stubs, avx);
     let enter = e.address();
     for register in SAVED {
         e.push(register);
@@ -43,43 +43,41 @@ pub(crate) fn shared_code(e: &mut Emitter, entries: &Entries) -> Stubs {
     let link_hot = e.address();
     save_flags(e, Gpr::R10);
     let link_mem = e.address();
-    exit(e, ExitReason::Link, leave);
+    exit(e, ExitReason::Link, leave, avx);
     let poll = e.address();
-    exit(e, ExitReason::Poll, leave);
+    exit(e, ExitReason::Poll, leave, avx);
     let step = e.address();
-    exit(e, ExitReason::Step, leave);
+    exit(e, ExitReason::Step, leave, avx);
     let miss = e.address();
-    call_rust(e, entries.miss, resume, leave);
+    call_rust(e, entries.miss, resume, leave, avx);
     let interpret = e.address();
-    call_rust(e, entries.interpret, resume, leave);
+    call_rust(e, entries.interpret, resume, leave, avx);
     let load_fpu = e.address();
     fpu::load_stub(e);
-    Stubs { enter, link_hot, link_mem, poll, step, miss, interpret, load_fpu, ..stubs }
+    let begin_wide = e.address();
+    vectors::begin_wide(e);
+    Stubs { enter, link_hot, link_mem, poll, step, miss, interpret, load_fpu, begin_wide, ..stubs }
 }
 
 /// Stores the guest's registers and gives MXCSR to Rust. Flags are in memory already.
-fn store_guest(e: &mut Emitter) {
+fn store_guest(e: &mut Emitter, avx: bool) {
     for guest in 0..16 {
         if let Some(host) = host_register(guest) {
             e.store(Width::B64, gs(slot(guest)), host);
         }
     }
-    for register in 0..16 {
-        e.store_xmm(gs(vector_slot(register)), register);
-    }
+    vectors::store(e, avx);
     e.stmxcsr(gs(at!(cpu.mxcsr)));
     e.ldmxcsr(gs(at!(host_mxcsr)));
     fpu::unload(e);
 }
 
 /// Loads everything and jumps to the target in the block.
-fn resume_guest(e: &mut Emitter, stubs: &Stubs) {
+fn resume_guest(e: &mut Emitter, stubs: &Stubs, avx: bool) {
     frames::switch(e, stubs);
     fpu::reload(e);
     e.ldmxcsr(gs(at!(cpu.mxcsr)));
-    for register in 0..16 {
-        e.load_xmm(register, gs(vector_slot(register)));
-    }
+    vectors::load(e, avx);
     restore_flags_from_rax(e);
     for guest in 0..16 {
         if let Some(host) = host_register(guest) {
@@ -101,17 +99,17 @@ fn leave_host(e: &mut Emitter) {
 }
 
 /// Leaves generated code for that reason.
-fn exit(e: &mut Emitter, reason: ExitReason, leave: u64) {
+fn exit(e: &mut Emitter, reason: ExitReason, leave: u64, avx: bool) {
     e.store(Width::B64, gs(at!(exit_argument)), S0);
     e.store32_imm(gs(at!(exit_reason)), reason as u32);
-    store_guest(e);
+    store_guest(e, avx);
     e.jmp_to(leave);
 }
 
 /// Calls `function(vcpu, S0, info)`, where `info` is the return address, and goes on where it says, or leaves
 /// if it says 0.
-fn call_rust(e: &mut Emitter, function: u64, resume: u64, leave: u64) {
-    store_guest(e);
+fn call_rust(e: &mut Emitter, function: u64, resume: u64, leave: u64, avx: bool) {
+    store_guest(e, avx);
     e.load(Gpr::RDI, gs(at!(this)));
     e.mov(Gpr::RSI, S0);
     e.load(Gpr::RDX, Mem::base(Gpr::RSP, 0));

@@ -4,6 +4,7 @@ use super::class::Class;
 use super::fpu;
 use super::operand::{is_mmx, is_plain, is_vector, width_of};
 use iced_x86::{Code, CpuidFeature, EncodingKind, Instruction, Mnemonic};
+use x86_core::cpuid::host_has_avx512;
 
 /// How an instruction is translated as far as that hangs on its code alone.
 pub(super) fn classify(insn: &Instruction) -> Class {
@@ -51,6 +52,7 @@ pub(super) fn classify(insn: &Instruction) -> Class {
         M::Lea => return Class::Lea,
         M::Cld => return Class::Cld,
         M::Std => return Class::Std,
+        M::Vzeroupper | M::Vzeroall if supported(code.cpuid_features()) => return Class::Verbatim,
         M::Emms
         | M::Clc
         | M::Stc
@@ -81,7 +83,8 @@ pub(super) fn classify(insn: &Instruction) -> Class {
     let fits = match op_code.encoding() {
         EncodingKind::Legacy if vector => !matches!(code.mnemonic(), M::Maskmovdqu | M::Maskmovq),
         EncodingKind::Legacy => is_integer(code.mnemonic()),
-        EncodingKind::VEX => !vector && is_integer(code.mnemonic()),
+        EncodingKind::VEX | EncodingKind::EVEX if vector => !is_masked(code.mnemonic()),
+        EncodingKind::VEX => is_integer(code.mnemonic()),
         _ => false,
     };
     if fits { Class::Generic } else { Class::Interpret }
@@ -118,6 +121,12 @@ fn by_code(code: Code) -> Option<Class> {
         C::Mov_RAX_moffs64 => Class::Interpret,
         _ => return None,
     })
+}
+
+/// Instructions of which a mask says which parts of their memory operand they access.
+fn is_masked(mnemonic: Mnemonic) -> bool {
+    use Mnemonic as M;
+    matches!(mnemonic, M::Vmaskmovps | M::Vmaskmovpd | M::Vpmaskmovd | M::Vpmaskmovq | M::Vmaskmovdqu)
 }
 
 /// Integer instructions that do the same in any register and at any address.
@@ -272,6 +281,23 @@ fn supported(features: &[CpuidFeature]) -> bool {
         F::AES => is_x86_feature_detected!("aes"),
         F::PCLMULQDQ => is_x86_feature_detected!("pclmulqdq"),
         F::SHA => is_x86_feature_detected!("sha"),
+        F::GFNI => is_x86_feature_detected!("gfni"),
+        F::SSE4A => is_x86_feature_detected!("sse4a"),
+        F::AVX => is_x86_feature_detected!("avx"),
+        F::AVX2 => is_x86_feature_detected!("avx2"),
+        F::FMA => is_x86_feature_detected!("fma"),
+        F::F16C => is_x86_feature_detected!("f16c"),
+        F::VAES => is_x86_feature_detected!("vaes"),
+        F::VPCLMULQDQ => is_x86_feature_detected!("vpclmulqdq"),
+        F::AVX_VNNI => is_x86_feature_detected!("avxvnni"),
+        F::AVX512F | F::AVX512BW | F::AVX512CD | F::AVX512DQ | F::AVX512VL => host_has_avx512(),
+        F::AVX512_IFMA => host_has_avx512() && is_x86_feature_detected!("avx512ifma"),
+        F::AVX512_VBMI => host_has_avx512() && is_x86_feature_detected!("avx512vbmi"),
+        F::AVX512_VBMI2 => host_has_avx512() && is_x86_feature_detected!("avx512vbmi2"),
+        F::AVX512_VNNI => host_has_avx512() && is_x86_feature_detected!("avx512vnni"),
+        F::AVX512_BITALG => host_has_avx512() && is_x86_feature_detected!("avx512bitalg"),
+        F::AVX512_VPOPCNTDQ => host_has_avx512() && is_x86_feature_detected!("avx512vpopcntdq"),
+        F::AVX512_BF16 => host_has_avx512() && is_x86_feature_detected!("avx512bf16"),
         _ => false,
     })
 }

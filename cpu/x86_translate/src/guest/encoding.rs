@@ -1,7 +1,7 @@
 //! Raw encodings of instructions, to be written out again with other registers.
 
 use super::info::CodeInfo;
-use dbt_code::Map;
+use dbt_code::{Evex, Map};
 
 /// A guest instruction's encoding, taken apart.
 #[derive(Debug, Clone, Copy)]
@@ -18,6 +18,8 @@ pub(crate) struct Raw {
     pub(crate) vex_w: bool,
     pub(crate) vex_l: bool,
     pub(crate) pp: u8,
+    /// The prefix of an EVEX encoding, with the opcode.
+    pub(crate) evex: Option<Evex>,
     /// ModRM.reg and ModRM.rm with their extensions; `rm` only if it is a register.
     pub(crate) reg: u8,
     pub(crate) rm: Option<u8>,
@@ -41,6 +43,7 @@ impl Raw {
             vex_w: false,
             vex_l: false,
             pp: 0,
+            evex: None,
             reg: 0,
             rm: None,
             imm: 0,
@@ -61,11 +64,18 @@ impl Raw {
             raw.rex = if byte & 0xf0 == 0x40 { byte } else { 0 };
             at += 1;
         }
-        if info.vex {
+        // The fifth bits of ModRM.reg and, of a register, ModRM.rm.
+        let (mut high_reg, mut high_rm) = (0, 0);
+        if info.evex {
+            let p = *bytes.get(at + 1)?;
+            (high_reg, high_rm) = ((!p >> 4 & 1) << 4, (!p >> 6 & 1) << 4);
+            at = raw.parse_evex(bytes, at)?;
+        } else if info.vex {
             at = raw.parse_vex(bytes, at)?;
             if bits != 64 {
                 // Eight registers, of 32 bits.
                 raw.vvvv &= 7;
+                raw.rex = 0;
                 raw.vex_w &= info.vector;
             }
         } else {
@@ -86,14 +96,17 @@ impl Raw {
             // The same as this, which 64-bit mode has.
             raw.opcode = 0x80;
         }
+        if let Some(evex) = &mut raw.evex {
+            evex.opcode = raw.opcode;
+        }
         if info.has_modrm {
             let modrm = *bytes.get(at)?;
             at += 1;
-            raw.reg = modrm >> 3 & 7 | (raw.rex & 4) << 1;
+            raw.reg = modrm >> 3 & 7 | (raw.rex & 4) << 1 | high_reg;
             let rm = modrm & 7;
             let mode = modrm >> 6;
             if mode == 3 {
-                raw.rm = Some(rm | (raw.rex & 1) << 3);
+                raw.rm = Some(rm | (raw.rex & 1) << 3 | high_rm);
             } else if bits != 64 && (bits == 16) != raw.p67 {
                 at += match mode {
                     0 if rm == 6 => 2,
@@ -117,6 +130,28 @@ impl Raw {
         }
         raw.imm = at;
         (at <= bytes.len()).then_some(raw)
+    }
+
+    /// The bytes 62, P0, P1, P2 (Intel SDM volume 2, 2.7.1).
+    fn parse_evex(&mut self, bytes: &[u8], at: usize) -> Option<usize> {
+        let [escape, p0, p1, p2] = *bytes.get(at..at + 4)?.first_chunk()?;
+        if escape != 0x62 {
+            return None;
+        }
+        self.rex = !p0 >> 5 & 7;
+        self.vvvv = !p1 >> 3 & 15 | (!p2 >> 3 & 1) << 4;
+        self.evex = Some(Evex {
+            map: p0 & 7,
+            pp: p1 & 3,
+            w: p1 & 0x80 != 0,
+            length: p2 >> 5 & 3,
+            opcode: 0,
+            vvvv: self.vvvv,
+            mask: p2 & 7,
+            zeroing: p2 & 0x80 != 0,
+            broadcast: p2 & 0x10 != 0,
+        });
+        Some(at + 4)
     }
 
     fn parse_vex(&mut self, bytes: &[u8], at: usize) -> Option<usize> {

@@ -3,7 +3,7 @@
 use super::class::Class;
 use super::classify::classify;
 use super::fpu::{self, Unit};
-use super::operand::{Field, Operand, is_memory, is_mmx, is_vector, width_of};
+use super::operand::{Field, Operand, is_mask, is_memory, is_mmx, is_vector, width_of};
 use iced_x86::{
     EncodingKind, Instruction, InstructionInfoFactory, MandatoryPrefix, Mnemonic, OpAccess, OpKind, Register,
 };
@@ -15,6 +15,9 @@ pub(crate) struct CodeInfo {
     pub(crate) class: Class,
     pub(crate) has_modrm: bool,
     pub(crate) vex: bool,
+    pub(crate) evex: bool,
+    /// It needs the state of AVX-512.
+    pub(crate) wide: bool,
     /// General-register operands that are encoded, by position.
     pub(crate) operands: [Option<Operand>; 4],
     /// Whether vector registers are involved.
@@ -25,7 +28,7 @@ pub(crate) struct CodeInfo {
     pub(crate) prefix_66: bool,
     /// Whether a memory operand is written.
     pub(crate) mem_write: bool,
-    /// Whether a 16-byte memory operand must be aligned.
+    /// Whether a memory operand of 16 bytes or more must be aligned to its size.
     pub(crate) aligned: bool,
     /// A register in ModRM.rm may be replaced by its slot in memory when it is only read.
     pub(crate) slot_read: bool,
@@ -48,6 +51,8 @@ fn describe(insn: &Instruction) -> CodeInfo {
         class: classify(insn),
         has_modrm: false,
         vex: op_code.encoding() == EncodingKind::VEX,
+        evex: op_code.encoding() == EncodingKind::EVEX,
+        wide: op_code.encoding() == EncodingKind::EVEX || kinds.iter().any(|kind| is_mask(*kind)),
         operands: [None; 4],
         vector: kinds.iter().any(|kind| is_vector(*kind)),
         unit: fpu::unit_of(code),
@@ -57,6 +62,8 @@ fn describe(insn: &Instruction) -> CodeInfo {
         slot_read: false,
         slot_write: false,
     };
+    // They have no operands.
+    info.vector |= matches!(code.mnemonic(), Mnemonic::Vzeroupper | Mnemonic::Vzeroall);
     if matches!(
         info.class,
         Class::Movs
@@ -111,11 +118,13 @@ fn describe(insn: &Instruction) -> CodeInfo {
     }
     info.has_modrm |= info.class == Class::MovSeg;
     let mnemonic = code.mnemonic();
-    info.aligned = info.vector && !info.vex && needs_alignment(mnemonic);
+    info.aligned = info.vector && needs_alignment(mnemonic, info.vex || info.evex);
     if matches!(mnemonic, Mnemonic::Cmpxchg16b) {
         info.aligned = true;
     }
-    info.slot_read = !matches!(mnemonic, Mnemonic::Bt | Mnemonic::Xchg | Mnemonic::Cmpxchg | Mnemonic::Xadd);
+    // There are forms with registers alone, and some of which EVEX.b means something else with memory.
+    info.slot_read =
+        !info.wide && !matches!(mnemonic, Mnemonic::Bt | Mnemonic::Xchg | Mnemonic::Cmpxchg | Mnemonic::Xadd);
     info.slot_write = matches!(
         mnemonic,
         Mnemonic::Add
@@ -159,7 +168,22 @@ fn distinct(insn: &Instruction) -> Instruction {
     out
 }
 
-fn needs_alignment(mnemonic: Mnemonic) -> bool {
+/// Whether instructions with vector registers and such a mnemonic want their operand in memory aligned.
+fn needs_alignment(mnemonic: Mnemonic, vex: bool) -> bool {
+    if vex {
+        return matches!(
+            mnemonic,
+            Mnemonic::Vmovaps
+                | Mnemonic::Vmovapd
+                | Mnemonic::Vmovdqa
+                | Mnemonic::Vmovdqa32
+                | Mnemonic::Vmovdqa64
+                | Mnemonic::Vmovntps
+                | Mnemonic::Vmovntpd
+                | Mnemonic::Vmovntdq
+                | Mnemonic::Vmovntdqa
+        );
+    }
     !matches!(
         mnemonic,
         Mnemonic::Movups

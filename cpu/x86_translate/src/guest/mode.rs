@@ -1,6 +1,6 @@
 //! What the code of blocks depends on besides the guest's bytes: the state of the processor.
 
-use x86_core::{CodeSize, Cpu, Seg, Segment, X87Area, cr0, cr4};
+use x86_core::{CodeSize, Cpu, Seg, Segment, X87Area, cr0, cr4, flags};
 
 /// What blocks depend on besides the code's bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -17,6 +17,10 @@ impl Mode {
     pub(crate) const SMAP: u32 = 8;
     /// x87 and MMX instructions are left to the interpreter, for the same reasons.
     pub(crate) const NO_X87: u32 = 16;
+    /// AVX instructions are left to the interpreter, for the same reasons.
+    pub(crate) const NO_AVX: u32 = 32;
+    /// So are those of AVX-512.
+    pub(crate) const NO_AVX512: u32 = 64;
     /// 32-bit code, and 16-bit code; neither in 64-bit mode.
     pub(crate) const CODE32: u32 = 1 << 8;
     pub(crate) const CODE16: u32 = 1 << 9;
@@ -47,6 +51,15 @@ impl Mode {
         let off = cpu.cr0 & (cr0::EM | cr0::TS) != 0 || cpu.cr4 & cr4::OSFXSR == 0;
         if off || cpu.mxcsr & 0x1f80 != 0x1f80 {
             mode |= Self::NO_VECTOR;
+        }
+        // CR0.EM and CR4.OSFXSR do not count; the mode does.
+        let off = cpu.cr0 & cr0::TS != 0 || cpu.cr4 & cr4::OSXSAVE == 0 || cpu.xcr0 & 6 != 6;
+        let real = cpu.cr0 & cr0::PE == 0 || cpu.rflags & flags::VM != 0;
+        if off || real || cpu.mxcsr & 0x1f80 != 0x1f80 {
+            mode |= Self::NO_AVX;
+        }
+        if mode & Self::NO_AVX != 0 || cpu.xcr0 & 0xe0 != 0xe0 {
+            mode |= Self::NO_AVX512;
         }
         if cpu.cr0 & (cr0::EM | cr0::TS) != 0 || unmasked(&cpu.x87) {
             mode |= Self::NO_X87;

@@ -46,9 +46,30 @@ pub(crate) fn width_of(kind: K) -> Option<(Field, Width)> {
     })
 }
 
-/// Whether an operand is a vector register, or could be one in place of memory.
+/// Whether an operand is a vector or a mask register, or could be one in place of memory.
 pub(crate) fn is_vector(kind: K) -> bool {
-    matches!(kind, K::xmm_reg | K::xmm_rm | K::xmm_or_mem)
+    matches!(
+        kind,
+        K::xmm_reg
+            | K::xmm_rm
+            | K::xmm_or_mem
+            | K::xmm_vvvv
+            | K::xmm_is4
+            | K::ymm_reg
+            | K::ymm_rm
+            | K::ymm_or_mem
+            | K::ymm_vvvv
+            | K::ymm_is4
+            | K::zmm_reg
+            | K::zmm_rm
+            | K::zmm_or_mem
+            | K::zmm_vvvv
+    ) || is_mask(kind)
+}
+
+/// Whether an operand is a mask register, or could be one in place of memory.
+pub(crate) fn is_mask(kind: K) -> bool {
+    matches!(kind, K::k_reg | K::k_rm | K::k_vvvv | K::k_or_mem)
 }
 
 /// Whether an operand is an MMX register, or could be one in place of memory.
@@ -60,7 +81,16 @@ pub(crate) fn is_mmx(kind: K) -> bool {
 pub(crate) fn is_memory(kind: K) -> bool {
     matches!(
         kind,
-        K::mem | K::r8_or_mem | K::r16_or_mem | K::r32_or_mem | K::r64_or_mem | K::xmm_or_mem | K::mm_or_mem
+        K::mem
+            | K::r8_or_mem
+            | K::r16_or_mem
+            | K::r32_or_mem
+            | K::r64_or_mem
+            | K::xmm_or_mem
+            | K::ymm_or_mem
+            | K::zmm_or_mem
+            | K::k_or_mem
+            | K::mm_or_mem
     )
 }
 

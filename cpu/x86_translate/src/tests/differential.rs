@@ -1,6 +1,6 @@
 //! Random programs, run by the interpreter and translated.
 
-use super::generate::{Program, Random, Roles, program};
+use super::generate::{Mix, Program, Random, Roles, program};
 use super::{State, Translated, options};
 use crate::{Exit, Options};
 use iced_x86::{Decoder, Formatter, Instruction, IntelFormatter};
@@ -125,6 +125,10 @@ struct Kind {
     unusual: bool,
     /// Many x87 and MMX instructions.
     x87: bool,
+    /// Many AVX instructions.
+    avx: bool,
+    /// Most of them of AVX-512.
+    avx512: bool,
 }
 
 fn prepare(kind: Kind, seed: u64) -> (Machine, Program) {
@@ -133,7 +137,8 @@ fn prepare(kind: Kind, seed: u64) -> (Machine, Program) {
     let bits = kind.mode.bits();
     let roles = Roles::new(&mut random, bits);
     let count = 1 + random.below(14) as usize;
-    let mut program = program(&mut random, &roles, count, machine.cpu.rip, kind.x87);
+    let mix = Mix { x87: kind.x87, avx: kind.avx, avx512: kind.avx512 };
+    let mut program = program(&mut random, &roles, count, machine.cpu.rip, mix);
     if kind.mode.is_user() {
         // UD2: HLT is for the kernel.
         program.bytes.pop();
@@ -143,7 +148,13 @@ fn prepare(kind: Kind, seed: u64) -> (Machine, Program) {
     let cpu = &mut *machine.cpu;
     for register in 0..16 {
         cpu.regs[register] = if random.chance(50) { random.next() } else { random.below(256) };
-        for byte in &mut cpu.vectors[register].0[..16] {
+        // Upper halves are in use now and then.
+        let len = match kind {
+            Kind { avx512: true, .. } if seed % 3 == 1 => 64,
+            Kind { avx: true, .. } if !seed.is_multiple_of(3) => 32,
+            _ => 16,
+        };
+        for byte in &mut cpu.vectors[register].0[..len] {
             *byte = random.next() as u8;
         }
         if random.chance(50) {
@@ -183,6 +194,19 @@ fn prepare(kind: Kind, seed: u64) -> (Machine, Program) {
     cpu.regs[reg::RSP] = offset(top, stack) | high;
     cpu.rflags = cpu.rflags & flags::VM | flags::FIXED | random.next() & flags::ARITHMETIC;
     cpu.mxcsr = 0x1f80;
+    if kind.avx {
+        // Off now and then.
+        cpu.cr4 |= if random.chance(95) { cr4::OSXSAVE } else { 0 };
+        let all = if kind.avx512 { 0xe7 } else { 7 };
+        cpu.xcr0 = if random.chance(95) { all } else { 3 };
+    }
+    if kind.avx512 && seed % 3 == 1 {
+        cpu.opmask = std::array::from_fn(|_| random.next() & random.next());
+        for vector in &mut cpu.vectors[16..] {
+            vector.0.fill_with(|| random.next() as u8);
+        }
+    }
+    cpu.find_vector_width();
     set_x87(cpu, &mut random);
     if matches!(bits, 64) || !matches!(kind.mode, Mode::Segmented) {
         cpu.segments[4].base = cpu.segments[4].base.wrapping_add(0x40);
@@ -333,6 +357,53 @@ fn programs_that_meet_devices_boundaries_and_faults() {
 fn x87_programs() {
     run(Kind { x87: true, ..Kind::default() }, 400_000..400_000 + CASES);
     run(Kind { x87: true, mode: Mode::User, ..Kind::default() }, 500_000..500_000 + CASES);
+}
+
+#[test]
+fn avx_programs() {
+    if !is_x86_feature_detected!("avx2") {
+        return println!("this host lacks AVX2");
+    }
+    run(Kind { avx: true, ..Kind::default() }, 800_000..800_000 + 2 * CASES);
+    run(Kind { avx: true, mode: Mode::User, ..Kind::default() }, 810_000..810_000 + 2 * CASES);
+    run(Kind { avx: true, x87: true, strict: true, ..Kind::default() }, 820_000..820_000 + CASES);
+}
+
+#[test]
+fn avx_programs_that_meet_devices_boundaries_and_faults() {
+    if !is_x86_feature_detected!("avx2") {
+        return println!("this host lacks AVX2");
+    }
+    run(Kind { avx: true, unusual: true, ..Kind::default() }, 830_000..830_000 + 2 * CASES);
+    run(
+        Kind { avx: true, unusual: true, mode: Mode::User, strict: true, ..Kind::default() },
+        840_000..840_000 + CASES,
+    );
+}
+
+#[test]
+fn avx_programs_of_32_and_16_bits() {
+    if !is_x86_feature_detected!("avx2") {
+        return println!("this host lacks AVX2");
+    }
+    let modes = [Mode::Compatibility, Mode::Protected, Mode::Segmented, Mode::Real, Mode::Protected16];
+    for (number, mode) in (0..).zip(modes) {
+        let first = 900_000 + 10_000 * number;
+        run(Kind { avx: true, mode, unusual: number % 2 == 1, ..Kind::default() }, first..first + CASES);
+    }
+}
+
+#[test]
+fn avx512_programs() {
+    if !x86_core::cpuid::host_has_avx512() {
+        return println!("this host lacks AVX-512");
+    }
+    let kind = Kind { avx: true, avx512: true, ..Kind::default() };
+    run(kind, 850_000..850_000 + 3 * CASES);
+    run(Kind { mode: Mode::User, ..kind }, 860_000..860_000 + 2 * CASES);
+    run(Kind { x87: true, strict: true, ..kind }, 870_000..870_000 + CASES);
+    run(Kind { unusual: true, ..kind }, 880_000..880_000 + 2 * CASES);
+    run(Kind { unusual: true, mode: Mode::User, strict: true, ..kind }, 890_000..890_000 + CASES);
 }
 
 #[test]

@@ -61,6 +61,17 @@ impl Roles {
     }
 }
 
+/// Which instructions there are many of.
+#[derive(Clone, Copy)]
+pub(crate) struct Mix {
+    /// x87 and MMX.
+    pub(crate) x87: bool,
+    /// AVX.
+    pub(crate) avx: bool,
+    /// AVX-512, beside AVX.
+    pub(crate) avx512: bool,
+}
+
 /// A program and what is undefined when it has run.
 pub(crate) struct Program {
     pub(crate) bytes: Vec<u8>,
@@ -70,7 +81,7 @@ pub(crate) struct Program {
 }
 
 /// Generates about `count` instructions to run at `ip`; HLT ends them.
-pub(crate) fn program(random: &mut Random, roles: &Roles, count: usize, ip: u64, x87: bool) -> Program {
+pub(crate) fn program(random: &mut Random, roles: &Roles, count: usize, ip: u64, mix: Mix) -> Program {
     let mut bytes = vec![];
     let (mut undefined, mut ever) = (0, 0);
     let mut pending: Option<usize> = None;
@@ -83,7 +94,7 @@ pub(crate) fn program(random: &mut Random, roles: &Roles, count: usize, ip: u64,
             continue;
         }
         let (insn, encoding) =
-            instruction(random, roles, ip + bytes.len() as u64, undefined, x87, &mut factory);
+            instruction(random, roles, ip + bytes.len() as u64, undefined, mix, &mut factory);
         let written = insn.rflags_written() | insn.rflags_cleared() | insn.rflags_set();
         undefined = undefined & !written | insn.rflags_undefined();
         ever |= undefined;
@@ -109,14 +120,14 @@ fn instruction(
     roles: &Roles,
     ip: u64,
     undefined: u32,
-    x87: bool,
+    mix: Mix,
     factory: &mut InstructionInfoFactory,
 ) -> (Instruction, Vec<u8>) {
     loop {
         let bytes = if roles.bits == 64 {
-            candidate(random, roles, x87)
+            candidate(random, roles, mix)
         } else {
-            short_candidate(random, roles, x87)
+            short_candidate(random, roles, mix)
         };
         let mut decoder = Decoder::with_ip(roles.bits, &bytes, ip, DECODER_OPTIONS);
         let insn = decoder.decode();
@@ -128,7 +139,8 @@ fn instruction(
     }
 }
 
-fn candidate(random: &mut Random, roles: &Roles, x87: bool) -> Vec<u8> {
+fn candidate(random: &mut Random, roles: &Roles, mix: Mix) -> Vec<u8> {
+    let Mix { x87, avx, .. } = mix;
     let mut bytes = vec![];
     if random.chance(10) {
         bytes.push(random.pick(&[0x66, 0xf2, 0xf3, 0x66, 0xf3, 0x64, 0x65, 0xf0]));
@@ -162,7 +174,37 @@ fn candidate(random: &mut Random, roles: &Roles, x87: bool) -> Vec<u8> {
         }
         tail.push(disp);
     }
-    if map >= 97 {
+    if avx && random.chance(60) {
+        let (r, x, b) = (random.below(2) as u8, !rex >> 1 & 1, !rex & 1);
+        let b = if memory { b } else { random.below(2) as u8 };
+        let x = if memory { x } else { 1 };
+        if random.chance(5) {
+            bytes.extend([0xc5, 0xf8, 0x77]);
+            return bytes;
+        }
+        if mix.avx512 && random.chance(70) {
+            let fifth = random.below(2) as u8;
+            let map = random.pick(&[1u8, 1, 2, 2, 3]);
+            bytes.extend([0x62, r << 7 | x << 6 | b << 5 | fifth << 4 | map]);
+            let fields = random.below(256) as u8 | 4;
+            let none = random.chance(30);
+            bytes.push(if none { fields | 0x78 } else { fields });
+            let last = random.below(256) as u8;
+            // 11 is no length, but a way to round.
+            let last = if last & 0x60 == 0x60 && random.chance(70) { last & !0x20 } else { last };
+            bytes.push(if none { last | 8 } else { last });
+            bytes.push(random.below(256) as u8);
+            bytes.push(modrm);
+            bytes.extend(tail);
+            bytes.extend(std::iter::repeat_with(|| random.below(256) as u8).take(8));
+            return bytes;
+        }
+        bytes.extend([0xc4, r << 7 | x << 6 | b << 5 | random.pick(&[1u8, 1, 1, 2, 2, 3])]);
+        let fields = random.below(256) as u8;
+        // Many instructions have no third operand.
+        bytes.push(if random.chance(30) { fields | 0x78 } else { fields });
+        bytes.push(random.below(256) as u8);
+    } else if map >= 97 {
         // VEX, for BMI.
         let (r, x, b) = (random.below(2) as u8, !rex >> 1 & 1, !rex & 1);
         let b = if memory { b } else { random.below(2) as u8 };
@@ -190,7 +232,8 @@ fn candidate(random: &mut Random, roles: &Roles, x87: bool) -> Vec<u8> {
 }
 
 /// The same for code of 32 or 16 bits.
-fn short_candidate(random: &mut Random, roles: &Roles, x87: bool) -> Vec<u8> {
+fn short_candidate(random: &mut Random, roles: &Roles, mix: Mix) -> Vec<u8> {
+    let Mix { x87, avx, .. } = mix;
     let mut bytes = vec![];
     if random.chance(12) {
         bytes.push(random.pick(&[0x66, 0xf2, 0xf3, 0x2e, 0x3e, 0x64, 0x65, 0xf0, 0x26, 0x36]));
@@ -206,6 +249,12 @@ fn short_candidate(random: &mut Random, roles: &Roles, x87: bool) -> Vec<u8> {
     let opcode = if x87 && map < 45 && random.chance(85) { 0xd8 } else { 0 } | random.below(256) as u8;
     let opcode = if opcode & 0xd8 == 0xd8 && x87 { opcode & 0xdf } else { opcode };
     match map {
+        _ if avx && random.chance(50) => {
+            bytes.extend([0xc4, 0xc0 | random.below(64) as u8 & 0x20 | random.pick(&[1u8, 1, 2, 3])]);
+            let fields = random.below(256) as u8;
+            bytes.push(if random.chance(30) { fields | 0x78 } else { fields });
+            bytes.push(random.below(256) as u8);
+        }
         0..55 => bytes.push(opcode),
         55..92 => bytes.extend([0x0f, opcode]),
         92..95 => bytes.extend([0x0f, 0x38, opcode]),

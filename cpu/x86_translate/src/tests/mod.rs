@@ -9,7 +9,7 @@ mod segments;
 use crate::{Exit, Options, Translator, TranslatorVcpu};
 use std::sync::Arc;
 use x86_core::testing::{FlatPlatform, Machine};
-use x86_core::{Cpu, Flow, Trap};
+use x86_core::{Cpu, Flow, Trap, VecReg};
 
 /// A machine whose processor runs translated code.
 pub(crate) struct Translated {
@@ -60,20 +60,20 @@ pub(crate) struct State {
     pub(crate) regs: [u64; 16],
     pub(crate) rip: u64,
     pub(crate) rflags: u64,
-    pub(crate) vectors: [u128; 16],
+    pub(crate) vectors: [VecReg; 32],
+    pub(crate) opmask: [u64; 8],
     pub(crate) mxcsr: u32,
     pub(crate) x87: Vec<u8>,
 }
 
 impl State {
     pub(crate) fn of(cpu: &Cpu) -> Self {
-        let low =
-            |index: usize| u128::from_le_bytes(cpu.vectors[index].0[..16].try_into().unwrap_or_default());
         Self {
             regs: cpu.regs,
             rip: cpu.rip,
             rflags: cpu.rflags,
-            vectors: std::array::from_fn(low),
+            vectors: cpu.vectors,
+            opmask: cpu.opmask,
             mxcsr: cpu.mxcsr,
             x87: cpu.x87.0.to_vec(),
         }
@@ -86,9 +86,14 @@ impl State {
             if self.regs[index] != other.regs[index] {
                 list.push(format!("r{index}: {:#x} is {:#x}", self.regs[index], other.regs[index]));
             }
-            if self.vectors[index] != other.vectors[index] {
-                list.push(format!("xmm{index}: {:#x} is {:#x}", self.vectors[index], other.vectors[index]));
+        }
+        for (index, (a, b)) in self.vectors.iter().zip(&other.vectors).enumerate() {
+            if a != b {
+                list.push(format!("vector {index}: {:02x?} is {:02x?}", a.0, b.0));
             }
+        }
+        if self.opmask != other.opmask {
+            list.push(format!("mask registers: {:x?} is {:x?}", self.opmask, other.opmask));
         }
         if self.rip != other.rip {
             list.push(format!("rip: {:#x} is {:#x}", self.rip, other.rip));

@@ -565,7 +565,8 @@ fn system_calls_stay_in_translated_code() {
     let kernel = b"\xe8\x08\x00\x00\x00\x4c\x01\xdb\xff\xc2\x48\x0f\x07\x48\x89\xce\xc3";
     let (_, actual) = system_calls(user, kernel, |machine| machine.cpu.rflags |= flags::IF | flags::ID);
     let counters = actual.vcpu.counters();
-    assert!(counters.interpreted.len() <= 2 && counters.entries < 40, "{counters:?}");
+    // The first SYSCALL comes to a mode that has no targets yet.
+    assert!(counters.interpreted.values().sum::<u64>() <= 3 && counters.entries < 40, "{counters:?}");
     // The kernel's call and return in the user's place: its return address is where the user's frame leads.
     // l: call f; ud2; f: syscall; ret; and the kernel: pop rbx; push rbx; ret
     let user = b"\xe8\x02\x00\x00\x00\x0f\x0b\x0f\x05\xc3";

@@ -1,6 +1,7 @@
 //! The `vireo` command: parses, calls, prints.
 
 mod accelerator;
+mod cpu;
 mod exit;
 mod info;
 mod run;
@@ -22,6 +23,8 @@ enum Command {
     Run(Box<run::Options>),
     /// Shows what this host offers to VMs, and which accelerator a run would take.
     Info(info::Options),
+    /// Shows which processors guests can be given.
+    Cpu(cpu::Options),
     /// Prints a completion script for a shell.
     ///
     /// For bash: vireo completion bash > ~/.local/share/bash-completion/completions/vireo
@@ -36,6 +39,7 @@ Examples:
   vireo run debian                      a stock Debian kernel to a shell, fetched and checked
   vireo run --kernel bzImage --initrd initrd.img --append console=ttyS0
   vireo info                            what this host offers, and what to do about the rest
+  vireo cpu list                        the processors that --cpu takes
   vireo run --help                      everything about running";
 
 fn main() -> ExitCode {
@@ -50,6 +54,7 @@ fn main() -> ExitCode {
     let result = match arguments.command {
         Command::Run(options) => run::run(&options),
         Command::Info(options) => info::run(&options),
+        Command::Cpu(options) => cpu::run(&options),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "vireo", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)

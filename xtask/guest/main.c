@@ -61,6 +61,8 @@ int main(int argc, char **argv)
 	if (!(is_init && access("/boot-only", F_OK) == 0)) {
 		run_all(integer_workloads, argc, argv);
 		run_all(vector_workloads, argc, argv);
+		if (has_avx_workloads())
+			run_all(avx_workloads, argc, argv);
 		run_all(system_workloads, argc, argv);
 	}
 	printf("bench-end\n");

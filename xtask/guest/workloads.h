@@ -14,4 +14,8 @@ struct workload {
 extern const struct workload integer_workloads[];
 extern const struct workload vector_workloads[];
 extern const struct workload system_workloads[];
+extern const struct workload avx_workloads[];
+
+/* Whether this processor can run `avx_workloads`. */
+int has_avx_workloads(void);
 #endif

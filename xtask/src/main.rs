@@ -2,6 +2,7 @@
 
 mod bench;
 mod fuzz;
+mod isa;
 mod kvm_lab;
 mod lint;
 mod test;
@@ -25,6 +26,8 @@ enum Chore {
     Lint,
     /// Installs what the tests need and runs everything that must pass.
     Test(test::Options),
+    /// Compares the interpreter's instructions with the host's processor and counts them by extension.
+    Isa,
     /// Builds the fuzz targets and runs each for a while; fails if one finds something.
     Fuzz(fuzz::Options),
     /// Runs a command where /dev/kvm is real: in Debian on an emulated processor that has SVM.
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().chore {
         Chore::Lint => lint::run(&root()),
         Chore::Test(options) => test::run(&root(), &options),
+        Chore::Isa => isa::run(&root()),
         Chore::Fuzz(options) => fuzz::run(&root(), &options),
         Chore::KvmLab(options) => return kvm_lab::run(&root(), &options),
         Chore::Bench(bench) => bench.run(&root()),

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use tempfile::TempDir;
 
-/// Flags that the program is built with: what our processor model announces, and no more.
+/// Flags that the program is built with. (What needs more asks the processor first.)
 const COMPILER_FLAGS: &[&str] = &["-O2", "-static", "-march=x86-64-v2", "-Wall"];
 /// The same of 32-bit code: what Debian's i386 is built for, and SSE2 for what asks for it. The kernel's headers are
 /// among those of the host.
@@ -43,7 +43,7 @@ impl Guest {
         let mut compiler = Command::new("gcc");
         let flags = if options.m32 { COMPILER_FLAGS_32 } else { COMPILER_FLAGS };
         compiler.args(flags).arg("-o").arg(&program);
-        for source in ["main.c", "integer.c", "vector.c", "system.c"] {
+        for source in ["main.c", "integer.c", "vector.c", "avx.c", "system.c"] {
             compiler.arg(sources.join(source));
         }
         run(compiler.arg("-lm"))?;

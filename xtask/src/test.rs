@@ -9,6 +9,8 @@ use std::time::Instant;
 /// A program that the tests call, and the Debian package it comes in.
 const PROGRAMS: &[(&str, &str)] = &[
     ("gcc", "gcc libc6-dev"),
+    // The stub is tested with it.
+    ("gdb", "gdb"),
     ("gpgv", "gpgv"),
     ("mkfs.ext4", "e2fsprogs"),
     // The KVM lab's machine.

@@ -17,7 +17,8 @@ pub(crate) const INTERNAL_ERROR: u8 = 8;
 /// For `--help`.
 pub(crate) const HELP: &str = "\
 Exit codes:
-  0    the guest powered off, or reset with --no-reboot, or Ctrl-A X was typed
+  0    the guest powered off, or reset with --no-reboot, or Ctrl-A X was typed,
+       or gdb killed it
   1    an error on the host's side, which standard error names
   2    a wrong command line
   4    the guest's kernel panicked (reported through pvpanic)
@@ -27,23 +28,24 @@ Exit codes:
   odd  the guest wrote N to the debug-exit port: 2 * N + 1
   128+S  signal S ended the program";
 
-/// The exit code for the end of a VM, with a line for those that need one.
-pub(crate) fn of(ending: &Ending) -> ExitCode {
-    let code = match ending {
+/// The exit code for the end of a VM.
+pub(crate) fn code(ending: &Ending) -> u8 {
+    match ending {
         Ending::PowerOff | Ending::Reset | Ending::Quit => 0,
-        Ending::Panicked => {
-            eprintln!("vireo: the guest's kernel panicked");
-            PANICKED
-        }
-        Ending::TripleFault { vcpu } => {
-            eprintln!("vireo: vCPU {vcpu} shut down by a triple fault");
-            TRIPLE_FAULT
-        }
+        Ending::Panicked => PANICKED,
+        Ending::TripleFault { .. } => TRIPLE_FAULT,
         Ending::DebugExit(code) => *code,
-        Ending::InternalError(error) => {
-            eprintln!("vireo: the accelerator failed: {error}");
-            INTERNAL_ERROR
-        }
-    };
-    ExitCode::from(code)
+        Ending::InternalError(_) => INTERNAL_ERROR,
+    }
+}
+
+/// The same, with a line for those that need one.
+pub(crate) fn of(ending: &Ending) -> ExitCode {
+    match ending {
+        Ending::PowerOff | Ending::Reset | Ending::Quit | Ending::DebugExit(_) => {}
+        Ending::Panicked => eprintln!("vireo: the guest's kernel panicked"),
+        Ending::TripleFault { vcpu } => eprintln!("vireo: vCPU {vcpu} shut down by a triple fault"),
+        Ending::InternalError(error) => eprintln!("vireo: the accelerator failed: {error}"),
+    }
+    ExitCode::from(code(ending))
 }

@@ -35,8 +35,8 @@ pub struct DebugSettings {
     /// Deliver no interrupts while single-stepping, unless the processor is halted. Without it a step may lead
     /// into the handler of an interrupt.
     pub hold_interrupts: bool,
-    /// Where to stop before the instruction: linear addresses, any number of them. The accelerator may change
-    /// the guest's code for them while processors run, and only then.
+    /// Where to stop before the instruction: linear addresses, any number of them. For what is beyond its hardware
+    /// breakpoints the accelerator may change the guest's code while processors run, and only then.
     pub breakpoints: Vec<u64>,
     /// The same without a change of the guest's code, and so at addresses that nothing is mapped at yet.
     pub hardware_breakpoints: Vec<u64>,
@@ -62,6 +62,8 @@ pub struct DebugLimits {
     pub read_watchpoints: bool,
     /// Whether [`DebugSettings::hold_interrupts`] does something.
     pub hold_interrupts: bool,
+    /// Whether the guest's own debug registers have their effect while there are breakpoints or watchpoints.
+    pub guest_registers: bool,
 }
 
 /// Why a processor that is debugged stopped.

@@ -1,7 +1,7 @@
 //! Breakpoints, watchpoints and single steps of a debugger on the host.
 
 use crate::guest::{
-    Asm, CODE, DATA, PAGE_TABLES, assemble, boot64, exit, interrupt_handler, long_mode, progress,
+    Asm, CODE, CODE32, DATA, PAGE_TABLES, assemble, boot64, exit, interrupt_handler, long_mode, progress,
     write_tables,
 };
 use crate::rig::{Access, LOG_PORT, RAM, Rig, Target};
@@ -107,6 +107,30 @@ pub(crate) fn hardware_breakpoints_stop_before_the_instruction(target: &Target<'
     calls(&mut rig, 4);
     let settings = DebugSettings { hardware_breakpoints: vec![FUNCTION + 3], ..DebugSettings::default() };
     stops_at(&mut rig, &settings, FUNCTION + 3);
+}
+
+pub(crate) fn any_number_of_breakpoints_stops(target: &Target<'_>) {
+    let mut rig = Rig::new(target, 2);
+    calls(&mut rig, 2);
+    function(&rig, FUNCTION, |a| {
+        for _ in 0..10 {
+            a.inc(ebx)?; // 2 bytes
+        }
+        a.ret()
+    });
+    let code = rig.read_u64(FUNCTION);
+    let all: Vec<_> = (0..10).map(|index| FUNCTION + 2 * index).collect();
+    let settings = DebugSettings { breakpoints: all.clone(), ..DebugSettings::default() };
+    for address in all.iter().chain(&all) {
+        // The second processor waits to be started, and maps nothing.
+        rig.vcpus.iter_mut().for_each(|vcpu| vcpu.set_debug(&settings).expect("any number"));
+        assert_eq!(run_to_stop(&mut rig), DebugStop::Breakpoint { address: *address });
+        assert_eq!(rig.read_u64(FUNCTION), code, "who looks sees the guest's code");
+        rig.vcpus[1].set_debug(&DebugSettings::default()).expect("nothing");
+        step_over(&mut rig);
+    }
+    debug(&mut rig, &DebugSettings::default());
+    assert_eq!(rig.run(), 20);
 }
 
 pub(crate) fn breakpoints_are_met_in_code_that_has_run(target: &Target<'_>) {
@@ -261,6 +285,50 @@ pub(crate) fn watchpoints_stop_after_the_access(target: &Target<'_>) {
     assert_eq!(rig.run(), 4);
 }
 
+pub(crate) fn code_of_32_bits_is_debugged(target: &Target<'_>) {
+    let mut rig = Rig::new(target, 1);
+    write_tables(&rig);
+    let code = assemble(32, CODE, |a| {
+        let mut again = a.create_label();
+        a.xor(ebx, ebx)?;
+        a.mov(ecx, 100)?;
+        a.mov(esi, FUNCTION as u32)?;
+        a.set_label(&mut again)?;
+        a.call(esi)?;
+        a.dec(ecx)?;
+        a.jne(again)?;
+        a.mov(eax, ebx)?;
+        exit(a)
+    });
+    rig.write(CODE, &code);
+    let function = assemble(32, FUNCTION, |a| {
+        a.add(ebx, 5)?; // 3 bytes
+        a.nop()?;
+        a.mov(dword_ptr(DATA as u32), ebx)?;
+        a.inc(ebx)?;
+        a.ret()
+    });
+    rig.write(FUNCTION, &function);
+    rig.edit(0, |state| {
+        long_mode(state, 0, CODE);
+        let code = &mut state.segments[X86State::CS];
+        (code.selector, code.rights) = (CODE32, 0xc09b);
+    });
+    let stores = watch(DATA, 4, WatchKind::Write);
+    for round in 0..3 {
+        debug(&mut rig, &breakpoint(FUNCTION + 3));
+        assert_eq!(run_to_stop(&mut rig), DebugStop::Breakpoint { address: FUNCTION + 3 });
+        assert_eq!(state(&rig).regs[X86State::RBX], 6 * round + 5);
+        debug(&mut rig, &stores);
+        assert_eq!(run_to_stop(&mut rig), DebugStop::Watchpoint(stores.watchpoints[0]));
+        assert_eq!((rig.read_u64(DATA), state(&rig).regs[X86State::RBX]), (6 * round + 5, 6 * round + 5));
+        step_over(&mut rig);
+        assert_eq!(state(&rig).regs[X86State::RBX], 6 * round + 6);
+    }
+    debug(&mut rig, &DebugSettings::default());
+    assert_eq!(rig.run(), 600);
+}
+
 pub(crate) fn loads_are_watched_for_alone_or_refused(target: &Target<'_>) {
     let mut rig = Rig::new(target, 1);
     boot64(&mut rig, |a| {
@@ -330,11 +398,12 @@ pub(crate) fn the_guest_keeps_its_own_breakpoints(target: &Target<'_>) {
     });
     debug(&mut rig, &breakpoint(FUNCTION + 2));
     assert_eq!(run_to_stop(&mut rig), DebugStop::Breakpoint { address: FUNCTION + 2 });
-    assert_eq!(state(&rig).regs[X86State::RBX], 0x1_0101);
-    assert_eq!(state(&rig).dr7, 0x401);
+    let own = if rig.vcpus[0].debug_limits().guest_registers { 0x1_0000 } else { 0 };
+    assert_eq!(state(&rig).regs[X86State::RBX], own + 0x101);
+    assert_eq!((state(&rig).dr7, state(&rig).debug_addresses[0]), (0x401, FUNCTION));
     // Still with a breakpoint, at an address that is not executed.
     debug(&mut rig, &breakpoint(FUNCTION + 0x100));
-    assert_eq!(rig.run(), 0x1_0201);
+    assert_eq!(rig.run(), own + 0x201);
 }
 
 pub(crate) fn breakpoints_are_a_processor_s_own(target: &Target<'_>) {

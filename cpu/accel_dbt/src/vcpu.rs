@@ -90,7 +90,7 @@ impl Vcpu for DbtVcpu {
     }
 
     fn debug_limits(&self) -> DebugLimits {
-        DebugLimits { hardware: None, read_watchpoints: true, hold_interrupts: true }
+        DebugLimits { hardware: None, read_watchpoints: true, hold_interrupts: true, guest_registers: true }
     }
 
     fn set_debug(&mut self, settings: &DebugSettings) -> Result<(), AccelError> {

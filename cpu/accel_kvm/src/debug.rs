@@ -1,7 +1,7 @@
 //! Debugging a vCPU: see [`accel::DebugSettings`] (`KVM_SET_GUEST_DEBUG` in Linux's
 //! `Documentation/virt/kvm/api.rst`).
 //!
-//! While hardware breakpoints or watchpoints are set, the guest's own debug registers have no effect, and while a
+//! While breakpoints or watchpoints are set, the guest's own debug registers have no effect, and while a
 //! vCPU single-steps, instructions that save the flags save a set TF: the kernel hides neither.
 
 use crate::error::{errno, host};
@@ -24,7 +24,9 @@ const BP: u32 = 3;
 #[derive(Debug, Default)]
 pub(crate) struct Debugging {
     single_step: bool,
-    /// The kernel's flags.
+    /// The kernel's flags for what was asked for.
+    wanted: u32,
+    /// Those that it was given.
     control: u32,
     /// What each debug register is for.
     registers: Vec<Register>,
@@ -74,8 +76,20 @@ impl Debugging {
     }
 
     /// Puts what a run needs into memory.
-    pub(crate) fn begin(&self, patches: &Patches) {
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn begin(&mut self, patches: &Patches, fd: &VcpuFd) -> std::io::Result<()> {
+        // INT3 that stands there for another vCPU must not come to this one's guest either.
+        let others =
+            if patches.are_planned() { kb::KVM_GUESTDBG_ENABLE | kb::KVM_GUESTDBG_USE_SW_BP } else { 0 };
+        let control = self.wanted | others;
+        if control != self.control {
+            self.control = control;
+            self.tell(fd, control)?;
+        }
         self.patched.iter().for_each(|(_, gpa)| patches.insert(*gpa));
+        Ok(())
     }
 
     /// Takes it away again.
@@ -143,6 +157,7 @@ pub(crate) fn limits(vm: &VmShared) -> DebugLimits {
         hardware: Some(REGISTERS as u32),
         read_watchpoints: false,
         hold_interrupts: vm.blocks_interrupts,
+        guest_registers: false,
     }
 }
 
@@ -163,11 +178,13 @@ impl Debugging {
         fd: &VcpuFd,
         vm: &VmShared,
     ) -> Result<Self, AccelError> {
+        vm.patches.forget(id);
         let debugging = Self::plan(settings, id, fd, vm).and_then(|debugging| {
             debugging.tell(fd, debugging.control).map_err(host("debugging a vCPU (KVM_SET_GUEST_DEBUG)"))?;
             Ok(debugging)
         });
         if debugging.is_err() {
+            vm.patches.forget(id);
             let _ = Self::default().tell(fd, 0); // the error that there is says more
         }
         debugging
@@ -177,13 +194,18 @@ impl Debugging {
         let refused = |reason| AccelError::Debug { id, reason };
         let mut registers = registers(settings).map_err(refused)?;
         let mut patched = Vec::new();
-        vm.patches.retain(&settings.breakpoints);
-        for address in &settings.breakpoints {
-            match vm.patches.place(*address, translate(fd, *address)?) {
-                Some(gpa) if vm.patches.is_possible(gpa) => patched.push((*address, gpa)),
-                // One that is not there yet, or cannot be changed.
-                _ if registers.len() < REGISTERS => registers.push(Register::Breakpoint(*address)),
-                _ => {
+        // Registers first: nothing of the guest's is changed for them, and where nothing is mapped yet they do too.
+        let mut breakpoints = settings.breakpoints.clone();
+        breakpoints.sort_unstable();
+        breakpoints.dedup();
+        for address in breakpoints {
+            if registers.len() < REGISTERS {
+                registers.push(Register::Breakpoint(address));
+                continue;
+            }
+            match vm.patches.plan(id, address, translate(fd, address)?) {
+                Some(gpa) => patched.push((address, gpa)),
+                None => {
                     let reason = format!(
                         "there is no memory at {address:#x} now, and all {REGISTERS} debug registers are taken"
                     );
@@ -191,17 +213,22 @@ impl Debugging {
                 }
             }
         }
-        patched.sort_unstable();
-        patched.dedup();
         let mut control = 0;
         let mut want = |wanted: bool, flag: u32| control |= if wanted { flag } else { 0 };
         want(!settings.is_empty(), kb::KVM_GUESTDBG_ENABLE);
         want(settings.single_step, kb::KVM_GUESTDBG_SINGLESTEP);
         let hold = settings.single_step && settings.hold_interrupts && vm.blocks_interrupts;
         want(hold, kb::KVM_GUESTDBG_BLOCKIRQ);
-        want(!settings.breakpoints.is_empty(), kb::KVM_GUESTDBG_USE_SW_BP);
+        want(!patched.is_empty(), kb::KVM_GUESTDBG_USE_SW_BP);
         want(!registers.is_empty(), kb::KVM_GUESTDBG_USE_HW_BP);
-        Ok(Self { single_step: settings.single_step, control, registers, patched, passing: None })
+        Ok(Self {
+            single_step: settings.single_step,
+            wanted: control,
+            control,
+            registers,
+            patched,
+            passing: None,
+        })
     }
 
     /// What an exit of the kernel for a debug exception means to others; nothing if it was the guest's own, which it

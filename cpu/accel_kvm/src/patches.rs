@@ -24,33 +24,39 @@ struct Patch {
 pub(crate) struct Patches {
     memory: GuestMemory,
     places: Mutex<BTreeMap<u64, Patch>>,
-    /// Where breakpoints' linear addresses were mapped for a vCPU: others may have no mapping for them yet, such as those
-    /// that wait to be started.
-    mapped: Mutex<BTreeMap<u64, u64>>,
+    /// vCPUs' breakpoints that are INT3: by vCPU and linear address, the guest physical address.
+    planned: Mutex<BTreeMap<(u32, u64), u64>>,
 }
 
 impl Patches {
     pub(crate) fn new(memory: &GuestMemory) -> Self {
-        Self { memory: memory.clone(), places: Mutex::default(), mapped: Mutex::default() }
+        Self { memory: memory.clone(), places: Mutex::default(), planned: Mutex::default() }
     }
 
     /// Whether there could be one.
-    pub(crate) fn is_possible(&self, gpa: u64) -> bool {
+    fn is_possible(&self, gpa: u64) -> bool {
         self.memory.host_page(gpa).is_some() && !self.memory.is_read_only(gpa)
     }
 
-    /// The guest physical address of a breakpoint, which a vCPU has mapped to `gpa`, or another vCPU had.
-    pub(crate) fn place(&self, address: u64, gpa: Option<u64>) -> Option<u64> {
-        let mut mapped = self.mapped.lock();
-        if let Some(gpa) = gpa {
-            mapped.insert(address, gpa);
-        }
-        mapped.get(&address).copied()
+    /// Plans one for the breakpoint at the linear address `address` of vCPU `id`, which maps it to `gpa`; if it maps it to
+    /// nothing yet, as one that waits to be started, where another vCPU has the same breakpoint. Gives the place, if
+    /// there can be one.
+    pub(crate) fn plan(&self, id: u32, address: u64, gpa: Option<u64>) -> Option<u64> {
+        let mut planned = self.planned.lock();
+        let elsewhere = || planned.iter().find(|((_, other), _)| *other == address).map(|(_, gpa)| *gpa);
+        let gpa = gpa.or_else(elsewhere).filter(|gpa| self.is_possible(*gpa))?;
+        planned.insert((id, address), gpa);
+        Some(gpa)
     }
 
-    /// Forgets the addresses of breakpoints that are not among `addresses`.
-    pub(crate) fn retain(&self, addresses: &[u64]) {
-        self.mapped.lock().retain(|address, _| addresses.contains(address));
+    /// Forgets what was planned for vCPU `id`.
+    pub(crate) fn forget(&self, id: u32) {
+        self.planned.lock().retain(|(planner, _), _| *planner != id);
+    }
+
+    /// Whether some are planned.
+    pub(crate) fn are_planned(&self) -> bool {
+        !self.planned.lock().is_empty()
     }
 
     /// Whether some vCPU wants one there.

@@ -41,8 +41,10 @@ impl Vcpu for KvmVcpu {
         if let Err(error) = self.thaw() {
             return HaltReason::InternalError(format!("guest time cannot go on: {error}"));
         }
-        self.debugging.begin(&self.vm.patches);
-        let reason = self.loop_until_end(bus, stop, &entered);
+        let reason = match self.debugging.begin(&self.vm.patches, &self.kernel.fd) {
+            Ok(()) => self.loop_until_end(bus, stop, &entered),
+            Err(error) => HaltReason::InternalError(format!("KVM does not debug the vCPU: {error}")),
+        };
         self.debugging.end(&self.vm.patches, &self.kernel.fd);
         match self.freeze() {
             Ok(()) => reason,

@@ -25,4 +25,4 @@ pub use numa::{NodeDistance, NodeSpec, NumaError, NumaSpec};
 pub use spec::{
     DriveSpec, HostSpec, KernelSpec, MAX_MEMORY, MAX_SERIALS, MAX_VCPUS, MIN_MEMORY, MachineKind, MachineSpec,
 };
-pub use vm::{CpuUse, Ending, Vm, VmHandle};
+pub use vm::{CpuUse, Ending, Pause, RunOptions, Vm, VmHandle};

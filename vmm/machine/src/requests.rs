@@ -1,5 +1,6 @@
 //! What guest, host and people ask of the whole machine, and the thread that carries it out hears.
 
+use accel::DebugStop;
 use chipset_x86::{PowerEvent, PowerEvents};
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
@@ -16,6 +17,15 @@ pub(crate) enum Request {
     },
     /// The accelerator failed.
     InternalError(String),
+    /// A vCPU met what a debugger asked for.
+    Debug {
+        /// Which.
+        vcpu: u32,
+        /// What it met.
+        stop: DebugStop,
+    },
+    /// Somebody wants the VM to stand still for a while.
+    Pause,
     /// A person or another program wants the VM to end now.
     Quit,
 }
@@ -33,10 +43,24 @@ impl Requests {
 
     pub(crate) fn push(&self, request: Request) {
         let mut queue = self.queue.lock();
-        if queue.len() < Self::MOST || request == Request::Quit {
+        let known = request == Request::Pause && queue.contains(&request);
+        if !known && (queue.len() < Self::MOST || request == Request::Quit) {
             queue.push_back(request);
         }
         self.arrived.notify_all();
+    }
+
+    /// The next request, if there is one.
+    pub(crate) fn take(&self) -> Option<Request> {
+        self.queue.lock().pop_front()
+    }
+
+    /// Forgets stops of a debugger's that come again when the VM goes on, or mean nothing then.
+    pub(crate) fn clear_stops(&self) {
+        let again = |request: &Request| {
+            matches!(request, Request::Debug { stop: DebugStop::Step | DebugStop::Breakpoint { .. }, .. })
+        };
+        self.queue.lock().retain(|request| !again(request));
     }
 
     /// Waits for the next request.
@@ -50,9 +74,9 @@ impl Requests {
         }
     }
 
-    /// Forgets what a guest asked for before a reset; a person's wish to quit stays.
+    /// Forgets what a guest asked for before a reset; people's wishes stay.
     pub(crate) fn clear(&self) {
-        self.queue.lock().retain(|request| *request == Request::Quit);
+        self.queue.lock().retain(|request| matches!(request, Request::Quit | Request::Pause));
     }
 }
 

@@ -4,9 +4,9 @@ use crate::hardware::Hardware;
 use crate::pc;
 use crate::requests::{Request, Requests};
 use crate::{MAX_VCPUS, MachineError, MachineKind, MachineSpec, microvm};
-use accel::{Accelerator, HaltReason, StopToken, Vcpu, VcpuBus};
+use accel::{Accelerator, DebugStop, HaltReason, StopToken, Vcpu, VcpuBus};
 use chipset_x86::PowerEvent;
-use guest_memory::PreallocProgress;
+use guest_memory::{GuestMemory, PreallocProgress};
 use placement::{CpuMeter, CpuTime, Placement, PlacementError};
 use std::sync::Arc;
 
@@ -32,6 +32,44 @@ pub enum Ending {
     InternalError(String),
 }
 
+/// Why a VM stands still.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Pause {
+    /// It has ended.
+    Ended(Ending),
+    /// [`VmHandle::pause`].
+    Asked,
+    /// A vCPU met what [`Vcpu::set_debug`] asked for.
+    Debug {
+        /// Which vCPU.
+        vcpu: u32,
+        /// What it met.
+        stop: DebugStop,
+    },
+    /// A vCPU shut down, as [`RunOptions::stop_at_triple_fault`] wants to know. The machine resets, or ends, when it
+    /// goes on.
+    TripleFault {
+        /// Which vCPU.
+        vcpu: u32,
+    },
+}
+
+/// How [`Vm::run_until_pause`] runs.
+#[derive(Clone, Copy)]
+pub struct RunOptions<'a> {
+    /// Which vCPUs run.
+    pub vcpus: &'a dyn Fn(u32) -> bool,
+    /// Whether a triple fault is something to pause at.
+    pub stop_at_triple_fault: bool,
+}
+
+impl Default for RunOptions<'_> {
+    /// All run, and a triple fault resets.
+    fn default() -> Self {
+        Self { vcpus: &|_| true, stop_at_triple_fault: false }
+    }
+}
+
 /// Ends a VM, or presses its buttons, from any thread.
 #[derive(Debug, Clone)]
 pub struct VmHandle {
@@ -54,6 +92,11 @@ impl VmHandle {
         self.requests.push(Request::Quit);
     }
 
+    /// Has the VM stand still for a while: [`Vm::run_until_pause`] and [`Vm::wait`] return.
+    pub fn pause(&self) {
+        self.requests.push(Request::Pause);
+    }
+
     /// The processor time that the VM took so far.
     pub fn cpu_use(&self) -> CpuUse {
         CpuUse { vcpus: self.meter.vcpus(), io: self.meter.io() }
@@ -68,6 +111,8 @@ pub struct Vm {
     placement: Arc<Placement>,
     meter: Arc<CpuMeter>,
     no_reboot: bool,
+    /// The vCPU that shut down, if the machine is to reset for that when it goes on.
+    shut_down: Option<u32>,
 }
 
 impl Vm {
@@ -103,7 +148,8 @@ impl Vm {
         };
         let vcpus =
             (0..spec.vcpus).map(|id| hardware.accel.create_vcpu(id)).collect::<Result<Vec<_>, _>>()?;
-        let mut vm = Self { hardware, vcpus, requests, placement, meter, no_reboot: spec.no_reboot };
+        let mut vm =
+            Self { hardware, vcpus, requests, placement, meter, no_reboot: spec.no_reboot, shut_down: None };
         vm.load_kernel(true)?;
         Ok(vm)
     }
@@ -130,27 +176,85 @@ impl Vm {
     /// reset.
     pub fn run(&mut self) -> Result<Ending, MachineError> {
         loop {
-            let request = self.run_until_request()?;
+            if let Pause::Ended(ending) = self.run_until_pause(&RunOptions::default())? {
+                return Ok(ending);
+            }
+        }
+    }
+
+    /// Runs the VM until it ends or is to stand still; resets happen inside.
+    ///
+    /// # Errors
+    /// As [`Vm::run`].
+    pub fn run_until_pause(&mut self, options: &RunOptions<'_>) -> Result<Pause, MachineError> {
+        self.requests.clear_stops();
+        if let Some(vcpu) = self.shut_down.take() {
+            if self.no_reboot {
+                return Ok(Pause::Ended(Ending::TripleFault { vcpu }));
+            }
+            self.reset()?;
+        }
+        loop {
+            // What came while the VM stood still comes first.
+            let request = match self.requests.take() {
+                Some(request) => request,
+                None => self.run_until_request(options.vcpus)?,
+            };
             match request {
-                Request::Quit => return Ok(Ending::Quit),
-                Request::InternalError(error) => return Ok(Ending::InternalError(error)),
-                Request::Power(PowerEvent::PowerOff) => return Ok(Ending::PowerOff),
-                Request::Power(PowerEvent::DebugExit(code)) => return Ok(Ending::DebugExit(code)),
-                Request::Power(PowerEvent::Panicked) => return Ok(Ending::Panicked),
-                Request::Power(PowerEvent::CrashLoaded) => {}
-                Request::Power(PowerEvent::Reset) if self.no_reboot => return Ok(Ending::Reset),
-                Request::TripleFault { vcpu } if self.no_reboot => return Ok(Ending::TripleFault { vcpu }),
-                Request::Power(PowerEvent::Reset) => self.reset()?,
-                Request::TripleFault { vcpu } => {
+                Request::Power(PowerEvent::Reset) if !self.no_reboot => self.reset()?,
+                Request::TripleFault { vcpu } if options.stop_at_triple_fault => {
+                    self.shut_down = Some(vcpu);
+                    return Ok(Pause::TripleFault { vcpu });
+                }
+                Request::TripleFault { vcpu } if !self.no_reboot => {
                     tracing::warn!("vCPU {vcpu} shut down by a triple fault; the machine resets");
                     self.reset()?;
+                }
+                request => {
+                    if let Some(pause) = pause(request) {
+                        return Ok(pause);
+                    }
                 }
             }
         }
     }
 
-    fn reset(&mut self) -> Result<(), MachineError> {
+    /// Waits, while the VM stands still, until it is to end, or somebody calls [`VmHandle::pause`].
+    pub fn wait(&mut self) -> Pause {
+        loop {
+            match self.requests.wait() {
+                Request::Debug { .. } => {}
+                request => {
+                    if let Some(pause) = pause(request) {
+                        return pause;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The vCPUs, by number. They stand still.
+    pub fn vcpus(&self) -> &[Box<dyn Vcpu>] {
+        &self.vcpus
+    }
+
+    /// The same, to change their state.
+    pub fn vcpus_mut(&mut self) -> &mut [Box<dyn Vcpu>] {
+        &mut self.vcpus
+    }
+
+    /// The guest's memory.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.hardware.memory
+    }
+
+    /// Resets the machine, as its button does, and loads the kernel again.
+    ///
+    /// # Errors
+    /// [`MachineError`] if the kernel cannot be loaded again.
+    pub fn reset(&mut self) -> Result<(), MachineError> {
         self.requests.clear();
+        self.shut_down = None;
         self.hardware.reset();
         for vcpu in &mut self.vcpus {
             vcpu.reset();
@@ -159,7 +263,7 @@ impl Vm {
     }
 
     /// Lets everything run until somebody asks for something, and stops it again.
-    fn run_until_request(&mut self) -> Result<Request, MachineError> {
+    fn run_until_request(&mut self, runs: &dyn Fn(u32) -> bool) -> Result<Request, MachineError> {
         let stop = StopToken::new();
         let (hardware, requests, placement, meter) =
             (&self.hardware, &self.requests, &self.placement, &self.meter);
@@ -167,7 +271,7 @@ impl Vm {
         let request = std::thread::scope(|scope| {
             hardware.start();
             let mut failed = None;
-            for vcpu in &mut self.vcpus {
+            for vcpu in self.vcpus.iter_mut().filter(|vcpu| runs(vcpu.id())) {
                 let stop = &stop;
                 let name = format!("vcpu-{}", vcpu.id());
                 let spawned = std::thread::Builder::new().name(name).spawn_scoped(scope, move || {
@@ -206,10 +310,28 @@ fn place(placement: &Arc<Placement>, vcpu: u32) -> Result<(), PlacementError> {
     Ok(())
 }
 
+/// What a request that nothing else is done about means for who runs the VM.
+fn pause(request: Request) -> Option<Pause> {
+    let ending = match request {
+        Request::Quit => Ending::Quit,
+        Request::InternalError(error) => Ending::InternalError(error),
+        Request::Power(PowerEvent::PowerOff) => Ending::PowerOff,
+        Request::Power(PowerEvent::DebugExit(code)) => Ending::DebugExit(code),
+        Request::Power(PowerEvent::Panicked) => Ending::Panicked,
+        Request::Power(PowerEvent::CrashLoaded) => return None,
+        Request::Power(PowerEvent::Reset) => Ending::Reset,
+        Request::TripleFault { vcpu } => Ending::TripleFault { vcpu },
+        Request::Debug { vcpu, stop } => return Some(Pause::Debug { vcpu, stop }),
+        Request::Pause => return Some(Pause::Asked),
+    };
+    Some(Pause::Ended(ending))
+}
+
 /// Turns the end of a vCPU's run into a request.
 fn report(requests: &Requests, vcpu: u32, reason: HaltReason) {
     match reason {
-        HaltReason::Stopped | HaltReason::Debug(_) => {}
+        HaltReason::Stopped => {}
+        HaltReason::Debug(stop) => requests.push(Request::Debug { vcpu, stop }),
         HaltReason::TripleFault => requests.push(Request::TripleFault { vcpu }),
         HaltReason::InternalError(error) => {
             requests.push(Request::InternalError(format!("vCPU {vcpu}: {error}")));

@@ -15,7 +15,8 @@ use crate::{accelerator, exit};
 use accel_kvm::HostReport;
 use anyhow::{Context, Result};
 use chardev::{ChardevSpec, RawTerminal};
-use machine::{HostSpec, KernelSpec, MachineSpec, Vm, VmHandle};
+use gdb::{Listener, Start};
+use machine::{Ending, HostSpec, KernelSpec, MachineError, MachineSpec, Vm, VmHandle};
 use placement::PlacementSpec;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
@@ -34,12 +35,16 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         eprintln!("vireo: {note}");
     }
     let accelerator = accelerator::open(choice.kind)?;
+    let listener = options.gdb.as_ref().map(Listener::bind).transpose()?;
     let allocation = progress::Allocation::default();
     let mut vm = Vm::with_progress(&spec, &*accelerator, &|done, all| allocation.advance(done, all))?;
     drop(allocation);
     let handle = vm.handle();
     let signal = hear_signals(&handle)?;
-    let ending = vm.run();
+    let ending = match listener {
+        Some(listener) => debugged(&mut vm, listener, options.paused),
+        None => vm.run(),
+    };
     drop(vm);
     RawTerminal::restore();
     if options.cpu_times {
@@ -49,6 +54,14 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         0 => Ok(exit::of(&ending?)),
         signal => Ok(ExitCode::from(128 + signal as u8)),
     }
+}
+
+/// Runs the VM with gdb.
+fn debugged(vm: &mut Vm, listener: Listener, paused: bool) -> Result<Ending, MachineError> {
+    let waits = if paused { "; the guest waits for it" } else { "" };
+    eprintln!("vireo: gdb can connect to {}{waits}", listener.endpoint());
+    let start = if paused { Start::Paused } else { Start::Running };
+    gdb::run(vm, listener, start, &exit::code)
 }
 
 /// What the options describe, with the image fetched if need be.

@@ -7,6 +7,7 @@ use crate::exit;
 use accel::{CpuSpec, Tier};
 use chardev::ChardevSpec;
 use clap::Args;
+use gdb::Endpoint;
 use guest_memory::MemoryOptions;
 use machine::{DriveSpec, MachineKind};
 use placement::{Pin, Schedule};
@@ -22,6 +23,8 @@ Examples:
   vireo run debian --accel kvm
       on the host's KVM, or not at all; `vireo info` says what the host has
   vireo run --kernel vmlinux --serial file=boot.log --no-reboot
+  vireo run debian --append nokaslr --gdb tcp::1234 --paused
+      gdb debugs the kernel from its first instruction on: `target remote :1234`
   vireo run debian --smp 2 --memory-backing hugepages=2M --pin 0=2 --pin 1=3 --sched vcpus=fifo:1
 
 Keys in the terminal:
@@ -29,6 +32,8 @@ Keys in the terminal:
 
 /// The heading of options on how the host is used.
 const HOST: &str = "Use of the host";
+/// The heading of options on debugging.
+const DEBUGGING: &str = "Debugging";
 
 /// Options of `vireo run`.
 #[derive(Args)]
@@ -125,6 +130,14 @@ pub(crate) struct Options {
     /// Print the CPU time of vCPUs and other threads at the end. Signal USR1 prints it at any time.
     #[arg(long, help_heading = HOST)]
     pub(super) cpu_times: bool,
+    /// Let gdb debug the guest: tcp::PORT (of this host only), tcp:HOST:PORT or unix:PATH.
+    ///
+    /// Each vCPU is a thread of gdb's. Example: --gdb tcp::1234 --paused, and in gdb `target remote :1234`
+    #[arg(long, value_name = "WHERE", help_heading = DEBUGGING)]
+    pub(super) gdb: Option<Endpoint>,
+    /// Do not start the guest: gdb does, with `continue`.
+    #[arg(long, short = 'S', requires = "gdb", help_heading = DEBUGGING)]
+    pub(super) paused: bool,
     /// Debian's mirror to fetch images from, instead of the one that the host is configured with.
     #[arg(long, value_name = "URL")]
     pub(super) mirror: Option<String>,

@@ -56,13 +56,17 @@ const OPCODES_0F: [u8; 22] = [
 pub enum Legacy {
     /// 32-bit user code under a 64-bit kernel.
     Compatibility,
-    /// 32-bit protected mode: flat with paging, the same as user code, or with bases and limits.
+    /// 32-bit protected mode with flat segments and paging.
     Paged,
+    /// The same at CPL 3.
     User,
+    /// 32-bit protected mode with bases and limits.
     Segmented,
-    /// 16-bit code: in protected, real and virtual-8086 mode.
+    /// 16-bit code in protected mode.
     Protected16,
+    /// Real mode.
     Real,
+    /// Virtual-8086 mode.
     Virtual,
 }
 

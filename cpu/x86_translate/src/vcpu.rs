@@ -480,7 +480,9 @@ impl TranslatorVcpu {
     fn lookup_block(&mut self, platform: &dyn Platform, mode: Mode) -> Result<Lookup, Trap> {
         let fetch = self.core(platform).fetch_physical()?;
         let rip = self.jit.cpu.rip;
-        if fetch.host.is_null() || mode.bits() == 16 && rip > 0xffff {
+        // A restored state may have any RIP; the interpreter cuts it.
+        let last = if mode.bits() == 16 { 0xffff } else { mode.ip_mask() };
+        if fetch.host.is_null() || rip > last {
             return Ok(Lookup::Step);
         }
         let va = linear_rip(&self.jit.cpu, mode);

@@ -121,6 +121,11 @@ impl Core<'_> {
         if length >= LONGEST {
             return Some(Trap::gp(0));
         }
+        let code = &self.cpu.segments[Seg::Cs as usize];
+        if !self.cpu.long64 && (self.cpu.rip & 0xffff_ffff) + length as u64 > u64::from(code.limit) {
+            // Of 4 GiB, too: instructions do not wrap.
+            return Some(Trap::gp(0));
+        }
         let address = self.code_address(self.cpu.rip.wrapping_add(length as u64));
         address.and_then(|va| self.translate_fetch(va)).err()
     }

@@ -232,7 +232,7 @@ impl Translation<'_> {
         let e = &mut *self.e;
         index_tlb(e, self.settings, S0);
         if access.aligned {
-            e.alu_imm(Alu::And, Width::B64, Rm::Reg(S0.0), -4096 | 15);
+            e.alu_imm(Alu::And, Width::B64, Rm::Reg(S0.0), -4096 | last);
         } else {
             if last != 0 {
                 e.lea(S0, Mem::base(S0, last));

@@ -193,7 +193,7 @@ fn code_wraps_at_4_gib() {
     for ip in 0xffff_fff0..=0xffff_ffffu64 {
         for code in [&b"\xeb\x20"[..], b"\xe8\x30\x00\x00\x00", b"\x40\x40\x40", b"\xb8\x78\x56\x34\x12\x90"]
         {
-            both(|| {
+            let end = both(|| {
                 let mut machine = Mode::Compatibility.machine();
                 machine.poke(PAGE_TABLES + 0x5000 + 511 * 8, 0xa0_00e7);
                 machine.memory.write(0xbf_f000, &[0x0f, 0x0b].repeat(0x800)).expect("RAM");
@@ -205,6 +205,7 @@ fn code_wraps_at_4_gib() {
                 machine.cpu.rip = ip;
                 machine
             });
+            assert!(end.is_some(), "code that crosses the end faults");
         }
     }
 }
@@ -332,5 +333,27 @@ fn exceptions_of_16_bit_code_are_precise() {
         })
         .expect("an end");
         assert!(actual.vcpu.counters().blocks > 0);
+    }
+}
+
+#[test]
+fn an_instruction_pointer_with_more_bits_is_cut() {
+    for (mode, bits) in
+        [(Mode::Compatibility, 0x7u64 << 32), (Mode::Protected, 1 << 63), (Mode::Real, 1 << 40)]
+    {
+        for at in [0, 0xffe] {
+            let end = both(|| {
+                let mut machine = mode.machine();
+                machine.cpu.rip += at;
+                machine.load(if mode == Mode::Compatibility {
+                    b"\x40\x43\x0f\x0b"
+                } else {
+                    b"\x40\x43\xeb\x00\xf4"
+                });
+                machine.cpu.rip |= bits;
+                machine
+            });
+            assert!(end.is_some());
+        }
     }
 }

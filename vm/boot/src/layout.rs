@@ -14,9 +14,11 @@ pub const STACK_TOP: u64 = 0x8ff0;
 pub const PAGE_TABLES_START: u64 = 0x9000;
 /// What `boot_params` points to beside the command line: one page.
 pub const SETUP_DATA: Range<u64> = 0xf000..0x1_0000;
-/// Multiboot's information structure, modules and memory map.
+/// Multiboot's information structure, modules and memory map, unless the kernel is there.
 pub const MULTIBOOT_INFO: Range<u64> = 0x1_0000..0x1_8000;
-/// The command line.
+/// The command line; multiboot's is elsewhere if the kernel is there.
 pub const COMMAND_LINE: Range<u64> = 0x2_0000..0x3_0000;
-/// All of the above: must be RAM, and no kernel may be loaded over it.
+/// All of the above: must be RAM, and no kernel may be loaded over it but by multiboot.
 pub const LOADER_AREA: Range<u64> = 0..0x3_0000;
+/// What multiboot needs of it at its place: the global descriptor table, past the interrupt vectors.
+pub const MULTIBOOT_AREA: Range<u64> = 0..0x1000;

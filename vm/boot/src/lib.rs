@@ -102,7 +102,7 @@ pub fn load(spec: &BootSpec<'_>, memory: &mut dyn LoadMemory) -> Result<Loaded, 
         return Err(BootError::CommandLineNul { position });
     }
     let protocol = identify(&spec.kernel)?;
-    let mut loader = Loader::new(spec, memory)?;
+    let mut loader = Loader::new(spec, memory, protocol)?;
     let entry = match protocol {
         Protocol::BzImage => bzimage::load(&mut loader)?,
         Protocol::Pvh => pvh::load(&mut loader)?,
@@ -121,9 +121,16 @@ struct Loader<'a> {
 }
 
 impl<'a> Loader<'a> {
-    fn new(spec: &'a BootSpec<'a>, memory: &'a mut dyn LoadMemory) -> Result<Self, BootError> {
+    fn new(
+        spec: &'a BootSpec<'a>,
+        memory: &'a mut dyn LoadMemory,
+        protocol: Protocol,
+    ) -> Result<Self, BootError> {
         let mut free = spec.memory.placement();
-        let area = layout::LOADER_AREA;
+        let area = match protocol {
+            Protocol::Multiboot => layout::MULTIBOOT_AREA,
+            Protocol::BzImage | Protocol::Pvh | Protocol::LinuxElf64 => layout::LOADER_AREA,
+        };
         if !free.take(&area) {
             return Err(BootError::OutsideRam {
                 file: FileKind::Kernel,
@@ -181,9 +188,27 @@ impl<'a> Loader<'a> {
         Ok(())
     }
 
+    /// Takes `preferred`, or if a multiboot kernel is there as much room elsewhere below 4 GiB.
+    fn take_near(&mut self, what: &'static str, preferred: Range<u64>) -> Result<Range<u64>, BootError> {
+        if self.free.take(&preferred) {
+            return Ok(preferred);
+        }
+        let size = preferred.end - preferred.start;
+        self.free.take_lowest(size, 0x1000, &(0..1 << 32)).ok_or(BootError::OutsideRam {
+            file: FileKind::Kernel,
+            what,
+            start: preferred.start,
+            end: preferred.end,
+        })
+    }
+
     /// Writes the command line with its final zero and returns its address. `max` doesn't count the zero.
     fn write_cmdline(&mut self, max: u64) -> Result<u64, BootError> {
-        let area = layout::COMMAND_LINE;
+        self.write_cmdline_in(&layout::COMMAND_LINE, max)
+    }
+
+    /// The same to `area`.
+    fn write_cmdline_in(&mut self, area: &Range<u64>, max: u64) -> Result<u64, BootError> {
         let max = max.min(area.end - area.start - 1);
         let line = self.spec.cmdline.as_bytes();
         if line.len() as u64 > max {

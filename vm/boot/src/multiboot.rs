@@ -3,7 +3,7 @@
 use crate::elf::{ElfFile, load_part};
 use crate::entry::EntryState;
 use crate::fields::Fields;
-use crate::layout::MULTIBOOT_INFO;
+use crate::layout::{COMMAND_LINE, MULTIBOOT_INFO};
 use crate::{BootError, FileKind, Loader, RegionKind};
 
 const HEADER_MAGIC: u32 = 0x1bad_b002;
@@ -99,14 +99,16 @@ fn load_by_addresses(loader: &mut Loader<'_>, file: &Fields<'_>, header: u64) ->
 
 /// Writes the information structure and all that it points to (3.3); returns its address.
 fn write_info(loader: &mut Loader<'_>) -> Result<u64, BootError> {
-    let cmdline = loader.write_cmdline(u64::MAX)?;
+    let area = loader.take_near("the multiboot information", MULTIBOOT_INFO)?;
+    let line = loader.take_near("the command line", COMMAND_LINE)?;
+    let cmdline = loader.write_cmdline_in(&line, u64::MAX)?;
     let initrd = loader.write_initrd(&[1 << 32])?;
     let regions = loader.spec.memory.regions();
-    let start = MULTIBOOT_INFO.start;
+    let start = area.start;
     let module = start + INFO_SIZE;
     let name = module + MODULE_SIZE;
     let map = name + 8;
-    let max = ((MULTIBOOT_INFO.end - map) / REGION_SIZE) as usize;
+    let max = ((area.end - map) / REGION_SIZE) as usize;
     if regions.len() > max {
         return Err(BootError::TooManyRegions { count: regions.len(), max });
     }
@@ -194,6 +196,23 @@ mod tests {
         assert_eq!(ram.read(0x20_0000, 8), [9; 8]);
         assert_eq!(ram.read(0x20_0028, 10), b"12345678\0\0");
         assert_eq!(ram.read(0x20_00ff, 2), [0, 0xaa]);
+    }
+
+    #[test]
+    fn a_kernel_in_low_memory_has_its_information_elsewhere() {
+        let map = MemoryMap::pc(0x800_0000, 0, &[]).unwrap();
+        let body = [header(3, &[]), b"code".to_vec()].concat();
+        let kernel = elf32(0x800c, &[Part::load(0x8000, &body, 0x2_0000)]);
+        let mut ram = Ram::new(&map);
+        let entry = load(&spec(&kernel, &map), &mut ram).unwrap().entry;
+        let (info, cmdline) = (entry.rbx, u64::from(ram.u32(entry.rbx + 16)));
+        assert_eq!((entry.rip, ram.u32(0x800c)), (0x800c, u32::from_le_bytes(*b"code")));
+        for at in [info, cmdline] {
+            assert!(!(0x8000..0x2_8000).contains(&at), "{at:#x}");
+        }
+        assert_eq!(ram.read(cmdline, 14), b"console=ttyS0\0");
+        let kernel = elf32(0x80c, &[Part::load(0x800, &body, 0x1000)]);
+        assert!(load(&spec(&kernel, &map), &mut ram).is_err(), "over the descriptor table");
     }
 
     #[test]

@@ -20,23 +20,29 @@ pub const POST_CODE_PORT: u16 = 0x80;
 /// [`PowerEvent::DebugExit`] with `value << 1 | 1`.
 pub struct DebugExit {
     port: u16,
+    count: u16,
     events: Arc<dyn PowerEvents>,
 }
 
 impl DebugExit {
     /// The device's kind in saved states.
     pub const KIND: &'static str = "debug-exit";
-    /// How many ports it has: writes of up to 32 bits.
+    /// How many ports it has unless told otherwise: for writes of up to 32 bits.
     pub const PORT_COUNT: u16 = 4;
 
     /// A device at the [`DebugExit::PORT_COUNT`] ports from `port` on.
     pub fn new(port: u16, events: Arc<dyn PowerEvents>) -> Arc<Self> {
-        Arc::new(Self { port, events })
+        Self::with_ports(port, Self::PORT_COUNT, events)
+    }
+
+    /// A device at `count` ports from `port` on.
+    pub fn with_ports(port: u16, count: u16, events: Arc<dyn PowerEvents>) -> Arc<Self> {
+        Arc::new(Self { port, count, events })
     }
 
     /// The ports to map.
     pub fn port_regions(self: &Arc<Self>) -> Vec<PortRegion> {
-        vec![region(self, (self.port, Self::PORT_COUNT))]
+        vec![region(self, (self.port, self.count))]
     }
 }
 

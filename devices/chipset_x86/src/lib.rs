@@ -15,6 +15,7 @@ mod device_timer;
 mod hpet;
 mod i8042;
 mod ioapic;
+mod pc_testdev;
 mod pic;
 mod pit;
 mod pm;
@@ -30,6 +31,7 @@ pub use debug_ports::{DebugConsole, DebugExit, PostCode, Pvpanic};
 pub use hpet::{Hpet, HpetWiring};
 pub use i8042::{I8042, I8042Config};
 pub use ioapic::IoApic;
+pub use pc_testdev::PcTestdev;
 pub use pic::Pic;
 pub use pit::Pit;
 pub use pm::{Pm, PmConfig};
@@ -46,6 +48,7 @@ pub mod addresses {
     pub use crate::hpet::{HPET_ADDRESS, HPET_BLOCK_ID, HPET_HZ, HPET_LEN};
     pub use crate::i8042::{I8042_COMMAND_PORT, I8042_DATA_PORT};
     pub use crate::ioapic::{IOAPIC_ADDRESS, IOAPIC_LEN, IOAPIC_PINS};
+    pub use crate::pc_testdev::{PC_TESTDEV_ADDRESS, PC_TESTDEV_LEN};
     pub use crate::pic::{ELCR_PORTS, PIC_MASTER_PORTS, PIC_SLAVE_PORTS};
     pub use crate::pit::{PIT_HZ, PIT_PORTS, SYSTEM_CONTROL_B_PORT};
     pub use crate::pm::{

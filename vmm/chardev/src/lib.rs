@@ -10,7 +10,7 @@ mod terminal;
 
 pub use endpoint::{ChardevError, Endpoint, InputEvent};
 pub use escape::{EscapeKeys, HELP as ESCAPE_HELP};
-pub use port::{PortConnection, PortEvents, connect_console, connect_serial};
+pub use port::{PortConnection, PortEvents, connect_console, connect_output, connect_serial};
 pub use spec::{ChardevSpec, ChardevSpecError};
 pub use terminal::RawTerminal;
 

@@ -101,6 +101,23 @@ pub fn connect_console(
     Ok((console, PortConnection { output, _raw: raw }))
 }
 
+/// A port that only sends, connected to `endpoint`: what sends, without waiting, and the connection. What finds no
+/// room is lost.
+///
+/// # Errors
+/// [`ChardevError`] if the host cannot start the thread that carries the characters.
+pub fn connect_output(
+    endpoint: Endpoint,
+) -> Result<(impl Fn(&[u8]) + Send + Sync + 'static, PortConnection), ChardevError> {
+    let Endpoint { output, raw, .. } = endpoint;
+    let output = BufferedOutput::new(output, OUTPUT_BUFFER).map_err(threads)?;
+    let sink = output.clone();
+    let send = move |bytes: &[u8]| {
+        SerialBackend::write(&*sink, bytes);
+    };
+    Ok((send, PortConnection { output, _raw: raw }))
+}
+
 struct ConsoleOutput(Arc<BufferedOutput>);
 
 impl ConsoleBackend for ConsoleOutput {

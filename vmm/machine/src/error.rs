@@ -34,6 +34,14 @@ pub enum MachineError {
         /// The most.
         most: usize,
     },
+    /// Another device is where a device was asked to be.
+    #[error("the device {device} cannot be put there: {reason}")]
+    Occupied {
+        /// The device.
+        device: &'static str,
+        /// What is in the way.
+        reason: String,
+    },
     /// A file cannot be read.
     #[error("cannot read the {what} {path}: {source}", path = .path.display())]
     File {
@@ -55,6 +63,14 @@ pub enum MachineError {
         len: u64,
         /// The guest's memory in bytes.
         memory: u64,
+    },
+    /// A file is no firmware image.
+    #[error("{path} is no firmware image; accepted are whole pages of 4096 bytes, up to {most}", path = .path.display())]
+    FirmwareSize {
+        /// Which file.
+        path: PathBuf,
+        /// The most bytes.
+        most: u64,
     },
     /// The kernel cannot be booted.
     #[error("cannot boot {path}: {source}", path = .path.display())]

@@ -24,7 +24,7 @@ const RESET_CODE: [u8; 10] = [
 
 /// ACPI and SMBIOS tables, ready to be written at every reset.
 #[derive(Debug)]
-pub(super) struct Firmware {
+pub(crate) struct Firmware {
     acpi: Tables,
     smbios: Tables,
 }
@@ -56,7 +56,7 @@ pub(super) fn acpi_config(spec: &MachineSpec) -> AcpiConfig {
 
 impl Firmware {
     /// The tables for a machine with memory at `ram`.
-    pub(super) fn new(
+    pub(crate) fn new(
         config: &AcpiConfig,
         vcpus: u32,
         ram: Vec<std::ops::Range<u64>>,
@@ -65,7 +65,7 @@ impl Firmware {
     }
 
     /// The tables for a machine without a chipset.
-    pub(super) fn micro(
+    pub(crate) fn micro(
         config: &MicroConfig,
         vcpus: u32,
         ram: Vec<std::ops::Range<u64>>,
@@ -87,7 +87,7 @@ impl Firmware {
     }
 
     /// Writes the tables and the reset code; returns where the ACPI tables' root pointer is.
-    pub(super) fn write(&self, memory: &guest_memory::GuestMemory) -> Result<u64, MachineError> {
+    pub(crate) fn write(&self, memory: &guest_memory::GuestMemory) -> Result<u64, MachineError> {
         memory.write(self.acpi.base, &self.acpi.bytes)?;
         memory.write(self.smbios.base, &self.smbios.bytes)?;
         memory.write(RESET_VECTOR, &RESET_CODE)?;

@@ -2,8 +2,9 @@
 
 use crate::MachineError;
 use crate::assembly::MachineBus;
+use crate::boot_source::BootSource;
 use crate::firmware::Firmware;
-use crate::kernel::{KernelEntry, KernelImage};
+use crate::kernel::KernelEntry;
 use accel::AccelVm;
 use boot::MemoryMap;
 use chardev::PortConnection;
@@ -26,14 +27,14 @@ pub(crate) struct Hardware {
     pub(crate) devices: Vec<Arc<dyn Device>>,
     pub(crate) connections: Vec<PortConnection>,
     pub(crate) firmware: Firmware,
-    pub(crate) kernel: KernelImage,
+    pub(crate) boot: BootSource,
 }
 
 impl Hardware {
-    /// Writes the firmware's tables and the kernel into memory; `fresh` says that nothing ever ran there.
-    pub(crate) fn load_kernel(&self, fresh: bool) -> Result<KernelEntry, MachineError> {
-        let rsdp = self.firmware.write(&self.memory)?;
-        self.kernel.load(&self.memory, &self.map, rsdp, fresh)
+    /// Writes what the machine begins with into memory; `fresh` says that nothing ever ran there. Returns how
+    /// the boot processor begins, if not as after a reset.
+    pub(crate) fn load(&self, fresh: bool) -> Result<Option<KernelEntry>, MachineError> {
+        self.boot.load(&self.memory, &self.map, &self.firmware, fresh)
     }
 
     /// All devices and the clock begin to run.

@@ -4,10 +4,13 @@
 //! to its end.
 
 mod assembly;
+mod boot_source;
 mod doorbells;
 mod error;
 mod firmware;
+mod fw_cfg_device;
 mod hardware;
+mod isa_devices;
 mod kernel;
 mod layout;
 mod microvm;
@@ -23,6 +26,7 @@ mod vm;
 pub use error::MachineError;
 pub use numa::{NodeDistance, NodeSpec, NumaError, NumaSpec};
 pub use spec::{
-    DriveSpec, HostSpec, KernelSpec, MAX_MEMORY, MAX_SERIALS, MAX_VCPUS, MIN_MEMORY, MachineKind, MachineSpec,
+    BootSpec, DeviceSpec, DriveSpec, HostSpec, KernelSpec, MAX_MEMORY, MAX_SERIALS, MAX_VCPUS, MIN_MEMORY,
+    MachineKind, MachineSpec,
 };
 pub use vm::{CpuUse, Ending, Pause, RunOptions, Vm, VmHandle};

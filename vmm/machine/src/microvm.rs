@@ -2,18 +2,18 @@
 //! the registers of hardware-reduced ACPI, and virtio devices in memory-mapped registers.
 
 use crate::assembly::{Assembly, MachineBus, wiring};
+use crate::boot_source::BootSource;
 use crate::firmware::Firmware;
 use crate::hardware::Hardware;
-use crate::kernel::KernelImage;
 use crate::layout::Layout;
 use crate::pc;
 use crate::ram::RamPlan;
 use crate::requests::Requests;
 use crate::virtio_devices::{self, Attach};
-use crate::{MachineError, MachineSpec, serials};
+use crate::{MachineError, MachineSpec, isa_devices, serials};
 use accel::{AccelVm, Accelerator, VmSpec};
 use acpi::{AcpiConfig, MicroConfig, SerialPort, VirtioNode};
-use chipset_x86::{Board, DebugExit, IoApic, PowerEvents, Pvpanic, ResetControl, SleepControl, addresses};
+use chipset_x86::{Board, IoApic, PowerEvents, Pvpanic, ResetControl, SleepControl, addresses};
 use clock::{TimerService, VmClock};
 use device::PioDevice;
 use guest_memory::{GuestMemory, PreallocProgress};
@@ -40,14 +40,14 @@ pub(crate) fn build(
 ) -> Result<Hardware, MachineError> {
     virtio_devices::check(spec)?;
     let layout = Layout::new(spec.memory)?;
-    let mut kernel = KernelImage::open(&spec.kernel, spec.memory)?;
+    let mut boot = BootSource::open(spec)?;
     let mut acpi = acpi_config(spec);
     let ram = RamPlan::new(spec, layout.regions())?;
     acpi.numa = ram.numa();
     let map = layout.map(None)?;
     let firmware = Firmware::micro(&acpi, spec.vcpus, layout.regions())?;
 
-    let memory = ram.allocate(progress)?;
+    let memory = ram.allocate(boot.rom(), progress)?;
     let timers = TimerService::new(VmClock::new()).map_err(MachineError::Thread)?;
     let vm_spec = VmSpec {
         vcpus: spec.vcpus,
@@ -59,22 +59,23 @@ pub(crate) fn build(
     let accel = accelerator.create_vm(&vm_spec, &memory, &timers)?;
     // There is no timer of known rate that Linux could learn the rate of the time-stamp counter by, and
     // nothing to find by looking for PCI.
-    kernel.add_word("tsc_early_khz", &format!("tsc_early_khz={}", accel.tsc_hertz() / 1000));
-    kernel.add_word("pci", "pci=off");
+    boot.add_word("tsc_early_khz", &format!("tsc_early_khz={}", accel.tsc_hertz() / 1000));
+    boot.add_word("pci", "pci=off");
 
     let mut assembly = Assembly::new();
     let board = add_interrupt_controller(&mut assembly, &acpi, &accel)?;
     pc::chipset::add_clock(&mut assembly, spec, &layout, &timers, &board)?;
-    add_power(&mut assembly, spec, requests)?;
+    add_power(&mut assembly, requests)?;
     assembly.map_ports(ABSENT_PIT.0, ABSENT_PIT.1, Arc::new(ReadsZero))?;
     let mut connections = serials::add(&mut assembly, &board, &spec.serials, requests)?;
+    connections.extend(isa_devices::add(&mut assembly, spec, requests, &board)?);
     let nodes =
         Nodes { free: Mutex::new(acpi.virtio.into_iter()), board: &board, memory: &memory, accel: &accel };
     connections.extend(virtio_devices::add(&mut assembly, &nodes, spec, requests)?);
 
     let bus = MachineBus { mmio: assembly.mmio, pio: assembly.pio, pic: None };
     let devices = assembly.devices;
-    Ok(Hardware { accel, bus: Arc::new(bus), memory, map, timers, devices, connections, firmware, kernel })
+    Ok(Hardware { accel, bus: Arc::new(bus), memory, map, timers, devices, connections, firmware, boot })
 }
 
 /// What the ACPI tables say of the machine; everything else is wired by this.
@@ -124,23 +125,15 @@ fn add_interrupt_controller(
     Ok(Board::new(Arc::new(NoPic), ioapic))
 }
 
-/// The ways to switch off and to reset, and what tests use.
-fn add_power(
-    assembly: &mut Assembly,
-    spec: &MachineSpec,
-    requests: &Arc<Requests>,
-) -> Result<(), MachineError> {
+/// The ways to switch off and to reset.
+fn add_power(assembly: &mut Assembly, requests: &Arc<Requests>) -> Result<(), MachineError> {
     let events: Arc<dyn PowerEvents> = requests.clone();
     let sleep = SleepControl::new(events.clone());
     assembly.add_at_ports(sleep.clone(), sleep.port_regions())?;
     let reset = ResetControl::new(events.clone());
     assembly.add_at_ports(reset.clone(), reset.port_regions())?;
-    let pvpanic = Pvpanic::new(events.clone());
+    let pvpanic = Pvpanic::new(events);
     assembly.add_at_ports(pvpanic.clone(), pvpanic.port_regions())?;
-    if let Some(port) = spec.debug_exit {
-        let exit = DebugExit::new(port, events);
-        assembly.add_at_ports(exit.clone(), exit.port_regions())?;
-    }
     Ok(())
 }
 

@@ -39,8 +39,14 @@ impl RamPlan {
         self.numa.as_ref().map_or(u32::MAX, NumaNodes::socket_vcpus)
     }
 
-    /// The memory. `progress` is told of what is allocated in advance.
-    pub(crate) fn allocate(&self, progress: PreallocProgress<'_>) -> Result<GuestMemory, MachineError> {
-        Ok(GuestMemory::with_options(&self.regions, &self.options, progress)?)
+    /// The memory, with a region for firmware if that needs one. `progress` is told of what is allocated in
+    /// advance.
+    pub(crate) fn allocate(
+        &self,
+        rom: Option<Range<u64>>,
+        progress: PreallocProgress<'_>,
+    ) -> Result<GuestMemory, MachineError> {
+        let regions: Vec<_> = self.regions.iter().cloned().chain(rom).collect();
+        Ok(GuestMemory::with_options(&regions, &self.options, progress)?)
     }
 }

@@ -50,7 +50,7 @@ pub struct MachineSpec {
     /// What it takes of the host.
     pub host: HostSpec,
     /// What to boot.
-    pub kernel: KernelSpec,
+    pub boot: BootSpec,
     /// Disks, in the order of their slots.
     pub drives: Vec<DriveSpec>,
     /// Serial ports, COM1 first.
@@ -63,8 +63,42 @@ pub struct MachineSpec {
     pub balloon: bool,
     /// The port of a debug-exit device, if there is one.
     pub debug_exit: Option<u16>,
+    /// Other devices.
+    pub devices: Vec<DeviceSpec>,
     /// Whether a reset ends the program instead of rebooting the guest.
     pub no_reboot: bool,
+}
+
+/// A device that a machine has only if asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DeviceSpec {
+    /// A debug-exit device.
+    DebugExit {
+        /// Its first port.
+        port: u16,
+        /// How many ports it has.
+        count: u16,
+    },
+    /// A debug console: a port that passes on what is written to it.
+    DebugConsole {
+        /// Its port.
+        port: u16,
+        /// Where the characters go.
+        output: ChardevSpec,
+    },
+    /// What CPU test programs expect of a PC.
+    PcTestdev,
+}
+
+impl DeviceSpec {
+    /// The name that people give it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::DebugExit { .. } => "isa-debug-exit",
+            Self::DebugConsole { .. } => "isa-debugcon",
+            Self::PcTestdev => "pc-testdev",
+        }
+    }
 }
 
 /// How a machine uses the host that it runs on. The guest does not see it.
@@ -76,6 +110,16 @@ pub struct HostSpec {
     pub placement: PlacementSpec,
     /// How long halted vCPUs look for work before they sleep: see [`accel::VmSpec::halt_poll`].
     pub halt_poll: Option<Duration>,
+}
+
+/// What a machine begins with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BootSpec {
+    /// A kernel, without firmware.
+    Kernel(KernelSpec),
+    /// The file of a firmware image: it ends at 4 GiB, and its last 128 KiB are below 1 MiB as well. Processors
+    /// begin in it as after a reset.
+    Firmware(PathBuf),
 }
 
 /// A kernel to boot without firmware.

@@ -150,7 +150,7 @@ impl Vm {
             (0..spec.vcpus).map(|id| hardware.accel.create_vcpu(id)).collect::<Result<Vec<_>, _>>()?;
         let mut vm =
             Self { hardware, vcpus, requests, placement, meter, no_reboot: spec.no_reboot, shut_down: None };
-        vm.load_kernel(true)?;
+        vm.load(true)?;
         Ok(vm)
     }
 
@@ -159,9 +159,9 @@ impl Vm {
         VmHandle { requests: self.requests.clone(), meter: self.meter.clone() }
     }
 
-    fn load_kernel(&mut self, fresh: bool) -> Result<(), MachineError> {
-        let entry = self.hardware.load_kernel(fresh)?;
-        if let Some(first) = self.vcpus.first_mut() {
+    fn load(&mut self, fresh: bool) -> Result<(), MachineError> {
+        let entry = self.hardware.load(fresh)?;
+        if let (Some(first), Some(entry)) = (self.vcpus.first_mut(), entry) {
             let mut state = first.save()?;
             entry.apply(&mut state);
             first.restore(&state)?;
@@ -259,7 +259,7 @@ impl Vm {
         for vcpu in &mut self.vcpus {
             vcpu.reset();
         }
-        self.load_kernel(false)
+        self.load(false)
     }
 
     /// Lets everything run until somebody asks for something, and stops it again.

@@ -1,6 +1,7 @@
 //! `vireo run`: a VM in this terminal.
 
 mod cpu_use;
+mod device;
 mod drive;
 mod memory_backing;
 mod numa;
@@ -16,7 +17,7 @@ use accel_kvm::HostReport;
 use anyhow::{Context, Result};
 use chardev::{ChardevSpec, RawTerminal};
 use gdb::{Listener, Start};
-use machine::{Ending, HostSpec, KernelSpec, MachineError, MachineSpec, Vm, VmHandle};
+use machine::{BootSpec, Ending, HostSpec, KernelSpec, MachineError, MachineSpec, Vm, VmHandle};
 use placement::PlacementSpec;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
@@ -83,15 +84,23 @@ fn spec(options: &Options) -> Result<MachineSpec> {
             placement: PlacementSpec { pins: options.pin.clone(), schedules: options.sched.clone() },
             halt_poll: options.halt_poll,
         },
-        kernel: kernel(options)?,
+        boot: boot(options)?,
         drives: options.drive.clone(),
         serials,
         console: options.console.clone(),
         rng: !options.no_rng,
         balloon: !options.no_balloon,
         debug_exit: options.debug_exit,
+        devices: options.device.clone(),
         no_reboot: options.no_reboot,
     })
+}
+
+fn boot(options: &Options) -> Result<BootSpec> {
+    match &options.bios {
+        Some(image) => Ok(BootSpec::Firmware(image.clone())),
+        None => kernel(options).map(BootSpec::Kernel),
+    }
 }
 
 fn kernel(options: &Options) -> Result<KernelSpec> {

@@ -1,7 +1,7 @@
 //! The words of `vireo run`.
 
 use super::numa::NumaWord;
-use super::{drive, memory_backing, numa, size};
+use super::{device, drive, memory_backing, numa, size, words};
 use crate::accelerator::{self, Preference};
 use crate::exit;
 use accel::{CpuSpec, Tier};
@@ -9,7 +9,7 @@ use chardev::ChardevSpec;
 use clap::Args;
 use gdb::Endpoint;
 use guest_memory::MemoryOptions;
-use machine::{DriveSpec, MachineKind};
+use machine::{DeviceSpec, DriveSpec, MachineKind};
 use placement::{Pin, Schedule};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -40,11 +40,15 @@ const DEBUGGING: &str = "Debugging";
 #[command(after_help = format!("{EXAMPLES}\n\n{}", exit::HELP))]
 pub(crate) struct Options {
     /// An image of the store: debian, debian:12 or debian:13, with :generic for the generic kernel.
-    #[arg(required_unless_present = "kernel", conflicts_with = "kernel")]
+    #[arg(required_unless_present_any = ["kernel", "bios"], conflicts_with = "kernel")]
     pub(super) image: Option<String>,
     /// The kernel to boot: a Linux bzImage, or an ELF file for PVH or multiboot.
     #[arg(long, short = 'k', value_name = "FILE")]
     pub(super) kernel: Option<PathBuf>,
+    /// A firmware image to begin with instead of a kernel: it ends at 4 GiB, and its last 128 KiB are below 1 MiB
+    /// as well.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["image", "kernel", "initrd", "append", "no_unpack"])]
+    pub(super) bios: Option<PathBuf>,
     /// The initial RAM disk.
     #[arg(long, value_name = "FILE")]
     pub(super) initrd: Option<PathBuf>,
@@ -95,6 +99,10 @@ pub(crate) struct Options {
     /// A debug-exit device at this I/O port: a guest's write of N ends the program with 2 * N + 1.
     #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "0x501", value_parser = parse_port)]
     pub(super) debug_exit: Option<u16>,
+    /// Another device: isa-debug-exit[,iobase=PORT][,iosize=N], isa-debugcon[,iobase=PORT][,chardev=WHERE],
+    /// with WHERE as for --serial, or pc-testdev, which CPU test programs use.
+    #[arg(long, value_name = "OPTIONS", value_parser = device::parse)]
+    pub(super) device: Vec<DeviceSpec>,
     /// What guest memory is made of: file=PATH, hugepages=2M|1G, shared=on|off, prealloc=on|off,
     /// prealloc-threads=N, lock=on|on-fault|off, thp=on|off, ksm=on|off, dump=on|off.
     ///
@@ -181,11 +189,7 @@ fn parse_tier(text: &str) -> Result<Tier, String> {
 }
 
 fn parse_port(text: &str) -> Result<u16, String> {
-    let parsed = match text.strip_prefix("0x") {
-        Some(digits) => u16::from_str_radix(digits, 16),
-        None => text.parse(),
-    };
-    parsed.map_err(|_| "accepted are ports from 0 to 0xffff".to_owned())
+    words::number(text).ok_or_else(|| "accepted are ports from 0 to 0xffff".to_owned())
 }
 
 #[cfg(test)]

@@ -24,6 +24,14 @@ pub(super) fn switch(key: &str, value: &str) -> Result<bool, String> {
     }
 }
 
+/// Reads a 16-bit number, decimal or with 0x.
+pub(super) fn number(text: &str) -> Option<u16> {
+    match text.strip_prefix("0x") {
+        Some(digits) => u16::from_str_radix(digits, 16).ok(),
+        None => text.parse().ok(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

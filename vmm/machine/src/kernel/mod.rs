@@ -87,6 +87,11 @@ impl KernelImage {
             |name: &str| given.split_ascii_whitespace().any(|word| word.split('=').next() == Some(name));
         let added = self.words.iter().filter(|(name, _)| protocol != Protocol::Multiboot && !has(name));
         let mut words: Vec<&str> = added.map(|(_, word)| word.as_str()).collect();
+        // As by other loaders, the kernel is named before its arguments.
+        let name = self.files.spec.kernel.to_string_lossy();
+        if protocol == Protocol::Multiboot {
+            words.push(&name);
+        }
         words.extend(Some(given.as_str()).filter(|given| !given.is_empty()));
         words.join(" ")
     }

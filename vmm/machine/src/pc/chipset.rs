@@ -7,7 +7,7 @@ use crate::{MachineError, MachineSpec};
 use accel::AccelVm;
 use acpi::AcpiConfig;
 use chipset_x86::{
-    A20Gate, Board, DebugExit, FastReset, Hpet, I8042, I8042Config, IoApic, Pic, Pit, Pm, PmConfig, PostCode,
+    A20Gate, Board, FastReset, Hpet, I8042, I8042Config, IoApic, Pic, Pit, Pm, PmConfig, PostCode,
     PowerEvents, Pvpanic, ResetControl, Rtc, RtcConfig, addresses,
 };
 use clock::TimerService;
@@ -45,7 +45,7 @@ pub(super) fn add(
     let (board, pic) = add_interrupt_controllers(assembly, acpi, accel)?;
     add_timers(assembly, acpi, spec, layout, timers, &board)?;
     let reset_control = add_power(assembly, timers, &board, &events)?;
-    add_debug_ports(assembly, spec, &events)?;
+    add_debug_ports(assembly, &events)?;
     Ok(Chipset { board, pic, reset_control })
 }
 
@@ -125,18 +125,10 @@ fn add_power(
     Ok(reset_control)
 }
 
-fn add_debug_ports(
-    assembly: &mut Assembly,
-    spec: &MachineSpec,
-    events: &Arc<dyn PowerEvents>,
-) -> Result<(), MachineError> {
+fn add_debug_ports(assembly: &mut Assembly, events: &Arc<dyn PowerEvents>) -> Result<(), MachineError> {
     let post = PostCode::new();
     assembly.add_at_ports(post.clone(), post.port_regions())?;
     let pvpanic = Pvpanic::new(events.clone());
     assembly.add_at_ports(pvpanic.clone(), pvpanic.port_regions())?;
-    if let Some(port) = spec.debug_exit {
-        let exit = DebugExit::new(port, events.clone());
-        assembly.add_at_ports(exit.clone(), exit.port_regions())?;
-    }
     Ok(())
 }

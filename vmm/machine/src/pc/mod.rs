@@ -4,13 +4,13 @@ pub(crate) mod chipset;
 mod pci_devices;
 
 use crate::assembly::{Assembly, MachineBus};
+use crate::boot_source::BootSource;
 use crate::firmware::{self, Firmware};
 use crate::hardware::Hardware;
-use crate::kernel::KernelImage;
 use crate::layout::Layout;
 use crate::ram::RamPlan;
 use crate::requests::Requests;
-use crate::{MachineError, MachineSpec, serials, virtio_devices};
+use crate::{MachineError, MachineSpec, fw_cfg_device, isa_devices, serials, virtio_devices};
 use accel::{Accelerator, VmSpec};
 use clock::{TimerService, VmClock};
 use guest_memory::PreallocProgress;
@@ -25,14 +25,14 @@ pub(crate) fn build(
     progress: PreallocProgress<'_>,
 ) -> Result<Hardware, MachineError> {
     let layout = Layout::new(spec.memory)?;
-    let kernel = KernelImage::open(&spec.kernel, spec.memory)?;
+    let boot = BootSource::open(spec)?;
     let mut acpi = firmware::acpi_config(spec);
     let ram = RamPlan::new(spec, layout.regions())?;
     acpi.numa = ram.numa();
     let map = layout.map(Some(acpi.ecam()))?;
     let firmware = Firmware::new(&acpi, spec.vcpus, layout.regions())?;
 
-    let memory = ram.allocate(progress)?;
+    let memory = ram.allocate(boot.rom(), progress)?;
     let timers = TimerService::new(VmClock::new()).map_err(MachineError::Thread)?;
     let vm_spec = VmSpec {
         vcpus: spec.vcpus,
@@ -46,11 +46,13 @@ pub(crate) fn build(
     let mut assembly = Assembly::new();
     let chipset = chipset::add(&mut assembly, &acpi, spec, &layout, &accel, &timers, requests)?;
     let mut connections = serials::add(&mut assembly, &chipset.board, &spec.serials, requests)?;
+    connections.extend(isa_devices::add(&mut assembly, spec, requests, &chipset.board)?);
+    fw_cfg_device::add(&mut assembly, spec, &memory)?;
     let root = pci_devices::add_root(&mut assembly, &acpi, &chipset)?;
     let slots = pci_devices::Slots { root, board: &chipset.board, memory: &memory, accel: &accel };
     connections.extend(virtio_devices::add(&mut assembly, &slots, spec, requests)?);
 
     let bus = MachineBus { mmio: assembly.mmio, pio: assembly.pio, pic: Some(chipset.pic) };
     let devices = assembly.devices;
-    Ok(Hardware { accel, bus: Arc::new(bus), memory, map, timers, devices, connections, firmware, kernel })
+    Ok(Hardware { accel, bus: Arc::new(bus), memory, map, timers, devices, connections, firmware, boot })
 }

@@ -30,6 +30,9 @@ impl Core<'_> {
                 _ => {}
             }
         }
+        if (leaf, sub) == (7, 0) && self.cpu.cr4 & crate::cr4::PKE != 0 {
+            out[2] |= 1 << feature::OSPKE.place().bit;
+        }
         out
     }
 }

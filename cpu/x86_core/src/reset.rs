@@ -40,6 +40,7 @@ impl Cpu {
         self.msrs = Msrs { pat: PAT, misc_enable: 1, mcg_ctl: u64::MAX, ..Msrs::default() };
         self.mxcsr = 0x1f80;
         self.xcr0 = 1;
+        self.pkru = 0;
         self.vectors = [VecReg::default(); 32];
         self.opmask = [0; 8];
         self.vector_width = width::XMM;

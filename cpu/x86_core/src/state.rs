@@ -83,6 +83,7 @@ pub mod cr4 {
     pub const SMEP: u64 = 1 << 20;
     pub const SMAP: u64 = 1 << 21;
     pub const PKE: u64 = 1 << 22;
+    pub const PKS: u64 = 1 << 24;
 }
 
 /// EFER bits.
@@ -207,6 +208,8 @@ pub struct Msrs {
     /// CTL, STATUS, ADDR, MISC of each bank.
     pub mc_banks: [[u64; 4]; 10],
     pub xss: u64,
+    /// Rights of supervisor pages by protection key.
+    pub pkrs: u64,
 }
 
 /// How the processor decodes code now.
@@ -312,6 +315,9 @@ pub struct Cpu {
     pub cr4: u64,
     /// XCR0.
     pub xcr0: u64,
+    /// PKRU: rights of user pages by protection key. [`Core::set_pkru`](crate::Core::set_pkru) must be used when
+    /// translations may be cached.
+    pub pkru: u32,
     /// Debug registers; 4 and 5 are not used.
     pub dr: [u64; 8],
     /// The PAE page-directory pointers that were loaded with CR3 (only in 32-bit PAE paging).
@@ -370,7 +376,7 @@ impl Cpu {
     /// code has count in any mode.
     pub fn components_in_use(&self) -> u64 {
         let x87 = self.x87.0[..2] != [0x7f, 3] || !zero(&self.x87.0[2..24]) || !zero(&self.x87.0[32..160]);
-        self.vectors_in_use() | u64::from(x87)
+        self.vectors_in_use() | u64::from(x87) | u64::from(self.pkru != 0) << 9
     }
 
     /// The same of vector and mask registers.

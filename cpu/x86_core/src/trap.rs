@@ -94,4 +94,5 @@ pub mod page_fault {
     pub const USER: u32 = 4;
     pub const RESERVED: u32 = 8;
     pub const FETCH: u32 = 16;
+    pub const KEY: u32 = 32;
 }

@@ -78,7 +78,7 @@ impl CpuModel {
             0x8000_0006 => [0, 0, 1024 << 16 | 8 << 12 | 64, 0],
             0x8000_0007 => [0, 0, 0, self.word(Word::Ext7Edx)],
             0x8000_0008 => [
-                self.physical_bits | 48 << 8,
+                self.physical_bits | if self.has(feature::LA57) { 57 } else { 48 } << 8,
                 self.word(Word::Ext8Ebx),
                 if amd { self.core_bits() << 12 | (self.vcpus - 1).min(255) } else { 0 },
                 0,

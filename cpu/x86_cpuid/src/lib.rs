@@ -92,6 +92,8 @@ const SYSTEM: &[Feature] = &[
     feature::FSRM,
     feature::RDRAND,
     feature::RDSEED,
+    feature::PCID,
+    feature::INVPCID,
     feature::RDTSCP,
     feature::GIB_PAGES,
     feature::INVARIANT_TSC,
@@ -132,6 +134,9 @@ const BEYOND_V2: &[Feature] = &[
     feature::CLZERO,
     feature::WBNOINVD,
     feature::RDPID,
+    feature::PKU,
+    feature::PKS,
+    feature::LA57,
 ];
 
 /// Whether the host has as much of AVX-512 as is made use of: with less than bytes, words, doublewords, quadwords and

@@ -73,6 +73,7 @@ const NAMES: &[(&[&str], Feature)] = &[
     (&["vaes"], feature::VAES),
     (&["vpclmulqdq"], feature::VPCLMULQDQ),
     (&["pku"], feature::PKU),
+    (&["pks"], feature::PKS),
     (&["la57"], feature::LA57),
     (&["xsaveopt"], feature::XSAVEOPT),
     (&["xsavec"], feature::XSAVEC),

@@ -28,16 +28,17 @@ impl XsaveComponent {
 pub const XSAVE_FIXED: u32 = 576;
 
 /// The components beyond x87 (bit 0) and SSE (bit 1), in ascending order: upper halves of YMM, mask registers,
-/// upper halves of ZMM 0 to 15, and ZMM 16 to 31. None has to be aligned in the compacted format.
-pub const XSAVE_COMPONENTS: [XsaveComponent; 4] = [
+/// upper halves of ZMM 0 to 15, ZMM 16 to 31, and PKRU. None has to be aligned in the compacted format.
+pub const XSAVE_COMPONENTS: [XsaveComponent; 5] = [
     XsaveComponent { bit: 2, size: 256, offset: XSAVE_FIXED, feature: feature::AVX },
     XsaveComponent { bit: 5, size: 64, offset: 832, feature: feature::AVX512F },
     XsaveComponent { bit: 6, size: 512, offset: 896, feature: feature::AVX512F },
     XsaveComponent { bit: 7, size: 1024, offset: 1408, feature: feature::AVX512F },
+    XsaveComponent { bit: 9, size: 8, offset: 2432, feature: feature::PKU },
 ];
 
 /// The longest area in either format.
-pub const XSAVE_MAX: usize = 2432;
+pub const XSAVE_MAX: usize = 2440;
 
 /// Bytes of an XSAVE area for the components in `mask`, in standard or compacted format.
 pub fn xsave_area_size(mask: u64, compacted: bool) -> u32 {
@@ -94,7 +95,7 @@ mod tests {
         assert_eq!(xsave_area_size(7, true), 832);
         assert_eq!(xsave_area_size(0x23, false), 896);
         assert_eq!(xsave_area_size(0x23, true), 640);
-        assert_eq!(xsave_area_size(!0, true), 2432);
+        assert_eq!(xsave_area_size(!0, true), 2440);
         assert_eq!(xsave_area_size(!0, false) as usize, XSAVE_MAX);
     }
 }

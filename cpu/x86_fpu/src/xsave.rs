@@ -20,6 +20,8 @@ const OPMASK: u64 = 1 << 5;
 const ZMM_HIGH: u64 = 1 << 6;
 /// ZMM 16 to 31.
 const HIGH_ZMM: u64 = 1 << 7;
+/// PKRU.
+const PKRU: u64 = 1 << 9;
 
 /// Length of the legacy region.
 const LEGACY: usize = 512;
@@ -139,7 +141,7 @@ impl Pieces {
     }
 }
 
-/// The registers of a component in the extended region, and which of their bytes; `None` of mask registers.
+/// The registers of a component in the extended region, and which of their bytes; `None` of mask registers and PKRU.
 /// Outside 64-bit mode there are 8 registers, and no ZMM 16 to 31.
 fn registers(component: u64, count: usize) -> Option<(Range<usize>, Range<usize>)> {
     match component {
@@ -154,6 +156,7 @@ fn registers(component: u64, count: usize) -> Option<(Range<usize>, Range<usize>
 fn len(component: u64, count: usize) -> usize {
     match registers(component, count) {
         Some((registers, bytes)) => registers.len() * bytes.len(),
+        None if component == PKRU => 8,
         None => 64,
     }
 }
@@ -165,6 +168,7 @@ fn encode(cpu: &Cpu, component: u64, count: usize, place: &mut [u8]) {
                 place.copy_from_slice(&vector.0[bytes.clone()]);
             }
         }
+        None if component == PKRU => place.copy_from_slice(&u64::from(cpu.pkru).to_le_bytes()),
         None => {
             for (place, mask) in place.chunks_exact_mut(8).zip(&cpu.opmask) {
                 place.copy_from_slice(&mask.to_le_bytes());
@@ -180,6 +184,8 @@ fn decode(cpu: &mut Cpu, component: u64, count: usize, bytes: &[u8]) {
                 vector.0[range.clone()].copy_from_slice(from);
             }
         }
+        // What hangs on it is more than a register: the caller sets it.
+        None if component == PKRU => {}
         None => {
             for (from, mask) in bytes.chunks_exact(8).zip(&mut cpu.opmask) {
                 *mask = u64::from_le_bytes(std::array::from_fn(|byte| from[byte]));
@@ -193,6 +199,7 @@ fn initialize(cpu: &mut Cpu, component: u64, count: usize) {
         Some((registers, bytes)) => {
             cpu.vectors[registers].iter_mut().for_each(|vector| vector.0[bytes.clone()].fill(0));
         }
+        None if component == PKRU => {}
         None => cpu.opmask = [0; 8],
     }
 }
@@ -306,6 +313,11 @@ impl Area {
             None
         };
         self.load(core.cpu, loaded, format, &bytes);
+        if self.mask & PKRU != 0 {
+            let place = places(loaded & PKRU, format).next();
+            let value = place.map_or([0; 4], |(_, at)| std::array::from_fn(|byte| bytes[at + byte]));
+            core.set_pkru(u32::from_le_bytes(value));
+        }
         if let Some(mxcsr) = mxcsr {
             core.cpu.mxcsr = mxcsr;
         }

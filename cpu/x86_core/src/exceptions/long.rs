@@ -1,7 +1,6 @@
 //! Delivery through the IDT of IA-32e mode (Intel SDM volume 3, 6.14).
 
 use super::{Event, Source};
-use crate::mmu::is_canonical;
 use crate::segments::{is_null, kind, selector_fault};
 use crate::{Core, Seg, Segment, Tlb, Trap, flags, reg, vector};
 
@@ -39,7 +38,7 @@ impl Core<'_> {
         let cpl = if code.is_conforming() { self.cpu.cpl } else { code.dpl() };
         let high = (gate >> 64) as u64 & 0xffff_ffff;
         let rip = low & 0xffff | low >> 32 & 0xffff_0000 | high << 32;
-        if !is_canonical(rip) {
+        if !self.cpu.is_canonical(rip) {
             return Err(Trap::gp(0));
         }
 
@@ -78,7 +77,7 @@ impl Core<'_> {
         ];
         let frame = if event.error.is_some() { &values[..] } else { &values[1..] };
         let top = stack.wrapping_sub(8 * frame.len() as u64);
-        if !is_canonical(top) || !is_canonical(stack.wrapping_sub(1)) {
+        if !self.cpu.is_canonical(top) || !self.cpu.is_canonical(stack.wrapping_sub(1)) {
             return Err(Trap::with_error(vector::SS, 0));
         }
         self.write_linear_words(top, frame, self.cpu.bank_for(cpl))?;
@@ -93,7 +92,7 @@ impl Core<'_> {
             return Err(selector_fault(vector::TS, tr.selector));
         }
         let stack = self.read_linear(tr.base.wrapping_add(offset), Tlb::SUPERVISOR)?;
-        if !is_canonical(stack) {
+        if !self.cpu.is_canonical(stack) {
             return Err(Trap::with_error(vector::SS, 0));
         }
         Ok(stack)

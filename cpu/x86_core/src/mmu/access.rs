@@ -1,7 +1,7 @@
 //! Accesses to `segment:offset`: the segment's checks, then the linear address.
 
+use super::Target;
 use super::tlb::PAGE_MASK;
-use super::{Target, is_canonical};
 use crate::{Core, Scalar, Seg, Segment, Trap, reg, vector};
 
 /// The exception of a reference that the segment does not allow.
@@ -22,7 +22,11 @@ impl Core<'_> {
             let va =
                 if matches!(seg, Seg::Fs | Seg::Gs) { offset.wrapping_add(segment.base) } else { offset };
             let last = va.wrapping_add(len.saturating_sub(1));
-            return if is_canonical(va) && is_canonical(last) { Ok(va) } else { Err(segment_fault(seg)) };
+            return if self.cpu.is_canonical(va) && self.cpu.is_canonical(last) {
+                Ok(va)
+            } else {
+                Err(segment_fault(seg))
+            };
         }
         let offset = offset & 0xffff_ffff;
         if self.segment_allows(segment, offset, len, write) {

@@ -3,9 +3,9 @@
 //! Pages that a debugger watches have no entries in the TLB, so that every access takes the slow path, where it is
 //! compared; those to other pages cost translated code nothing.
 
+use super::Cpu;
 use super::tlb::PAGE_MASK;
 use super::walk::Access;
-use super::{Cpu, is_canonical};
 use crate::{Core, efer};
 
 /// Memory that a debugger watches.
@@ -88,7 +88,7 @@ impl Core<'_> {
     /// used.
     pub fn peek_translation(&mut self, va: u64) -> Option<u64> {
         let long = self.cpu.msrs.efer & efer::LMA != 0;
-        if long && !is_canonical(va) || !long && va >> 32 != 0 {
+        if long && !self.cpu.is_canonical(va) || !long && va >> 32 != 0 {
             return None;
         }
         let access = Access { write: false, fetch: false, user: false, no_user_pages: false, peek: true };

@@ -1,8 +1,8 @@
 //! Instruction fetches.
 
+use super::Tlb;
 use super::tlb::{FetchEntry, NewEntry, PAGE_MASK};
 use super::walk::Access;
-use super::{Tlb, is_canonical};
 use crate::{Core, Scalar, Seg, Trap};
 
 /// The longest instruction there is.
@@ -12,7 +12,7 @@ impl Core<'_> {
     /// The linear address of the byte at `rip` in the code segment.
     fn code_address(&self, rip: u64) -> Result<u64, Trap> {
         if self.cpu.long64 {
-            return if is_canonical(rip) { Ok(rip) } else { Err(Trap::gp(0)) };
+            return if self.cpu.is_canonical(rip) { Ok(rip) } else { Err(Trap::gp(0)) };
         }
         let code = &self.cpu.segments[Seg::Cs as usize];
         let offset = rip & 0xffff_ffff;

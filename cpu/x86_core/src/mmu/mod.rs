@@ -18,6 +18,7 @@ pub use tlb::{BANKS, FETCH_ENTRIES, FetchEntry, INVALID_TAG, TLB_ENTRIES, Tlb, T
 pub(crate) use walk::Access;
 pub(crate) use walk_cache::WalkCache;
 
+use crate::cpuid::feature;
 use crate::{Core, Cpu, Scalar, Trap, cr0, cr4, efer, flags};
 use std::sync::atomic::{Ordering, fence};
 use tlb::{EMPTY_BANK, NewEntry, PAGE_MASK};
@@ -128,12 +129,26 @@ impl Target {
     }
 }
 
-/// Whether bits 47..=63 are all alike.
-pub(crate) fn is_canonical(va: u64) -> bool {
-    (va as i64) << 16 >> 16 == va as i64
+/// Whether the bits of `va` above the lower `bits` are all like the highest of those.
+fn is_sign_extended(va: u64, bits: u32) -> bool {
+    let unused = u64::BITS - bits;
+    (va as i64) << unused >> unused == va as i64
 }
 
 impl Cpu {
+    /// Whether `va` is a linear address of 64-bit mode: 48 bits, or 57 with 5-level paging (Intel SDM volume 1,
+    /// 3.3.7.1).
+    #[inline]
+    pub(crate) fn is_canonical(&self, va: u64) -> bool {
+        is_sign_extended(va, if self.cr4 & cr4::LA57 == 0 { 48 } else { 57 })
+    }
+
+    /// Whether a register takes `va` as a base or an entry point: of as many bits as the processor could have, whatever
+    /// paging is in force.
+    pub(crate) fn is_canonical_base(&self, va: u64) -> bool {
+        is_sign_extended(va, if self.model.has(feature::LA57) { 57 } else { 48 })
+    }
+
     /// The bank of explicit accesses with the rights of privilege level `cpl`.
     pub(crate) fn bank_for(&self, cpl: u8) -> usize {
         if cpl == 3 {
@@ -189,6 +204,10 @@ impl Core<'_> {
     /// The fault that the access has.
     pub fn fill(&mut self, va: u64, write: bool) -> Result<Fill, Trap> {
         let bank = usize::from(self.cpu.data_bank);
+        if self.cpu.long64 && !self.cpu.is_canonical(va) {
+            // Which exception that is depends on the segment.
+            return Ok(Fill::Interpret);
+        }
         let target = self.translate(va, write, bank)?;
         let direct = match target {
             Target::Ram { tracked, .. } => {
@@ -212,7 +231,7 @@ impl Core<'_> {
             let gpa = entry.physical.load(Ordering::Relaxed) & PAGE_MASK | va & !PAGE_MASK;
             return Ok(Target::Ram { host, gpa, tracked: false });
         }
-        if self.cpu.msrs.efer & efer::LMA != 0 && !is_canonical(va) {
+        if self.cpu.msrs.efer & efer::LMA != 0 && !self.cpu.is_canonical(va) {
             return Err(Trap::gp(0));
         }
         let access = Access {

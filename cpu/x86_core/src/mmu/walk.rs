@@ -1,4 +1,4 @@
-//! The page walk: 4-level, PAE and 32-bit paging (Intel SDM volume 3, chapter 4).
+//! The page walk: 5- and 4-level, PAE and 32-bit paging (Intel SDM volume 3, chapter 4).
 
 use super::tlb::PAGE_MASK;
 use super::walk_cache::{LastLevel, Rights};
@@ -16,6 +16,8 @@ mod pte {
     pub(super) const PS: u64 = 1 << 7;
     pub(super) const G: u64 = 1 << 8;
     pub(super) const NX: u64 = 1 << 63;
+    /// Where the protection key is.
+    pub(super) const KEY_SHIFT: u32 = 59;
     /// Address bits of an 8-byte entry.
     pub(super) const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 }
@@ -124,14 +126,14 @@ impl Core<'_> {
                 }
                 rights.add(entry, format);
                 // Rights first: an access that faults leaves no mark.
-                self.check_rights(va, access, &rights)?;
+                self.check_rights(va, access, &rights, entry)?;
                 if !self.mark_used(&[(gpa + offset, entry)], 8, access.write) {
                     return Ok(None);
                 }
                 (entry, 12, rights)
             }
         };
-        let may_write = self.check_rights(va, access, &rights)?;
+        let may_write = self.check_rights(va, access, &rights, entry)?;
         Ok(Some(self.mapping(va, access, entry, (shift, format), may_write)))
     }
 
@@ -157,7 +159,8 @@ impl Core<'_> {
         let cpu = &*self.cpu;
         let long = cpu.long_mode();
         let (format, mut table) = if long {
-            (Format { entry: 8, bits: 9, levels: 4 }, cpu.cr3 & pte::ADDRESS)
+            let levels = if cpu.cr4 & cr4::LA57 == 0 { 4 } else { 5 };
+            (Format { entry: 8, bits: 9, levels }, cpu.cr3 & pte::ADDRESS)
         } else if cpu.cr4 & cr4::PAE != 0 {
             let pointer = cpu.pdpte[(va >> 30 & 3) as usize];
             if pointer & pte::P == 0 {
@@ -168,7 +171,7 @@ impl Core<'_> {
             (Format { entry: 4, bits: 10, levels: 2 }, cpu.cr3 & 0xffff_f000)
         };
         let mut rights = Rights { user: true, write: true, no_execute: false };
-        let mut visited = [(0, 0); 4];
+        let mut visited = [(0, 0); 5];
         for (depth, level) in (1..=format.levels).rev().enumerate() {
             let shift = 12 + format.bits * (level - 1);
             let index = va >> shift & ((1 << format.bits) - 1);
@@ -185,7 +188,7 @@ impl Core<'_> {
             let above = rights;
             rights.add(entry, format);
             if level == 1 || large {
-                let may_write = self.check_rights(va, access, &rights)?;
+                let may_write = self.check_rights(va, access, &rights, entry)?;
                 let settled = access.peek || self.mark_used(&visited[..=depth], format.entry, access.write);
                 let mapping = self.mapping(va, access, entry, (shift, format), may_write);
                 if long && settled && !access.peek {
@@ -243,23 +246,42 @@ impl Core<'_> {
         match (level, large) {
             (2, true) => mask | 0x1f_e000,
             (3, true) => mask | 0x3fff_e000,
-            (4, _) | (3, false) => mask | pte::PS,
+            (4 | 5, _) | (3, false) => mask | pte::PS,
             _ => mask,
         }
     }
 
-    /// Whether the access is allowed (Intel SDM volume 3, 4.6.1); and if it is, whether stores are.
-    fn check_rights(&self, va: u64, access: Access, rights: &Rights) -> Result<bool, Trap> {
+    /// What the protection key of a leaf entry forbids: all data accesses, and stores (Intel SDM volume 3, 4.6.2).
+    fn key_forbids(&self, access: Access, rights: &Rights, leaf: u64) -> (bool, bool) {
         let cpu = &*self.cpu;
+        let (on, registers) =
+            if rights.user { (cr4::PKE, cpu.pkru) } else { (cr4::PKS, cpu.msrs.pkrs as u32) };
+        if cpu.cr4 & on == 0 || !cpu.long_mode() {
+            return (false, false);
+        }
+        let denied = registers >> (2 * (leaf >> pte::KEY_SHIFT & 0xf));
+        let protects = access.user || cpu.cr0 & cr0::WP != 0;
+        (denied & 1 != 0, denied & 1 != 0 || (denied & 2 != 0 && protects))
+    }
+
+    /// Whether the access is allowed (Intel SDM volume 3, 4.6.1) by the rights that all levels grant and the leaf
+    /// entry's protection key; and if it is, whether stores are.
+    fn check_rights(&self, va: u64, access: Access, rights: &Rights, leaf: u64) -> Result<bool, Trap> {
+        let cpu = &*self.cpu;
+        let (no_data, no_stores) = self.key_forbids(access, rights, leaf);
+        let key_denied = !access.fetch && if access.write { no_stores } else { no_data };
         let may_write = rights.write || (!access.user && cpu.cr0 & cr0::WP == 0);
         let fetch_denied =
             access.fetch && (rights.no_execute || (!access.user && rights.user && cpu.cr4 & cr4::SMEP != 0));
-        let denied = !access.peek
-            && ((access.user && !rights.user)
-                || (access.no_user_pages && rights.user && !access.fetch)
-                || (access.write && !may_write)
-                || fetch_denied);
-        if denied { Err(self.page_fault(va, access, page_fault::PRESENT)) } else { Ok(may_write) }
+        let denied = (access.user && !rights.user)
+            || (access.no_user_pages && rights.user && !access.fetch)
+            || (access.write && !may_write)
+            || fetch_denied;
+        if access.peek || !denied && !key_denied {
+            return Ok(may_write && !no_stores);
+        }
+        let cause = if key_denied { page_fault::PRESENT | page_fault::KEY } else { page_fault::PRESENT };
+        Err(self.page_fault(va, access, cause))
     }
 
     /// A paging-structure entry. Where there is no RAM all bits are set, as on a floating bus.

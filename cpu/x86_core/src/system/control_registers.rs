@@ -167,7 +167,7 @@ impl Core<'_> {
             efer |= efer::LMA;
         }
         if !paging && old & cr0::PG != 0 {
-            if self.cpu.long64 {
+            if self.cpu.long64 || self.cpu.cr4 & cr4::PCIDE != 0 {
                 return Err(Trap::gp(0));
             }
             efer &= !efer::LMA;
@@ -184,11 +184,15 @@ impl Core<'_> {
         Ok(())
     }
 
-    /// MOV to CR3. Translations that are not global go.
+    /// MOV to CR3. Translations that are not global go, those of all process-context identifiers: a processor may drop
+    /// more than it is told to (Intel SDM volume 3, 4.10.4).
     ///
     /// # Errors
     /// #GP for addresses that do not exist, and PAE page-directory pointers with reserved bits.
     pub fn set_cr3(&mut self, value: u64) -> Result<(), Trap> {
+        /// With process-context identifiers: that translations may be kept. It is not stored.
+        const KEEP: u64 = 1 << 63;
+        let value = if self.cpu.cr4 & cr4::PCIDE != 0 { value & !KEEP } else { value };
         if self.cpu.long_mode() {
             if value & !self.cpu.model.physical_mask() != 0 {
                 return Err(Trap::gp(0));
@@ -222,12 +226,27 @@ impl Core<'_> {
             return Err(Trap::gp(0));
         }
         let changed = old ^ value;
+        let to_pcid = changed & value & cr4::PCIDE != 0;
+        if (to_pcid && (!self.cpu.long_mode() || self.cpu.cr3 & 0xfff != 0))
+            || (changed & cr4::LA57 != 0 && self.cpu.long_mode())
+        {
+            return Err(Trap::gp(0));
+        }
         let pae = self.cpu.cr0 & cr0::PG != 0 && value & cr4::PAE != 0 && !self.cpu.long_mode();
         if pae && changed & (cr4::PAE | cr4::PGE | cr4::PSE | cr4::SMEP) != 0 {
             self.cpu.pdpte = self.page_directory_pointers(self.cpu.cr3)?;
         }
         self.cpu.cr4 = value;
-        if changed & (cr4::PSE | cr4::PAE | cr4::PGE | cr4::SMEP | cr4::SMAP) != 0 {
+        const PAGING: u64 = cr4::PSE
+            | cr4::PAE
+            | cr4::PGE
+            | cr4::LA57
+            | cr4::PCIDE
+            | cr4::SMEP
+            | cr4::SMAP
+            | cr4::PKE
+            | cr4::PKS;
+        if changed & PAGING != 0 {
             self.flush_tlb(false);
         }
         self.mode_changed();
@@ -249,6 +268,10 @@ impl Core<'_> {
             (feature::XSAVE, cr4::OSXSAVE),
             (feature::SMEP, cr4::SMEP),
             (feature::SMAP, cr4::SMAP),
+            (feature::LA57, cr4::LA57),
+            (feature::PCID, cr4::PCIDE),
+            (feature::PKU, cr4::PKE),
+            (feature::PKS, cr4::PKS),
         ];
         let has = |&(feature, _): &(feature::Feature, u64)| self.cpu.model.has(feature);
         optional.iter().filter(|entry| has(entry)).fold(cr4::TSD | cr4::PCE, |all, (_, bits)| all | bits)

@@ -1,7 +1,6 @@
 //! Segment and table registers, and the instructions that look at descriptors.
 
 use super::{operand, require_protected, require_supervisor, require_unhidden};
-use crate::mmu::is_canonical;
 use crate::segments::{Descriptor, is_null, kind, rpl, selector_fault};
 use crate::{Core, Flow, Seg, Segment, TableRegister, Trap, flags, reg, segment_index, shadow, vector};
 use iced_x86::{Code, Instruction, Mnemonic, OpKind};
@@ -69,7 +68,7 @@ pub(super) fn load_table(core: &mut Core, insn: &Instruction) -> Result<Flow, Tr
         let narrow = matches!(insn.code(), Code::Lgdt_m1632_16 | Code::Lidt_m1632_16);
         if narrow { base & 0xff_ffff } else { base }
     };
-    if !is_canonical(base) {
+    if !core.cpu.is_canonical_base(base) {
         return Err(Trap::gp(0));
     }
     let table = TableRegister { base, limit };
@@ -125,7 +124,7 @@ pub(super) fn load_system_segment(core: &mut Core, insn: &Instruction) -> Result
         return Err(selector_fault(vector::NP, selector));
     }
     let base = core.system_base(selector, descriptor)?;
-    if !is_canonical(base) {
+    if !core.cpu.is_canonical_base(base) {
         return Err(selector_fault(vector::GP, selector));
     }
     let mut segment = descriptor.segment(selector);

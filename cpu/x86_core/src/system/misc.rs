@@ -2,7 +2,6 @@
 
 use super::{operand, require_supervisor};
 use crate::cpuid::feature;
-use crate::mmu::is_canonical;
 use crate::{Core, Flow, Seg, Trap, cr4, effective_address, reg};
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
@@ -91,7 +90,7 @@ pub(super) fn segment_base(core: &mut Core, insn: &Instruction) -> Result<Flow, 
     };
     if write {
         let base = operand::register(core.cpu, insn.op0_register());
-        if !is_canonical(base) {
+        if !core.cpu.is_canonical_base(base) {
             return Err(Trap::gp(0));
         }
         core.cpu.segments[seg as usize].base = base;
@@ -123,6 +122,43 @@ pub(super) fn invalidate_page(core: &mut Core, insn: &Instruction) -> Result<Flo
         base.wrapping_add(offset) & 0xffff_ffff
     };
     core.invlpg(va);
+    Ok(Flow::Next)
+}
+
+/// INVPCID (Intel SDM volume 2). What is cached belongs to the current context: a load of CR3 drops all others.
+pub(super) fn invalidate_context(core: &mut Core, insn: &Instruction) -> Result<Flow, Trap> {
+    if !core.cpu.model.has(feature::INVPCID) || insn.op1_kind() != OpKind::Memory {
+        return Err(Trap::UD);
+    }
+    require_supervisor(core)?;
+    let kind = operand::register(core.cpu, insn.op0_register());
+    let (seg, offset) = effective_address(core.cpu, insn, 1);
+    let descriptor: u128 = core.read(seg, offset)?;
+    let (context, va) = (descriptor as u64, (descriptor >> 64) as u64);
+    let no_contexts = core.cpu.cr4 & cr4::PCIDE == 0;
+    if kind > 3 || context >> 12 != 0 || (kind < 2 && context != 0 && no_contexts) {
+        return Err(Trap::gp(0));
+    }
+    match kind {
+        0 if !core.cpu.is_canonical_base(va) => return Err(Trap::gp(0)),
+        0 => core.invlpg(va),
+        2 => core.flush_tlb(false),
+        _ => core.flush_tlb(true),
+    }
+    Ok(Flow::Next)
+}
+
+/// VMCALL and VMMCALL, where a hypervisor is announced: it has no calls, and says so as KVM says it of those that it
+/// lacks, by a negative error number in RAX. On bare metal there are no such instructions.
+pub(super) fn hypercall(core: &mut Core) -> Result<Flow, Trap> {
+    const NO_SUCH_CALL: i64 = -1000;
+    const NOT_PERMITTED: i64 = -1;
+    if !core.cpu.model.has(feature::HYPERVISOR) || !core.protected() {
+        return Err(Trap::UD);
+    }
+    let result = if core.cpu.cpl == 0 { NO_SUCH_CALL } else { NOT_PERMITTED };
+    let mask = if core.cpu.long64 { u64::MAX } else { 0xffff_ffff };
+    core.cpu.regs[reg::RAX] = result as u64 & mask;
     Ok(Flow::Next)
 }
 

@@ -7,6 +7,7 @@ mod io;
 mod misc;
 mod msr;
 mod operand;
+mod protection_keys;
 mod random;
 mod transfers;
 
@@ -67,6 +68,9 @@ pub fn execute(core: &mut Core, insn: &Instruction) -> Result<Flow, Trap> {
         M::Rdpid => misc::processor_id(core, insn),
         M::Rdrand | M::Rdseed => random::execute(core, insn),
         M::Invlpg => misc::invalidate_page(core, insn),
+        M::Invpcid => misc::invalidate_context(core, insn),
+        M::Rdpkru | M::Wrpkru => protection_keys::execute(core, insn),
+        M::Vmcall | M::Vmmcall => misc::hypercall(core),
         M::Invd | M::Wbinvd | M::Wbnoinvd => misc::flush_caches(core),
         M::Clflush | M::Clflushopt | M::Clwb => misc::flush_line(core, insn),
         M::Clzero => misc::clear_line(core, insn),

@@ -1,7 +1,6 @@
 //! Model-specific registers (Intel SDM volume 4, AMD APM volume 2 appendix A).
 
 use crate::cpuid::feature;
-use crate::mmu::is_canonical;
 use crate::{Core, Seg, Trap};
 
 /// MSR addresses.
@@ -25,6 +24,7 @@ mod index {
     pub(super) const MTRR_DEF_TYPE: u32 = 0x2ff;
     pub(super) const MC_FIRST: u32 = 0x400;
     pub(super) const TSC_DEADLINE: u32 = 0x6e0;
+    pub(super) const PKRS: u32 = 0x6e1;
     pub(super) const XSS: u32 = 0xda0;
     pub(super) const EFER: u32 = 0xc000_0080;
     pub(super) const STAR: u32 = 0xc000_0081;
@@ -128,6 +128,10 @@ impl Core<'_> {
                 require(self.cpu.model.has(feature::XSAVE))?;
                 msrs.xss
             }
+            index::PKRS => {
+                require(self.cpu.model.has(feature::PKS))?;
+                msrs.pkrs
+            }
             index::EFER => msrs.efer,
             index::STAR => msrs.star,
             index::LSTAR => msrs.lstar,
@@ -178,6 +182,10 @@ impl Core<'_> {
                 self.cpu.msrs.tsc_adjust = value;
             }
             index::APIC_BASE | 0x800..=0x8ff => {
+                /// IA32_APIC_BASE: the x2APIC mode.
+                const EXTENDED: u64 = 1 << 10;
+                let extended = msr != index::APIC_BASE || value & EXTENDED != 0;
+                require(!extended || self.cpu.model.has(feature::X2APIC))?;
                 self.platform.set_apic_msr(msr, value).ok_or(Trap::gp(0))?;
             }
             index::TSC_DEADLINE => {
@@ -194,6 +202,10 @@ impl Core<'_> {
             }
             index::PRED_CMD => require(self.cpu.model.has(feature::AMD_IBPB) && value & !1 == 0)?,
             index::EFER => self.set_efer(value)?,
+            index::PKRS => {
+                require(self.cpu.model.has(feature::PKS) && value >> 32 == 0)?;
+                self.set_pkrs(value);
+            }
             index::FS_BASE | index::GS_BASE | index::KERNEL_GS_BASE => self.write_base(msr, value)?,
             index::PAT | index::MTRR_DEF_TYPE | 0x200..=0x20f | 0x250..=0x26f => {
                 self.write_memory_type(msr, value)?;
@@ -204,7 +216,7 @@ impl Core<'_> {
     }
 
     fn write_base(&mut self, msr: u32, value: u64) -> Result<(), Trap> {
-        require(is_canonical(value))?;
+        require(self.cpu.is_canonical_base(value))?;
         match msr {
             index::FS_BASE => self.cpu.segments[Seg::Fs as usize].base = value,
             index::GS_BASE => self.cpu.segments[Seg::Gs as usize].base = value,
@@ -245,11 +257,12 @@ impl Core<'_> {
     /// Registers that only hold what is written, within bounds.
     fn write_plain_msr(&mut self, msr: u32, value: u64) -> Result<(), Trap> {
         let has_xsave = self.cpu.model.has(feature::XSAVE);
+        let canonical = self.cpu.is_canonical_base(value);
         let msrs = &mut self.cpu.msrs;
         match msr {
             index::SYSENTER_CS => msrs.sysenter_cs = value & 0xffff,
             index::SYSENTER_ESP | index::SYSENTER_EIP | index::LSTAR | index::CSTAR => {
-                require(is_canonical(value))?;
+                require(canonical)?;
                 match msr {
                     index::SYSENTER_ESP => msrs.sysenter_esp = value,
                     index::SYSENTER_EIP => msrs.sysenter_eip = value,

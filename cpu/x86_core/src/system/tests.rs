@@ -1,3 +1,5 @@
+mod paging;
+
 use super::*;
 use crate::cpuid::{CpuModel, feature};
 use crate::testing::{CODE, DATA, GDT, IDT, Machine, STACK, TSS, selector};
@@ -25,29 +27,30 @@ const UD: Result<Flow, Trap> = Err(Trap::UD);
 #[test]
 fn privileged_instructions_are_refused_to_user_code() {
     let privileged: &[&[u8]] = &[
-        &[0x0f, 0x20, 0xc0], // mov rax, cr0
-        &[0x0f, 0x22, 0xd8], // mov cr3, rax
-        &[0x0f, 0x23, 0xf8], // mov dr7, rax
-        &[0x0f, 0x06],       // clts
-        &[0x0f, 0x01, 0xf0], // lmsw ax
-        &[0x0f, 0x01, 0x13], // lgdt [rbx]
-        &[0x0f, 0x01, 0x1b], // lidt [rbx]
-        &[0x0f, 0x00, 0xd0], // lldt ax
-        &[0x0f, 0x00, 0xd8], // ltr ax
-        &[0x0f, 0x32],       // rdmsr
-        &[0x0f, 0x30],       // wrmsr
-        &[0xf4],             // hlt
-        &[0xfa],             // cli
-        &[0xfb],             // sti
-        &[0x0f, 0x01, 0xf8], // swapgs
-        &[0x0f, 0x01, 0x3b], // invlpg [rbx]
-        &[0x0f, 0x08],       // invd
-        &[0x0f, 0x09],       // wbinvd
-        &[0x0f, 0x33],       // rdpmc
-        &[0x48, 0x0f, 0x07], // sysretq
-        &[0xe4, 0x80],       // in al, 0x80
-        &[0xee],             // out dx, al
-        &[0x6c],             // insb
+        &[0x0f, 0x20, 0xc0],             // mov rax, cr0
+        &[0x0f, 0x22, 0xd8],             // mov cr3, rax
+        &[0x0f, 0x23, 0xf8],             // mov dr7, rax
+        &[0x0f, 0x06],                   // clts
+        &[0x0f, 0x01, 0xf0],             // lmsw ax
+        &[0x0f, 0x01, 0x13],             // lgdt [rbx]
+        &[0x0f, 0x01, 0x1b],             // lidt [rbx]
+        &[0x0f, 0x00, 0xd0],             // lldt ax
+        &[0x0f, 0x00, 0xd8],             // ltr ax
+        &[0x0f, 0x32],                   // rdmsr
+        &[0x0f, 0x30],                   // wrmsr
+        &[0xf4],                         // hlt
+        &[0xfa],                         // cli
+        &[0xfb],                         // sti
+        &[0x0f, 0x01, 0xf8],             // swapgs
+        &[0x0f, 0x01, 0x3b],             // invlpg [rbx]
+        &[0x66, 0x0f, 0x38, 0x82, 0x03], // invpcid rax, [rbx]
+        &[0x0f, 0x08],                   // invd
+        &[0x0f, 0x09],                   // wbinvd
+        &[0x0f, 0x33],                   // rdpmc
+        &[0x48, 0x0f, 0x07],             // sysretq
+        &[0xe4, 0x80],                   // in al, 0x80
+        &[0xee],                         // out dx, al
+        &[0x6c],                         // insb
     ];
     for code in privileged {
         let mut machine = Machine::user();
@@ -159,7 +162,6 @@ fn control_register_rules() {
     core.set_cr0(cr0 | cr0::TS).unwrap();
     assert_eq!(core.set_cr4(core.cpu.cr4 & !cr4::PAE), gp);
     assert_eq!(core.set_cr4(core.cpu.cr4 | cr4::LA57), gp);
-    assert_eq!(core.set_cr4(core.cpu.cr4 | cr4::PCIDE), gp);
     core.set_cr4(core.cpu.cr4 | cr4::SMEP | cr4::SMAP | cr4::UMIP | cr4::FSGSBASE).unwrap();
     assert_eq!(core.set_cr3(1 << 60), gp);
     assert_eq!(core.set_efer(core.cpu.msrs.efer & !efer::LME), gp);
@@ -549,4 +551,34 @@ proptest! {
             prop_assert_eq!(machine.cpu.rip, before);
         }
     }
+}
+
+#[test]
+fn hypercalls_say_that_there_are_none() {
+    for code in [[0x0f, 0x01, 0xc1], [0x0f, 0x01, 0xd9]] {
+        let mut machine = Machine::long();
+        assert_eq!(run(&mut machine, &code), NEXT);
+        assert_eq!(machine.cpu.regs[reg::RAX] as i64, -1000);
+        let mut machine = Machine::user();
+        assert_eq!(run(&mut machine, &code), NEXT);
+        assert_eq!(machine.cpu.regs[reg::RAX] as i64, -1);
+        let mut machine = Machine::long();
+        let mut model = CpuModel::clone(&machine.cpu.model);
+        model.change_feature("hypervisor", false).unwrap();
+        machine.cpu.model = Arc::new(model);
+        assert_eq!(run(&mut machine, &code), UD);
+        assert_eq!(run(&mut Machine::real(), &code), UD);
+    }
+}
+
+#[test]
+fn x2apic_mode_needs_the_feature() {
+    let mut machine = Machine::long();
+    machine.platform.apic.borrow_mut().insert(0x1b, 0xfee0_0900);
+    assert_eq!(machine.core().write_msr(0x1b, 0xfee0_0d00), Ok(()));
+    let mut model = CpuModel::clone(&machine.cpu.model);
+    model.change_feature("x2apic", false).unwrap();
+    machine.cpu.model = Arc::new(model);
+    assert_eq!(machine.core().write_msr(0x1b, 0xfee0_0d00), Err(Trap::gp(0)));
+    assert_eq!(machine.core().write_msr(0x1b, 0xfee0_0900), Ok(()));
 }

@@ -1,7 +1,6 @@
 //! Far JMP and CALL, call gates included (Intel SDM volume 3, 5.8).
 
 use super::{TaskSwitch, size_mask};
-use crate::mmu::is_canonical;
 use crate::segments::{Descriptor, is_null, kind, rpl, selector_fault};
 use crate::{Core, Seg, Segment, Trap, reg, vector};
 
@@ -128,7 +127,7 @@ impl Core<'_> {
             u64::from(self.cpu.segments[Seg::Ss as usize].selector),
         ];
         let top = stack.wrapping_sub(32);
-        if !is_canonical(top) {
+        if !self.cpu.is_canonical(top) {
             return Err(Trap::with_error(vector::SS, 0));
         }
         self.write_linear_words(top, &frame, self.cpu.bank_for(cpl))?;

@@ -1,6 +1,5 @@
 //! SYSCALL, SYSRET, SYSENTER and SYSEXIT.
 
-use crate::mmu::is_canonical;
 use crate::{Core, Seg, Segment, Trap, cr0, efer, flags, reg};
 
 /// Attributes of the flat segments that these instructions load without looking at a descriptor.
@@ -111,7 +110,7 @@ impl Core<'_> {
         }
         let (rip, rsp) = (self.cpu.regs[reg::RDX], self.cpu.regs[reg::RCX]);
         let base = if size == 8 {
-            if !is_canonical(rip) || !is_canonical(rsp) {
+            if !self.cpu.is_canonical(rip) || !self.cpu.is_canonical(rsp) {
                 return Err(Trap::gp(0));
             }
             self.cpu.rip = rip;

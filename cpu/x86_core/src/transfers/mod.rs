@@ -11,7 +11,6 @@ mod tests;
 
 pub(crate) use task::TaskSwitch;
 
-use crate::mmu::is_canonical;
 use crate::segments::{Descriptor, is_null, rpl, selector_fault};
 use crate::{Core, Seg, Segment, Trap, flags, vector};
 
@@ -74,7 +73,7 @@ impl Core<'_> {
     /// Checks an instruction pointer for the code segment `descriptor`.
     fn check_target(&self, descriptor: Descriptor, rip: u64) -> Result<(), Trap> {
         let inside = if self.is_long_code(descriptor) {
-            is_canonical(rip)
+            self.cpu.is_canonical(rip)
         } else {
             rip <= u64::from(descriptor.limit())
         };

@@ -8,7 +8,9 @@ use accel::InjectedException;
 pub(crate) struct Events {
     /// Waits for a SIPI.
     pub(crate) waiting: bool,
-    pub(crate) nmi: bool,
+    /// How many NMIs wait. A processor latches one while another is handled; one more can wait here, which on the
+    /// processor would have been taken at once.
+    pub(crate) nmis: u8,
     pub(crate) init: bool,
     pub(crate) sipi: Option<u8>,
     /// Only from a restored state: this back end delivers at once.
@@ -32,6 +34,6 @@ impl Events {
         if let Some(vector) = requests.sipi() {
             self.sipi.get_or_insert(vector);
         }
-        self.nmi |= requests.has(Requests::NMI);
+        self.nmis = (self.nmis + requests.nmis()).min(2);
     }
 }

@@ -134,8 +134,10 @@ impl Processor<'_> {
         let shadows = self.engine.cpu().interrupt_shadow;
         let hold = hold && !self.engine.cpu().halted;
         if shadows & INTERRUPT_SHADOW == 0 && !hold {
-            if events.nmi && shadows & shadow::NMI == 0 {
-                events.nmi = false;
+            if shadows & shadow::NMI != 0 {
+                events.nmis = events.nmis.min(1);
+            } else if events.nmis > 0 {
+                events.nmis -= 1;
                 self.act(|core| {
                     core.cpu.halted = false;
                     core.nmi()
@@ -149,7 +151,7 @@ impl Processor<'_> {
             return Ok(Next::Sleep);
         }
         // An NMI waits for the end of a shadow, or for IRET; an interrupt for the end of a shadow.
-        let watched = shadows & INTERRUPT_SHADOW != 0 || events.nmi;
+        let watched = shadows & INTERRUPT_SHADOW != 0 || events.nmis > 0;
         Ok(if watched { Next::Step } else { Next::Execute })
     }
 
@@ -163,7 +165,7 @@ impl Processor<'_> {
             self.platform.lapic.init();
             // The bootstrap processor starts over at the reset vector (Intel SDM volume 3, 9.4.2).
             events.waiting = self.engine.cpu().apic_id != 0;
-            events.nmi = false;
+            events.nmis = 0;
         }
         if let Some(vector) = events.sipi.take()
             && events.waiting

@@ -24,10 +24,17 @@ impl Requests {
     pub(crate) const SIPI: u32 = 1 << 3;
     /// Drop all cached translations.
     pub(crate) const FLUSH: u32 = 1 << 4;
+    /// A second NMI came before the first was seen.
+    const SECOND_NMI: u32 = 1 << 5;
     const SIPI_VECTOR: u32 = 24;
 
     pub(crate) fn has(self, bit: u32) -> bool {
         self.0 & bit != 0
+    }
+
+    /// How many NMIs came, as far as it matters: see [`Events::note`](crate::events::Events::note).
+    pub(crate) fn nmis(self) -> u8 {
+        u8::from(self.has(Self::NMI)) + u8::from(self.has(Self::SECOND_NMI))
     }
 
     pub(crate) fn sipi(self) -> Option<u8> {
@@ -112,6 +119,13 @@ impl VcpuShared {
         }
     }
 
+    fn post_nmi(&self) {
+        let _ = self.requests.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |old| {
+            Some(old | if old & Requests::NMI == 0 { Requests::NMI } else { Requests::SECOND_NMI })
+        });
+        self.rouse();
+    }
+
     /// The first of several SIPIs counts.
     fn post_sipi(&self, vector: u8) {
         let new = Requests::SIPI | u32::from(vector) << Requests::SIPI_VECTOR;
@@ -190,7 +204,7 @@ impl VcpuSink for VcpuShared {
     fn event(&self, event: Event) {
         match event {
             Event::Interrupt => self.post(Requests::LOOK),
-            Event::Nmi => self.post(Requests::NMI),
+            Event::Nmi => self.post_nmi(),
             Event::Init => self.post_init(),
             Event::Sipi(vector) => self.post_sipi(vector),
         }

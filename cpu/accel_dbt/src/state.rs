@@ -41,6 +41,7 @@ fn for_each_msr(msrs: &mut Msrs, each: &mut dyn FnMut(u32, &mut u64)) {
         mcg_ctl,
         mc_banks,
         xss,
+        pkrs,
     } = msrs;
     each(0x3b, tsc_adjust);
     each(0x48, spec_ctrl);
@@ -63,6 +64,7 @@ fn for_each_msr(msrs: &mut Msrs, each: &mut dyn FnMut(u32, &mut u64)) {
     for (number, value) in (0x400..).zip(mc_banks.as_flattened_mut()) {
         each(number, value);
     }
+    each(0x6e1, pkrs);
     each(0xda0, xss);
     each(0xc000_0081, star);
     each(0xc000_0082, lstar);
@@ -122,7 +124,7 @@ fn fpu_out(cpu: &Cpu) -> FpuState {
         mxcsr: cpu.mxcsr,
         vectors,
         opmask: cpu.opmask,
-        pkru: 0,
+        pkru: cpu.pkru,
     }
 }
 
@@ -140,6 +142,7 @@ fn fpu_in(cpu: &mut Cpu, state: &FpuState) {
         area[32 + 16 * n..][..10].copy_from_slice(register);
     }
     cpu.mxcsr = state.mxcsr & MXCSR_VALID;
+    cpu.pkru = state.pkru;
     cpu.vectors = [VecReg::default(); 32];
     for (register, value) in cpu.vectors.iter_mut().zip(&state.vectors) {
         for (bytes, word) in register.0.chunks_exact_mut(8).zip(value) {
@@ -189,7 +192,7 @@ pub(crate) fn save(cpu: &Cpu, events: &Events, lapic: LapicState, tsc: u64, tsc_
             sti_shadow: cpu.interrupt_shadow & shadow::STI != 0,
             mov_ss_shadow: cpu.interrupt_shadow & shadow::MOV_SS != 0,
             nmi_masked: cpu.interrupt_shadow & shadow::NMI != 0,
-            nmi_pending: events.nmi,
+            nmi_pending: events.nmis > 0,
             init_pending: events.init,
             sipi_pending: events.sipi,
             exception: events.exception,
@@ -231,7 +234,7 @@ pub(crate) fn check(state: &X86State, model: &CpuModel) -> Result<(), (&'static 
 pub(crate) fn events(state: &EventState) -> Events {
     Events {
         waiting: state.mp_state == MpState::WaitForSipi,
-        nmi: state.nmi_pending,
+        nmis: state.nmi_pending.into(),
         init: state.init_pending,
         sipi: state.sipi_pending,
         exception: state.exception,

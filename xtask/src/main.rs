@@ -5,6 +5,7 @@ mod fuzz;
 mod isa;
 mod kvm_lab;
 mod lint;
+mod suites;
 mod test;
 
 use anyhow::Result;
@@ -32,6 +33,8 @@ enum Chore {
     Fuzz(fuzz::Options),
     /// Runs a command where /dev/kvm is real: in Debian on an emulated processor that has SVM.
     KvmLab(kvm_lab::Options),
+    /// Runs others' CPU test suites on our accelerators, beside QEMU's TCG.
+    Suites(suites::Options),
     /// Measures against QEMU's TCG and the bare host, side by side.
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Chore::Isa => isa::run(&root()),
         Chore::Fuzz(options) => fuzz::run(&root(), &options),
         Chore::KvmLab(options) => return kvm_lab::run(&root(), &options),
+        Chore::Suites(options) => suites::run(&root(), &options),
         Chore::Bench(bench) => bench.run(&root()),
     };
     match result {

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 fn device() -> Arc<FwCfg> {
     let items = Items::new().u16(key::NB_CPUS, 3).file("etc/a", b"hello".to_vec()).unwrap();
-    FwCfg::new(items, GuestMemory::new(&[0..0x1_0000]).unwrap())
+    FwCfg::new(items, GuestMemory::new(std::slice::from_ref(&(0..0x1_0000))).unwrap())
 }
 
 fn select(device: &Arc<FwCfg>, key: u16) {

@@ -115,8 +115,12 @@ mod tests {
         let rom = source.rom().unwrap();
         let memory = GuestMemory::new(&[0..1 << 20, rom.clone()]).unwrap();
         let map = MemoryMap::pc(1 << 20, 0, &[]).unwrap();
-        let tables =
-            crate::firmware::Firmware::new(&acpi::AcpiConfig::pc(vec![0]), 1, vec![0..1 << 20]).unwrap();
+        let tables = crate::firmware::Firmware::new(
+            &acpi::AcpiConfig::pc(vec![0]),
+            1,
+            std::iter::once(0..1 << 20).collect(),
+        )
+        .unwrap();
         assert!(source.load(&memory, &map, &tables, true).unwrap().is_none());
         let byte = |gpa| {
             let mut data = [0];

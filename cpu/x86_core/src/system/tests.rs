@@ -564,7 +564,7 @@ fn hypercalls_say_that_there_are_none() {
         assert_eq!(machine.cpu.regs[reg::RAX] as i64, -1);
         let mut machine = Machine::long();
         let mut model = CpuModel::clone(&machine.cpu.model);
-        model.change_feature("hypervisor", false).unwrap();
+        model.change_features(&[("hypervisor".to_owned(), false)]).unwrap();
         machine.cpu.model = Arc::new(model);
         assert_eq!(run(&mut machine, &code), UD);
         assert_eq!(run(&mut Machine::real(), &code), UD);
@@ -577,7 +577,7 @@ fn x2apic_mode_needs_the_feature() {
     machine.platform.apic.borrow_mut().insert(0x1b, 0xfee0_0900);
     assert_eq!(machine.core().write_msr(0x1b, 0xfee0_0d00), Ok(()));
     let mut model = CpuModel::clone(&machine.cpu.model);
-    model.change_feature("x2apic", false).unwrap();
+    model.change_features(&[("x2apic".to_owned(), false)]).unwrap();
     machine.cpu.model = Arc::new(model);
     assert_eq!(machine.core().write_msr(0x1b, 0xfee0_0d00), Err(Trap::gp(0)));
     assert_eq!(machine.core().write_msr(0x1b, 0xfee0_0900), Ok(()));

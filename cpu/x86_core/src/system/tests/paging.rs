@@ -63,7 +63,7 @@ fn invpcid_checks_its_descriptor() {
     assert_eq!(invalidate(&mut machine, 0, 0, 0), GP);
     let mut machine = Machine::long();
     let mut model = CpuModel::clone(&machine.cpu.model);
-    model.change_feature("invpcid", false).unwrap();
+    model.change_features(&[("invpcid".to_owned(), false)]).unwrap();
     machine.cpu.model = Arc::new(model);
     assert_eq!(run(&mut machine, INVPCID), UD);
 }
@@ -136,8 +136,9 @@ fn a_fifth_level_of_paging() {
     const TOP: u64 = 0x50_0000;
     const FAR: u64 = 0x00f0_0000_0000_0000;
     let mut machine = Machine::long();
-    assert_eq!(machine.core().set_cr4(machine.cpu.cr4 | cr4::LA57), Err(Trap::gp(0)), "in IA-32e mode");
     let gp = Err(Trap::gp(0));
+    let with_la57 = machine.cpu.cr4 | cr4::LA57;
+    assert_eq!(machine.core().set_cr4(with_la57), Err(Trap::gp(0)), "in IA-32e mode");
     assert_eq!(machine.core().read::<u64>(Seg::Ds, FAR), gp);
     machine.poke(TOP, PAGE_TABLES | 7);
     machine.poke(TOP + (FAR >> 48 & 0x1ff) * 8, PAGE_TABLES | 7);

@@ -4,6 +4,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use vireo_fuzz::Input;
+use x86_core::svm::{InterruptAction, testing};
 use x86_core::testing::{CODE, DATA, GDT, IDT, Machine, PAGE_TABLES, STACK, TSS, descriptor, selector};
 use x86_core::{Core, Flow, Seg, Trap, cr0, cr4, efer, flags, vector};
 
@@ -67,7 +68,21 @@ const CODES: &[&[u8]] = &[
     b"\xf3\xa4",         // rep movsb
     b"\xf3\x48\xab",     // rep stosq
     b"\xf0\x48\x0f\xb1", // lock cmpxchg
+    b"\x0f\x01\xd8",     // vmrun
+    b"\x0f\x01\xd8",     // once more: a guest is seldom entered
+    b"\x0f\x01\xd9",     // vmmcall
+    b"\x0f\x01\xda",     // vmload
+    b"\x0f\x01\xdb",     // vmsave
+    b"\x0f\x01\xdc",     // stgi
+    b"\x0f\x01\xdd",     // clgi
+    b"\x0f\x01\xdf",     // invlpga
+    b"\xf3\x90",         // pause
 ];
+
+/// The VMCB of the guest that the machine may run, its nested page tables, and how many pages both have.
+const VMCB: u64 = 0x60_0000;
+const NESTED: u64 = VMCB + 0x1000;
+const SVM_PAGES: u64 = 12;
 
 fn selector(input: &mut Input<'_>) -> u16 {
     match input.u8() % 4 {
@@ -129,6 +144,22 @@ fn lay_out(machine: &Machine, input: &mut Input<'_>) {
             };
             machine.poke(place, entry);
         }
+        7 => {
+            // The VMCB, or nested page tables.
+            let place = match input.u8() % 4 {
+                0 => VMCB + u64::from(input.u8()) / 8 * 8,
+                1 => VMCB + 0x400 + u64::from(input.u16() % 0x2a0) / 8 * 8,
+                2 => VMCB + input.pick(&[0, 8, 0x10, 0x40, 0x48, 0x58, 0x60, 0x90, 0xa8, 0xb0]),
+                _ => NESTED + input.below(SVM_PAGES * 512) * 8,
+            };
+            let value = match input.u8() % 4 {
+                0 => input.u64(),
+                1 => address(input),
+                2 => machine.peek(place) ^ 1u64 << (input.u8() % 64),
+                _ => NESTED + u64::from(input.u8() % 16) * 0x1000 + u64::from(input.u8()),
+            };
+            machine.poke(place, value);
+        }
         4 => machine.poke(TSS + u64::from(input.u8() % 0x60), address(input)),
         5 => {
             // A frame on the stack.
@@ -158,9 +189,9 @@ fn lay_out(machine: &Machine, input: &mut Input<'_>) {
 /// Changes what the processor is in the midst of.
 fn disturb(core: &mut Core<'_>, input: &mut Input<'_>) {
     const CR0: [u64; 8] = [cr0::PE, cr0::MP, cr0::EM, cr0::TS, cr0::NE, cr0::WP, cr0::AM, cr0::PG];
-    const EFER: [u64; 3] = [efer::SCE, efer::LME, efer::NXE];
+    const EFER: [u64; 4] = [efer::SCE, efer::LME, efer::NXE, efer::SVME];
     let before = (core.cpu.cr0, core.cpu.cr3, core.cpu.cr4, core.cpu.msrs.efer);
-    let result = match input.u8() % 12 {
+    let result = match input.u8() % 15 {
         0 => core.set_cr0(core.cpu.cr0 ^ input.pick(&CR0)),
         1 => core.set_cr4(core.cpu.cr4 ^ 1u64 << (input.u8() % 24)),
         2 => {
@@ -195,11 +226,28 @@ fn disturb(core: &mut Core<'_>, input: &mut Input<'_>) {
             core.invlpg(address(input));
             Ok(())
         }
+        11 => {
+            core.cpu.regs[0] = if input.one_in(4) { input.number() } else { VMCB };
+            Ok(())
+        }
+        12 => {
+            // Between two instructions.
+            match core.cpu.interrupt_action(input.flag()) {
+                InterruptAction::None => Ok(()),
+                InterruptAction::Physical => core.interrupt(input.u8()),
+                InterruptAction::Intercept => core.intercept_interrupt(),
+                InterruptAction::Virtual => core.virtual_interrupt(),
+            }
+        }
+        13 => core.intercept_nmi().and_then(|_| core.intercept_init()).map(|_| ()),
         _ => {
             core.cpu.dr[usize::from(input.u8() % 4)] = address(input);
             Ok(())
         }
     };
+    if let Err(Trap::Intercepted) = result {
+        let _ = core.deliver_trap(Trap::Intercepted);
+    }
     if let Err(Trap::Exception(_)) = result {
         let after = (core.cpu.cr0, core.cpu.cr3, core.cpu.cr4, core.cpu.msrs.efer);
         assert_eq!(before, after, "what faults changes nothing");
@@ -216,12 +264,17 @@ fn run(core: &mut Core<'_>) -> bool {
         let after = (cpu.segments, cpu.rip, cpu.cpl, cpu.cr0, cpu.cr4, cpu.gdtr.base, cpu.idtr.base);
         assert!(cpu.rflags & flags::FIXED != 0 && cpu.cpl <= 3);
         assert_eq!(cpu.long64, cpu.msrs.efer & efer::LMA != 0 && cpu.segments[1].attributes >> 13 & 1 != 0);
-        assert!(cpu.cr0 & cr0::PG == 0 || cpu.cr0 & cr0::PE != 0, "paging without protection");
+        assert!(cpu.svm.guest || cpu.cr0 & cr0::PG == 0 || cpu.cr0 & cr0::PE != 0, "paging without protection");
         assert!(cpu.msrs.efer & efer::LMA == 0 || cpu.cr4 & cr4::PAE != 0, "long mode without PAE");
         match result {
             Ok(Flow::Halt) => core.cpu.halted = false,
             Ok(_) => {}
-            Err(Trap::TripleFault) => return false,
+            Err(trap @ (Trap::TripleFault | Trap::Intercepted)) => {
+                assert!(trap == Trap::TripleFault || core.cpu.svm.guest, "an intercept without a guest");
+                if core.deliver_trap(trap).is_err() {
+                    return false;
+                }
+            }
             Err(Trap::Exception(exception)) => {
                 if exception.vector != vector::DB {
                     assert_eq!(before, after, "{exception:x?} left the processor changed");
@@ -250,6 +303,15 @@ fuzz_target!(|data: &[u8]| {
     };
     machine.core().mode_changed();
     machine.cpu.regs[7] = DATA;
+    if input.flag() {
+        // A host of a guest, which may have nested page tables.
+        machine.cpu.msrs.efer |= efer::SVME;
+        machine.cpu.regs[0] = VMCB;
+        testing::write_vmcb(&machine, VMCB, CODE);
+        if input.flag() {
+            testing::nest(&machine, VMCB, NESTED);
+        }
+    }
     while !input.is_empty() {
         match input.u8() % 4 {
             0 => lay_out(&machine, &mut input),

@@ -1,6 +1,6 @@
 //! `cargo xtask kvm-lab`: a command where `/dev/kvm` is real.
 
-use ::kvm_lab::Lab;
+use ::kvm_lab::{Lab, Outer};
 use anyhow::{Context, Result, bail};
 use image_store::{DebianImageName, Flavour, Progress, Release};
 use std::io::{IsTerminal, Write};
@@ -11,6 +11,7 @@ use std::time::Duration;
 const EXAMPLES: &str = "\
 Examples:
   cargo xtask kvm-lab -- vireo info
+  cargo xtask kvm-lab --own -- vireo run debian --accel kvm
   cargo xtask kvm-lab -s 2 -- vireo run debian --accel kvm --smp 2
   cargo xtask kvm-lab -f ./prog:/prog -- /prog --its options
   cargo xtask kvm-lab -- sh
@@ -31,6 +32,9 @@ pub(crate) struct Options {
     /// The longest it may take, in seconds.
     #[arg(short = 't', value_name = "SECONDS", default_value_t = 300)]
     seconds: u32,
+    /// Have `vireo`'s own translator be the lab's machine, in place of QEMU's.
+    #[arg(long)]
+    own: bool,
     /// A file or a folder of the host and where it is in the lab; a program's libraries come along.
     #[arg(short, value_name = "HOST:LAB", value_parser = parse_pair)]
     file: Vec<(PathBuf, PathBuf)>,
@@ -66,8 +70,15 @@ fn run_lab(root: &Path, options: &Options) -> Result<i32> {
     for (host, place) in &options.file {
         lab = lab.file(host, place);
     }
-    if options.command.first().is_some_and(|word| word == "vireo") {
+    let inside = options.command.first().is_some_and(|word| word == "vireo");
+    if inside {
         lab = with_vireo(root, lab)?;
+    }
+    if options.own {
+        if !inside {
+            build_vireo(root)?;
+        }
+        lab = lab.outer(Outer::Vireo(crate::vireo(root)));
     }
     let mut console = std::io::stdout().lock();
     let status = lab.run_with(
@@ -81,14 +92,19 @@ fn run_lab(root: &Path, options: &Options) -> Result<i32> {
 
 /// Adds our program, as it is now, and the images that it boots.
 pub(crate) fn with_vireo(root: &Path, lab: Lab) -> Result<Lab> {
+    build_vireo(root)?;
+    let images = [Release::Bookworm, Release::Trixie]
+        .map(|release| DebianImageName { release, flavour: Flavour::Cloud });
+    Ok(images.into_iter().fold(lab.file(crate::vireo(root), "/bin/vireo"), Lab::image))
+}
+
+fn build_vireo(root: &Path) -> Result<()> {
     let build = ["build", "--release", "--quiet", "--package", "vireo"];
     let status = Command::new("cargo").current_dir(root).args(build).status().context("starting cargo")?;
     if !status.success() {
         bail!("cargo {} failed: {status}", build.join(" "));
     }
-    let images = [Release::Bookworm, Release::Trixie]
-        .map(|release| DebianImageName { release, flavour: Flavour::Cloud });
-    Ok(images.into_iter().fold(lab.file(crate::vireo(root), "/bin/vireo"), Lab::image))
+    Ok(())
 }
 
 /// A line on standard error for each thing that is fetched.

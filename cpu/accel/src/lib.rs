@@ -11,6 +11,7 @@ mod error;
 mod spec;
 mod state;
 mod stop;
+mod svm;
 
 pub use debug::{DebugLimits, DebugSettings, DebugStop, WatchKind, Watchpoint};
 pub use error::AccelError;
@@ -20,6 +21,7 @@ pub use state::{
     X86_STATE_KIND, X86_STATE_VERSION, X86State,
 };
 pub use stop::{Attachment, Kick, StopToken};
+pub use svm::{SvmGuestState, SvmHostState, SvmState};
 
 use clock::TimerService;
 use guest_memory::GuestMemory;

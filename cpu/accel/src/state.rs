@@ -1,13 +1,14 @@
 //! The neutral, versioned state of an x86 processor.
 
+use crate::svm::SvmState;
 use clock::Nanos;
 use device::{SavedState, StateError, decode, encode};
 use serde::{Deserialize, Serialize};
 
 /// The saved-state kind of [`X86State`].
 pub const X86_STATE_KIND: &str = "x86-vcpu";
-/// The version of [`X86State`]'s format.
-pub const X86_STATE_VERSION: u32 = 1;
+/// The version of [`X86State`]'s format. Version 1 had no [`X86State::svm`].
+pub const X86_STATE_VERSION: u32 = 2;
 
 /// A segment register, LDTR or TR, with its hidden part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -260,6 +261,8 @@ pub struct X86State {
     pub tsc: u64,
     /// The moment of VM time at which `tsc` was read.
     pub tsc_time: Nanos,
+    /// Secure Virtual Machine, if it is not as after reset.
+    pub svm: Option<Box<SvmState>>,
 }
 
 /// Indices into [`X86State::regs`] and [`X86State::segments`].
@@ -317,7 +320,9 @@ impl X86State {
     pub fn check(&self) -> Result<(), (&'static str, String)> {
         let [protected, paging] = [0, 31].map(|bit| self.cr0 >> bit & 1 != 0);
         let [long_enabled, long] = [8, 10].map(|bit| self.efer >> bit & 1 != 0);
-        if paging && !protected || self.cr0 >> 32 != 0 {
+        // VMRUN alone can bring about paging in real mode.
+        let virtualized = self.svm.as_ref().is_some_and(|svm| svm.guest.is_some());
+        if paging && !protected && (!virtualized || long) || self.cr0 >> 32 != 0 {
             return Err(("cr0", format!("{:#x}", self.cr0)));
         }
         if long != (paging && long_enabled) {
@@ -337,7 +342,7 @@ impl X86State {
         {
             return Err(("msrs", format!("a PAT of {pat:#x}")));
         }
-        Ok(())
+        self.svm.as_ref().map_or(Ok(()), |svm| svm.check())
     }
 
     /// As it stands in a migration stream.
@@ -350,7 +355,13 @@ impl X86State {
     /// # Errors
     /// [`StateError`] if it is none.
     pub fn from_saved(saved: &SavedState) -> Result<Self, StateError> {
-        let state: Self = decode(X86_STATE_KIND, X86_STATE_VERSION, saved)?;
+        let mut newest = saved.clone();
+        if saved.version == 1 && saved.kind == X86_STATE_KIND {
+            // What came at the end is missing, and absent.
+            newest.version = X86_STATE_VERSION;
+            newest.bytes.push(0);
+        }
+        let state: Self = decode(X86_STATE_KIND, X86_STATE_VERSION, &newest)?;
         let malformed = |reason: &str| StateError::malformed(X86_STATE_KIND, reason);
         if !matches!(state.fpu.vectors.len(), 16 | 32) {
             return Err(malformed("neither 16 nor 32 vector registers"));
@@ -412,6 +423,7 @@ mod tests {
             },
             tsc: 77,
             tsc_time: 3,
+            svm: None,
         }
     }
 
@@ -419,6 +431,30 @@ mod tests {
     fn states_survive_a_stream() {
         let state = sample();
         assert_eq!(X86State::from_saved(&state.to_saved()), Ok(state));
+    }
+
+    #[test]
+    fn states_of_the_first_version_are_read() {
+        let state = sample();
+        let mut saved = state.to_saved();
+        saved.version = 1;
+        assert_eq!(saved.bytes.pop(), Some(0));
+        assert_eq!(X86State::from_saved(&saved), Ok(state));
+    }
+
+    #[test]
+    fn the_guest_that_a_guest_runs_survives_a_stream() {
+        let mut state = sample();
+        let mut guest = crate::SvmGuestState { vmcb: 0x5000, ..Default::default() };
+        guest.host.cr0 = 0x8000_0011;
+        guest.host.efer = 0x1500;
+        guest.host.cr4 = 0x20;
+        state.svm = Some(Box::new(SvmState { vm_cr: 1, hsave: 0x1000, gif: true, guest: Some(guest) }));
+        assert_eq!(state.check(), Ok(()));
+        assert_eq!(X86State::from_saved(&state.to_saved()), Ok(state.clone()));
+        let guest = state.svm.as_mut().and_then(|svm| svm.guest.as_mut()).unwrap();
+        guest.host.efer = 0x1100;
+        assert!(state.check().is_err(), "long mode is enabled, paging on, and it is not active");
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod modes;
 mod rig;
 mod smp;
 mod snapshot;
+mod svm;
 
 pub use rig::Target;
 
@@ -96,6 +97,8 @@ macro_rules! for_each_case {
             debugging::breakpoints_are_a_processor_s_own,
             debugging::debugging_outlives_a_reset,
             debugging::addresses_are_translated,
+            svm::interrupts_leave_a_guest_and_virtual_ones_reach_it,
+            svm::a_guest_of_a_guest_is_saved_as_it_runs,
         }
     };
 }

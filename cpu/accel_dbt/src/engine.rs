@@ -4,6 +4,7 @@ use crate::platform::VcpuPlatform;
 use guest_memory::GuestMemory;
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering;
+use x86_core::svm::InterruptAction;
 use x86_core::{Core, Cpu, Flow, Platform, Trap, flags, shadow};
 use x86_lockstep::Lockstep;
 use x86_translate::TranslatorVcpu;
@@ -97,7 +98,8 @@ impl Engine {
             Self::Interpreter(cpu) => Ok(interpret(&mut Core { cpu, memory, platform }, platform)?),
             Self::Translator(vcpu) => {
                 // One that comes later sets the exit flag.
-                vcpu.set_interrupt_window(platform.lapic.pending().any());
+                let waits = platform.lapic.pending().any();
+                vcpu.set_interrupt_window(vcpu.cpu().wants_interrupt_window(waits));
                 vcpu.run(platform)?;
                 Ok(())
             }
@@ -127,9 +129,12 @@ impl Engine {
     }
 }
 
-/// Whether an interrupt waits that the processor may take now.
+/// Whether there is something to do about interrupts now.
 #[inline]
-pub(crate) fn interruptible(cpu: &Cpu, platform: &VcpuPlatform<'_>) -> bool {
+fn interruptible(cpu: &Cpu, platform: &VcpuPlatform<'_>) -> bool {
+    if cpu.svm.guest || !cpu.svm.gif {
+        return cpu.interrupt_action(platform.lapic.pending().any()) != InterruptAction::None;
+    }
     cpu.rflags & flags::IF != 0
         && cpu.interrupt_shadow & INTERRUPT_SHADOW == 0
         && platform.lapic.pending().any()

@@ -1,6 +1,6 @@
 //! The run loop.
 
-use crate::engine::{Engine, INTERRUPT_SHADOW, Stop, interruptible};
+use crate::engine::{Engine, INTERRUPT_SHADOW, Stop};
 use crate::events::Events;
 use crate::platform::VcpuPlatform;
 use crate::shared::{Requests, VcpuShared};
@@ -8,6 +8,7 @@ use crate::vcpu::DbtVcpu;
 use accel::{DebugStop, HaltReason, StopToken, VcpuBus};
 use guest_memory::GuestMemory;
 use std::cell::Cell;
+use x86_core::svm::InterruptAction;
 use x86_core::{Core, Exception, Trap, shadow};
 
 /// What the run loop does after a look at events.
@@ -39,7 +40,7 @@ impl DbtVcpu {
             let mut processor = Processor { engine, memory, platform: &platform };
             if stop.is_stopped() {
                 if requests.has(Requests::FLUSH) {
-                    engine.core(memory, &platform).flush_tlb(false);
+                    engine.core(memory, &platform).flush_all_tlbs();
                 }
                 return engine.finish().map_or_else(HaltReason::InternalError, |()| HaltReason::Stopped);
             }
@@ -63,8 +64,8 @@ impl DbtVcpu {
                 Err(stop) => Err(stop),
             };
             let delivered = match executed {
-                Err(Stop::Trap(Trap::Exception(exception))) => {
-                    engine.act(memory, &platform, |core| core.deliver(exception))
+                Err(Stop::Trap(trap)) if trap != Trap::TripleFault => {
+                    engine.act(memory, &platform, |core| core.deliver_trap(trap))
                 }
                 other => other,
             };
@@ -115,7 +116,7 @@ impl Processor<'_> {
     fn next(&mut self, events: &mut Events, requests: Requests, hold: bool) -> Result<Next, Stop> {
         if requests.has(Requests::FLUSH) {
             self.act(|core| {
-                core.flush_tlb(false);
+                core.flush_all_tlbs();
                 Ok(())
             })?;
         }
@@ -133,31 +134,38 @@ impl Processor<'_> {
         }
         let shadows = self.engine.cpu().interrupt_shadow;
         let hold = hold && !self.engine.cpu().halted;
-        if shadows & INTERRUPT_SHADOW == 0 && !hold {
+        let open = self.engine.cpu().global_interrupts() && !hold;
+        if shadows & INTERRUPT_SHADOW == 0 && open {
             if shadows & shadow::NMI != 0 {
                 events.nmis = events.nmis.min(1);
             } else if events.nmis > 0 {
-                events.nmis -= 1;
-                self.act(|core| {
-                    core.cpu.halted = false;
-                    core.nmi()
-                })?;
+                self.take_nmi(events)?;
             }
-            if interruptible(self.engine.cpu(), self.platform) {
-                self.take_interrupt()?;
-            }
+        }
+        if !hold {
+            self.take_interrupt()?;
         }
         if self.engine.cpu().halted {
             return Ok(Next::Sleep);
         }
-        // An NMI waits for the end of a shadow, or for IRET; an interrupt for the end of a shadow.
-        let watched = shadows & INTERRUPT_SHADOW != 0 || events.nmis > 0;
+        // An NMI waits for the end of a shadow, or for IRET; an interrupt for the end of a shadow. STGI says so itself.
+        let watched = shadows & INTERRUPT_SHADOW != 0 || events.nmis > 0 && open;
         Ok(if watched { Next::Step } else { Next::Execute })
     }
 
     /// INIT and SIPI.
     fn start_up(&mut self, events: &mut Events) -> Result<(), Stop> {
-        if std::mem::take(&mut events.init) {
+        if events.init && self.engine.cpu().global_interrupts() {
+            let (mut intercepted, mut redirected) = (false, false);
+            self.act(|core| {
+                intercepted = core.intercept_init()?;
+                redirected = !intercepted && core.redirect_init()?;
+                Ok(())
+            })?;
+            events.init = intercepted;
+            if intercepted || redirected {
+                return Ok(());
+            }
             self.act(|core| {
                 core.init();
                 Ok(())
@@ -179,7 +187,33 @@ impl Processor<'_> {
         Ok(())
     }
 
+    fn take_nmi(&mut self, events: &mut Events) -> Result<(), Stop> {
+        let mut taken = true;
+        self.act(|core| {
+            taken = !core.intercept_nmi()?;
+            if !taken {
+                return Ok(());
+            }
+            core.cpu.halted = false;
+            core.nmi()
+        })?;
+        if taken {
+            events.nmis -= 1;
+        }
+        Ok(())
+    }
+
+    /// Does what is to be done about interrupts between two instructions.
     fn take_interrupt(&mut self) -> Result<(), Stop> {
+        match self.engine.cpu().interrupt_action(self.platform.lapic.pending().any()) {
+            InterruptAction::None => Ok(()),
+            InterruptAction::Physical => self.acknowledge_interrupt(),
+            InterruptAction::Intercept => self.act(|core| core.intercept_interrupt()),
+            InterruptAction::Virtual => self.act(|core| core.virtual_interrupt()),
+        }
+    }
+
+    fn acknowledge_interrupt(&mut self) -> Result<(), Stop> {
         let vector = if self.platform.lapic.pending().ext_int {
             self.platform.lapic.acknowledge_ext_int();
             Some(self.platform.bus.acknowledge_ext_int())

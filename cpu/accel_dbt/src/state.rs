@@ -1,5 +1,7 @@
 //! Between the processor and the neutral state.
 
+mod svm;
+
 use crate::events::Events;
 use accel::{EventState, FpuState, LapicState, MpState, X86State};
 use clock::Nanos;
@@ -201,13 +203,17 @@ pub(crate) fn save(cpu: &Cpu, events: &Events, lapic: LapicState, tsc: u64, tsc_
         lapic,
         tsc,
         tsc_time,
+        svm: svm::save(&cpu.svm),
     }
 }
 
 /// Says what is wrong with a state, if it is none of a processor of that model: the field and the reason.
 pub(crate) fn check(state: &X86State, model: &CpuModel) -> Result<(), (&'static str, String)> {
-    if state.efer & !EFER_VALID != 0 {
-        return Err(("efer", format!("{:#x}", state.efer)));
+    let guest = state.svm.as_ref().and_then(|svm| svm.guest.as_ref());
+    for efer in [Some(state.efer), guest.map(|guest| guest.host.efer)].into_iter().flatten() {
+        if efer & !EFER_VALID != 0 {
+            return Err(("efer", format!("{efer:#x}")));
+        }
     }
     if !model.xcr0_valid(state.xcr0 | 1) {
         return Err(("xcr0", format!("{:#x}", state.xcr0)));
@@ -245,6 +251,7 @@ pub(crate) fn events(state: &EventState) -> Events {
 /// Takes over a state that [`check`] passed into a processor that was just reset.
 pub(crate) fn load(core: &mut Core<'_>, state: &X86State, tsc_offset: u64) {
     let cpu = &mut *core.cpu;
+    svm::load(&mut cpu.svm, state.svm.as_deref());
     cpu.regs = state.regs;
     cpu.rip = state.rip;
     cpu.segments = state.segments.each_ref().map(segment_in);
@@ -280,7 +287,7 @@ pub(crate) fn load(core: &mut Core<'_>, state: &X86State, tsc_offset: u64) {
         shadows.into_iter().filter(|(on, _)| *on).fold(0, |shadows, (_, bit)| shadows | bit);
     cpu.halted = events.mp_state == MpState::Halted;
     core.set_rflags(state.rflags);
-    core.flush_tlb(false);
+    core.flush_all_tlbs();
     core.mode_changed();
 }
 

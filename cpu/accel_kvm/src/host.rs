@@ -28,7 +28,6 @@ const NEEDED: &[(&str, u32)] = &[
     ("VCPU_EVENTS", kb::KVM_CAP_VCPU_EVENTS),
     ("DEBUGREGS", kb::KVM_CAP_DEBUGREGS),
     ("XSAVE", kb::KVM_CAP_XSAVE),
-    ("XCRS", kb::KVM_CAP_XCRS),
     ("GET_TSC_KHZ", kb::KVM_CAP_GET_TSC_KHZ),
     ("SIGNAL_MSI", kb::KVM_CAP_SIGNAL_MSI),
     ("SPLIT_IRQCHIP", kb::KVM_CAP_SPLIT_IRQCHIP),
@@ -38,6 +37,7 @@ const NEEDED: &[(&str, u32)] = &[
 
 /// What is used where it is there.
 const USED: &[(&str, u32)] = &[
+    ("XCRS", kb::KVM_CAP_XCRS),
     ("READONLY_MEM", kb::KVM_CAP_READONLY_MEM),
     ("TSC_DEADLINE_TIMER", kb::KVM_CAP_TSC_DEADLINE_TIMER),
     ("TSC_CONTROL", kb::KVM_CAP_TSC_CONTROL),

@@ -7,13 +7,15 @@ mod long;
 #[cfg(test)]
 mod tests;
 
-use crate::{Core, Exception, Seg, Tlb, Trap, flags, shadow, vector};
+use crate::{Core, Exception, Seg, Trap, flags, shadow, vector};
 
 /// What brought an event about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Source {
-    /// A fault or abort of the processor, an NMI, or an interrupt from outside.
+    /// A fault or abort of the processor.
     Hardware,
+    /// An NMI, or an interrupt from outside.
+    External,
     /// INT n, INT3, INTO: the gate's DPL is checked.
     Software,
     /// INT1.
@@ -57,13 +59,28 @@ fn makes_double_fault(first: u8, second: u8) -> bool {
 const LONGEST_CHAIN: usize = 8;
 
 impl Core<'_> {
-    /// Delivers an exception, and what arises from that: further exceptions, a double fault.
+    /// Does what is due after an instruction that did not complete: delivers the exception, or leaves the guest.
+    ///
+    /// # Errors
+    /// [`Trap::TripleFault`] alone.
+    pub fn deliver_trap(&mut self, trap: Trap) -> Result<(), Trap> {
+        match trap {
+            Trap::Exception(exception) => self.deliver(exception),
+            Trap::Intercepted => self.leave_guest(),
+            Trap::TripleFault => self.shut_down(),
+        }
+    }
+
+    /// Delivers an exception, and what arises from that: further exceptions, a double fault, a #VMEXIT.
     ///
     /// # Errors
     /// [`Trap::TripleFault`] alone.
     pub fn deliver(&mut self, exception: Exception) -> Result<(), Trap> {
         let mut current = exception;
         for _ in 0..LONGEST_CHAIN {
+            if let Some(exit) = self.intercepted_exception(&current) {
+                return self.exit_guest(exit);
+            }
             if current.vector == vector::PF {
                 self.cpu.cr2 = current.address;
             }
@@ -82,22 +99,20 @@ impl Core<'_> {
             let next = match self.transfer_to_handler(event) {
                 Ok(()) => return Ok(()),
                 Err(Trap::Exception(next)) => next,
-                Err(Trap::TripleFault) => return Err(Trap::TripleFault),
+                Err(trap) => return self.deliver_trap(trap),
             };
-            if next.vector == vector::PF {
-                // CR2 tells of it even if it makes a double fault.
+            if current.vector == vector::DF {
+                return self.shut_down();
+            }
+            let double = makes_double_fault(current.vector, next.vector);
+            if double && next.vector == vector::PF {
+                // CR2 tells of it even so.
                 self.cpu.cr2 = next.address;
             }
-            if current.vector == vector::DF {
-                return Err(Trap::TripleFault);
-            }
-            current = if makes_double_fault(current.vector, next.vector) {
-                Exception { vector: vector::DF, error: Some(0), address: 0 }
-            } else {
-                next
-            };
+            current =
+                if double { Exception { vector: vector::DF, error: Some(0), address: 0 } } else { next };
         }
-        Err(Trap::TripleFault)
+        self.shut_down()
     }
 
     /// Delivers an interrupt from outside, or the exception that its delivery raises.
@@ -106,17 +121,33 @@ impl Core<'_> {
     /// [`Trap::TripleFault`] alone.
     pub fn interrupt(&mut self, vector: u8) -> Result<(), Trap> {
         self.cpu.halted = false;
-        let event = Event {
+        self.deliver_event(Event {
             vector,
-            source: Source::Hardware,
+            source: Source::External,
             error: None,
             return_rip: self.cpu.rip,
             flags: self.cpu.rflags,
+        })
+    }
+
+    /// Delivers an event, or what its delivery brings about.
+    pub(crate) fn deliver_event(&mut self, event: Event) -> Result<(), Trap> {
+        let nested = match self.transfer_to_handler(event) {
+            Err(Trap::Exception(nested)) => nested,
+            Err(trap) => return self.deliver_trap(trap),
+            Ok(()) => return Ok(()),
         };
-        match self.transfer_to_handler(event) {
-            Err(Trap::Exception(exception)) => self.deliver(exception),
-            other => other,
+        let exception = event.source == Source::Hardware;
+        if exception && event.vector == vector::DF {
+            return self.shut_down();
         }
+        if exception && makes_double_fault(event.vector, nested.vector) {
+            if nested.vector == vector::PF {
+                self.cpu.cr2 = nested.address;
+            }
+            return self.deliver(Exception { vector: vector::DF, error: Some(0), address: 0 });
+        }
+        self.deliver(nested)
     }
 
     /// Delivers a non-maskable interrupt; further ones wait for IRET.
@@ -154,6 +185,7 @@ impl Core<'_> {
 
     /// Goes to the handler, or leaves the state as it was and says what hindered.
     fn transfer_to_handler(&mut self, event: Event) -> Result<(), Trap> {
+        self.delivery_begins(&event);
         let result = if self.cpu.long_mode() {
             self.long_handler(event)
         } else if self.cpu.cr0 & crate::cr0::PE != 0 {
@@ -164,6 +196,7 @@ impl Core<'_> {
         match result {
             Ok(()) => {
                 self.cpu.interrupt_shadow &= shadow::NMI;
+                self.cpu.svm.delivering = 0;
                 Ok(())
             }
             Err(Trap::Exception(mut nested)) => {
@@ -186,7 +219,7 @@ impl Core<'_> {
             return Err(event.idt_fault(vector::GP));
         }
         let table = self.system_address(self.cpu.idtr.base.wrapping_add(u64::from(offset)));
-        let target: u32 = self.read_linear(table, Tlb::SUPERVISOR)?;
+        let target: u32 = self.read_linear(table, self.system_bank())?;
         let old_stack = self.cpu.regs[crate::reg::RSP];
         let code = self.cpu.segments[Seg::Cs as usize].selector;
         let pushed = self

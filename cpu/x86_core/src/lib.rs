@@ -21,6 +21,7 @@ mod reset;
 mod scalar;
 mod segments;
 mod state;
+pub mod svm;
 pub mod system;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
@@ -29,7 +30,9 @@ mod trap;
 
 pub use crate::core::Core;
 pub use address::{effective_address, memory_offset, segment_index};
-pub use mmu::{BANKS, FETCH_ENTRIES, FetchEntry, Fill, INVALID_TAG, TLB_ENTRIES, Tlb, TlbEntry, Watch};
+pub use mmu::{
+    BANKS, FETCH_ENTRIES, FetchEntry, Fill, INVALID_TAG, TLB_ENTRIES, Tlb, TlbEntry, WORLDS, Watch,
+};
 pub use platform::Platform;
 pub use scalar::Scalar;
 pub use state::*;

@@ -49,10 +49,8 @@ impl Cpu {
         self.exit_request.store(0, Ordering::Relaxed);
         self.reset_common();
         self.cr0 = cr0::ET | cr0::NW | cr0::CD;
-        self.tlb.flush(false);
-        self.code_generation += 1;
-        self.global_code_generation += 1;
-        self.tlb.forget_evicted(true);
+        self.svm.reset(false);
+        self.flush_all_tlbs();
         self.rebind();
     }
 
@@ -87,8 +85,9 @@ impl Core<'_> {
     pub fn init(&mut self) {
         let cache = self.cpu.cr0 & (cr0::CD | cr0::NW);
         self.cpu.reset_common();
+        self.cpu.svm.reset(true);
         self.cpu.cr0 = cr0::ET | cache;
-        self.flush_tlb(false);
+        self.flush_all_tlbs();
         self.mode_changed();
     }
 

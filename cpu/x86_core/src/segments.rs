@@ -1,6 +1,6 @@
 //! Segment descriptors and the loading of segment registers (Intel SDM volume 3, chapters 3 and 5).
 
-use crate::{Core, Seg, Segment, Tlb, Trap, vector};
+use crate::{Core, Seg, Segment, Trap, vector};
 
 /// System descriptor types (Intel SDM volume 3, table 3-2).
 pub(crate) mod kind {
@@ -148,7 +148,7 @@ impl Core<'_> {
             return Err(selector_fault(fault, selector));
         }
         let address = self.system_address(base.wrapping_add(offset));
-        let raw = self.read_linear(address, Tlb::SUPERVISOR)?;
+        let raw = self.read_linear(address, self.system_bank())?;
         Ok(Descriptor { raw, address })
     }
 
@@ -173,7 +173,7 @@ impl Core<'_> {
             return Err(selector_fault(fault, selector));
         }
         let address = self.system_address(descriptor.address.wrapping_add(8));
-        self.read_linear(address, Tlb::SUPERVISOR)
+        self.read_linear(address, self.system_bank())
     }
 
     /// A linear address in a system table: 32 bits outside IA-32e mode.
@@ -192,7 +192,7 @@ impl Core<'_> {
     /// Sets bits in the type field of the descriptor in memory.
     pub(crate) fn or_attributes(&mut self, descriptor: Descriptor, bits: u8) -> Result<(), Trap> {
         let address = self.system_address(descriptor.address.wrapping_add(5));
-        self.update_linear::<u8>(address, Tlb::SUPERVISOR, true, |old| Some(old | bits))?;
+        self.update_linear::<u8>(address, self.system_bank(), true, |old| Some(old | bits))?;
         Ok(())
     }
 

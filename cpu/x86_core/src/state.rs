@@ -1,6 +1,7 @@
 //! The architectural state of one processor.
 
-use crate::mmu::{Tlb, TlbEntry, WalkCache, Watches};
+use crate::mmu::{Tlb, TlbEntry, WORLDS, Watches};
+use crate::svm::Svm;
 use std::ops::Range;
 use std::sync::atomic::AtomicU32;
 
@@ -59,6 +60,8 @@ pub mod cr0 {
     pub const NW: u64 = 1 << 29;
     pub const CD: u64 = 1 << 30;
     pub const PG: u64 = 1 << 31;
+    /// Every bit that exists.
+    pub const EXIST: u64 = 0xe005_003f;
 }
 
 /// CR4 bits.
@@ -254,6 +257,18 @@ pub mod shadow {
     pub const NMI: u8 = 4;
 }
 
+/// How often mappings of code have changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct Generation {
+    /// Incremented whenever a mapping that code may have been fetched through changes or goes (CR3, INVLPG,
+    /// paging bits): caches keyed by virtual address compare it.
+    pub all: u64,
+    /// Incremented whenever a mapping that code may have been fetched through changes or goes and it may have
+    /// been a global one in the upper half of the address space: loads of CR3 leave it alone.
+    pub global: u64,
+}
+
 /// One processor's state. `repr(C)`: generated code addresses the fields by their offsets.
 #[repr(C, align(64))]
 pub struct Cpu {
@@ -335,12 +350,10 @@ pub struct Cpu {
     pub x87: X87Area,
     /// The soft TLB.
     pub tlb: Tlb,
-    /// Incremented whenever a mapping that code may have been fetched through changes or goes (CR3, INVLPG,
-    /// paging bits): caches keyed by virtual address compare it.
-    pub code_generation: u64,
-    /// Incremented whenever a mapping that code may have been fetched through changes or goes and it may have
-    /// been a global one in the upper half of the address space: loads of CR3 leave it alone.
-    pub global_code_generation: u64,
+    /// Generations of mappings of code, of the host's world and the guest's.
+    pub generations: [Generation; WORLDS],
+    /// Secure Virtual Machine.
+    pub svm: Svm,
     /// What a debugger on the host watches.
     pub(crate) watches: Option<Box<Watches>>,
     /// The processor's APIC id, which CPUID reports.
@@ -354,16 +367,21 @@ pub struct Cpu {
 unsafe impl Send for Cpu {}
 
 impl Cpu {
+    /// The generation of the mappings of code that are in force.
+    pub fn generation(&self) -> Generation {
+        self.generations[self.world()]
+    }
+
     /// A processor as it is after power-up.
     pub fn new(model: std::sync::Arc<crate::cpuid::CpuModel>, apic_id: u32) -> Box<Self> {
         let mut cpu = Box::<Self>::new_uninit();
         let at = cpu.as_mut_ptr();
-        // SAFETY: all fields but two are valid with all bits zero (integers, booleans, raw pointers, arrays
+        // SAFETY: all fields but the model and parts of the TLB are valid with all bits zero (integers, booleans, raw pointers, arrays
         // of such), and those are written without dropping what was there.
         let mut cpu = unsafe {
             at.write_bytes(0, 1);
             (&raw mut (*at).model).write(model);
-            (&raw mut (*at).tlb.walks).write(WalkCache::new());
+            Tlb::write_parts(&raw mut (*at).tlb);
             cpu.assume_init()
         };
         cpu.apic_id = apic_id;

@@ -42,6 +42,9 @@ pub enum Trap {
     Exception(Exception),
     /// The processor shut down: a fault while delivering a double fault.
     TripleFault,
+    /// The host of the guest that runs wants to know: [`Core::deliver_trap`](crate::Core::deliver_trap) makes the
+    /// #VMEXIT (AMD APM volume 2, 15.6).
+    Intercepted,
 }
 
 impl Trap {

@@ -16,6 +16,7 @@ pub(crate) enum Word {
     Ext1Edx,
     Ext7Edx,
     Ext8Ebx,
+    Ext10Edx,
     Ext21Eax,
     Ext21Ecx,
 }
@@ -24,7 +25,7 @@ pub(crate) enum Word {
 pub(crate) const WORDS: usize = WORD_LIST.len();
 
 /// All of them.
-const WORD_LIST: [Word; 14] = [
+const WORD_LIST: [Word; 15] = [
     Word::Leaf1Ecx,
     Word::Leaf1Edx,
     Word::Leaf6Eax,
@@ -37,6 +38,7 @@ const WORD_LIST: [Word; 14] = [
     Word::Ext1Edx,
     Word::Ext7Edx,
     Word::Ext8Ebx,
+    Word::Ext10Edx,
     Word::Ext21Eax,
     Word::Ext21Ecx,
 ];
@@ -75,6 +77,7 @@ impl Word {
             Self::Ext1Edx => (0x8000_0001, 0, 3),
             Self::Ext7Edx => (0x8000_0007, 0, 3),
             Self::Ext8Ebx => (0x8000_0008, 0, 1),
+            Self::Ext10Edx => (0x8000_000a, 0, 3),
             Self::Ext21Eax => (0x8000_0021, 0, 0),
             Self::Ext21Ecx => (0x8000_0021, 0, 2),
         }
@@ -135,13 +138,17 @@ features! {
     Leaf7Sub1Eax { 4 AVX_VNNI  5 AVX512BF16 }
     Leaf13Eax { 0 XSAVEOPT  1 XSAVEC  2 XGETBV1  3 XSAVES }
     Ext1Ecx {
-        0 LAHF_LM  1 CMP_LEGACY  4 CR8_LEGACY  5 ABM  6 SSE4A  7 MISALIGN_SSE  8 PREFETCHW  9 OSVW  22 TOPOEXT
+        0 LAHF_LM  1 CMP_LEGACY  2 SVM  4 CR8_LEGACY  5 ABM  6 SSE4A  7 MISALIGN_SSE  8 PREFETCHW  9 OSVW  22 TOPOEXT
         23 PERFCTR_CORE
     }
     Ext1Edx { 11 SYSCALL  20 NX  22 MMX_EXT  25 FFXSR  26 GIB_PAGES  27 RDTSCP  29 LM }
     Ext7Edx { 8 INVARIANT_TSC }
     Ext8Ebx {
         0 CLZERO  2 XSAVEERPTR  9 WBNOINVD  12 AMD_IBPB  14 AMD_IBRS  15 AMD_STIBP  24 AMD_SSBD  26 SSB_NO  29 BTC_NO
+    }
+    Ext10Edx {
+        0 NPT  3 NRIPS  5 VMCB_CLEAN  6 FLUSH_BY_ASID  7 DECODE_ASSISTS  10 PAUSE_FILTER  12 PAUSE_THRESHOLD
+        16 VGIF
     }
     Ext21Eax { 0 NO_NESTED_DATA_BP  2 LFENCE_SERIALIZES  6 NULL_SELECTOR_CLEARS_BASE  8 AUTO_IBRS  29 SRSO_NO }
     Ext21Ecx { 1 TSA_SQ_NO  2 TSA_L1_NO }

@@ -26,6 +26,7 @@ impl CpuModel {
         (0x8000_0006, 1),
         (0x8000_0007, 1),
         (0x8000_0008, 1),
+        (0x8000_000a, 1),
         (0x8000_001d, 4),
         (0x8000_001e, 1),
         (0x8000_0021, 1),
@@ -83,6 +84,8 @@ impl CpuModel {
                 if amd { self.core_bits() << 12 | (self.vcpus - 1).min(255) } else { 0 },
                 0,
             ],
+            // Revision 1, and how many address space identifiers there are.
+            0x8000_000a if self.has(feature::SVM) => [1, 0x8000, 0, self.word(Word::Ext10Edx)],
             0x8000_001d if self.has(feature::TOPOEXT) => self.cache(sub, false),
             0x8000_001e if self.has(feature::TOPOEXT) => [id, id & 0xff, 0, 0],
             0x8000_0021 => [self.word(Word::Ext21Eax), 0, self.word(Word::Ext21Ecx), 0],

@@ -168,6 +168,19 @@ const CONTROLS: &[Feature] = &[
 const XSAVE: &[Feature] =
     &[feature::XSAVE, feature::XSAVEOPT, feature::XSAVEC, feature::XGETBV1, feature::XSAVES];
 
+/// Secure Virtual Machine: guests of the guest.
+const VIRTUALIZATION: &[Feature] = &[
+    feature::SVM,
+    feature::NPT,
+    feature::NRIPS,
+    feature::VMCB_CLEAN,
+    feature::FLUSH_BY_ASID,
+    feature::DECODE_ASSISTS,
+    feature::PAUSE_FILTER,
+    feature::PAUSE_THRESHOLD,
+    feature::VGIF,
+];
+
 /// Vector extensions that run on the host's own units, where it has them.
 fn host_vector_features() -> Vec<Feature> {
     let mut features = Vec::new();
@@ -271,7 +284,7 @@ impl CpuModel {
 
     /// Whether processors that are executed here (not by the host's KVM) can have the feature.
     pub fn available(feature: Feature) -> bool {
-        let plain = [X86_64, SYSTEM, V2, BEYOND_V2, XSAVE, CONTROLS];
+        let plain = [X86_64, SYSTEM, V2, BEYOND_V2, XSAVE, CONTROLS, VIRTUALIZATION];
         plain.iter().any(|features| features.contains(&feature)) || host_vector_features().contains(&feature)
     }
 

@@ -53,6 +53,7 @@ fn checked_step(core: &mut Core<'_>) -> bool {
         Ok(Flow::Halt) => false,
         Ok(_) => true,
         Err(Trap::TripleFault) => false,
+        Err(trap @ Trap::Intercepted) => core.deliver_trap(trap).is_ok(),
         Err(Trap::Exception(exception)) => {
             if exception.vector != vector::DB {
                 assert_eq!(core.cpu.rip, rip, "a fault moved RIP");

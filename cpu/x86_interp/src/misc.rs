@@ -10,7 +10,8 @@ pub(crate) fn nop(_: &mut Core<'_>, _: &Instruction) -> Result<Flow, Trap> {
 }
 
 /// PAUSE: whoever runs the processor may have something better to do with its thread.
-pub(crate) fn pause(core: &mut Core<'_>, _: &Instruction) -> Result<Flow, Trap> {
+pub(crate) fn pause(core: &mut Core<'_>, insn: &Instruction) -> Result<Flow, Trap> {
+    core.check_pause_intercept(insn)?;
     core.platform.pause();
     Ok(Flow::Next)
 }

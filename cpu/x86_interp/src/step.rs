@@ -79,8 +79,9 @@ fn next_ip(core: &Core<'_>, insn: &Instruction) -> u64 {
 /// What follows an instruction that began with TF or RF set, or while data breakpoints are armed.
 #[cold]
 fn after_flagged(core: &mut Core<'_>, insn: &Instruction, flow: Flow, before: u64) -> Result<Flow, Trap> {
-    // RF holds off instruction breakpoints for one instruction, except that IRET loads it.
-    let loads_rf = matches!(insn.mnemonic(), Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq);
+    // RF holds off instruction breakpoints for one instruction, except that IRET and VMRUN load it.
+    let loads_rf =
+        matches!(insn.mnemonic(), Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq | Mnemonic::Vmrun);
     if before & RF != 0 && flow != Flow::Again && !loads_rf {
         core.set_rflags(core.cpu.rflags & !RF);
     }
@@ -89,6 +90,8 @@ fn after_flagged(core: &mut Core<'_>, insn: &Instruction, flow: Flow, before: u6
         Mnemonic::Syscall | Mnemonic::Sysret | Mnemonic::Sysretq => core.cpu.rflags & TF != 0,
         // Delivery through a gate clears TF and forgets the trap.
         Mnemonic::Int | Mnemonic::Int1 | Mnemonic::Int3 => false,
+        // It is the host's trap, which runs no longer.
+        Mnemonic::Vmrun => false,
         Mnemonic::Into => before & TF != 0 && flow != Flow::Jump,
         _ => before & TF != 0,
     };

@@ -238,7 +238,7 @@ impl Lockstep {
         self.memory.synchronise();
         state::copy(self.t1.cpu(), &mut self.t0);
         let mut core = Core { cpu: &mut self.t0, memory: &self.memory.copy, platform };
-        core.flush_tlb(false);
+        core.flush_all_tlbs();
         core.mode_changed();
         self.in_step = true;
     }
@@ -372,10 +372,14 @@ impl Lockstep {
             }
         }
         match result {
-            Err(Trap::Exception(exception)) => {
-                (core.deliver(exception).map(|()| Flow::Jump), Some(exception.vector))
+            Err(trap) => {
+                let vector = match trap {
+                    Trap::Exception(exception) => Some(exception.vector),
+                    Trap::TripleFault | Trap::Intercepted => None,
+                };
+                (core.deliver_trap(trap).map(|()| Flow::Jump), vector)
             }
-            result => (result, None),
+            Ok(flow) => (Ok(flow), None),
         }
     }
 

@@ -43,6 +43,7 @@ fields!(
     dr,
     pdpte,
     msrs,
+    svm,
 );
 
 /// Whether the architectural state is the same.

@@ -45,7 +45,7 @@ impl JitVcpu {
     fn surroundings(&self) -> (u32, u64, u64, u64) {
         (
             Mode::of(&self.cpu).0,
-            self.cpu.code_generation,
+            self.cpu.generation().all,
             self.invalidations.load(Ordering::Acquire),
             self.cpu.rflags & (x86_core::flags::IF | x86_core::flags::TF | x86_core::flags::RF),
         )
@@ -100,7 +100,8 @@ impl JitVcpu {
             && cpu.dr[7] & 0xff == 0
             && !cpu.is_watch_met()
             && self.table_modes[now.table()] == now.0
-            && cpu.code_generation == generation;
+            && Mode(mode).world() == now.world()
+            && cpu.generation().all == generation;
         let rip = cpu.rip;
         let entry = &self.ibtc[now.table()][rip as usize & (IBTC_ENTRIES - 1)];
         if !stay || entry.va.load(Ordering::Relaxed) != self.tag(now) {

@@ -2,7 +2,7 @@
 
 use crate::abi::counters::Counters;
 use crate::abi::layout::{
-    ExitReason, FrameSwitch, HOST_CONTROL, IBTC_ENTRIES, IbtcEntry, JitVcpu, PAGE_CHECKS,
+    ExitReason, FrameSwitch, HOST_CONTROL, IBTC_ENTRIES, IbtcEntry, JitVcpu, PAGE_CHECKS, TABLES,
 };
 use crate::block::translate::translate;
 use crate::context::input::Input;
@@ -12,7 +12,7 @@ use dbt_code::Emitter;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use x86_core::{Core, Cpu, Flow, Platform, Seg, Trap, flags, width};
+use x86_core::{Core, Cpu, Flow, Generation, Platform, Seg, Trap, WORLDS, flags, width};
 
 /// The longest instruction there is.
 const LONGEST: usize = 15;
@@ -43,11 +43,8 @@ pub struct TranslatorVcpu {
     hot: Option<Emitter>,
     cold: Option<Emitter>,
     epoch: u64,
-    generation: u64,
-    global_generation: u64,
-    /// Whether the tables of supervisor code hold addresses whose mappings are not global, or in the lower
-    /// half.
-    tainted: bool,
+    /// What the tables were filled for, of each world.
+    worlds: [World; WORLDS],
     /// Blocks by physical address.
     recent: Box<[Recent]>,
     /// A copy of the page that is translated from, and 15 bytes of the next.
@@ -62,6 +59,15 @@ pub struct TranslatorVcpu {
 
 /// Entries into generated code between two looks whether ZMM registers are in use still.
 const WIDTH_PERIOD: u64 = 64;
+
+/// What the tables of a world were filled for.
+#[derive(Debug, Clone, Copy, Default)]
+struct World {
+    generation: Generation,
+    /// Whether the tables of supervisor code hold addresses whose mappings are not global, or in the lower
+    /// half.
+    tainted: bool,
+}
 
 /// Entries in the table of recent blocks.
 const RECENT: usize = 4096;
@@ -100,8 +106,8 @@ impl TranslatorVcpu {
             (&raw mut (*at).platform).write(None);
             (&raw mut (*at).invalidations).write(translator.invalidations.clone());
             (&raw mut (*at).counters).write(Counters::default());
-            (&raw mut (*at).filled).write([vec![], vec![]]);
-            (&raw mut (*at).filled_slots).write(vec![]);
+            (&raw mut (*at).filled).write([const { Vec::new() }; TABLES]);
+            (&raw mut (*at).filled_slots).write([const { Vec::new() }; WORLDS]);
             jit.assume_init()
         };
         jit.cpu.lock_needed = translator.settings.lock_needed;
@@ -117,9 +123,7 @@ impl TranslatorVcpu {
             hot: None,
             cold: None,
             epoch: translator.epoch.load(Ordering::Acquire),
-            generation: 0,
-            global_generation: 0,
-            tainted: false,
+            worlds: [World::default(); WORLDS],
             recent: vec![Recent::default(); RECENT].into(),
             page: Box::new([0; 4096 + LONGEST]),
             apart: false,
@@ -224,7 +228,9 @@ impl TranslatorVcpu {
                 self.epoch = translator.epoch.load(Ordering::Acquire);
                 (self.hot, self.cold) = (None, None);
                 self.recent.fill(Recent::default());
-                self.forget(true);
+                for world in 0..WORLDS {
+                    self.forget(world, true);
+                }
             }
             match self.turn(platform) {
                 Ok(exit) if exit.is_some() || self.apart => break Ok(exit),
@@ -281,11 +287,11 @@ impl TranslatorVcpu {
         if mode.has(Mode::INTERPRETED) || shadow != 0 || breakpoints || cpu.rflags & flags::TF != 0 {
             return self.step(platform);
         }
-        if self.generation != cpu.code_generation {
-            let all = self.tainted || self.global_generation != cpu.global_code_generation;
-            self.generation = cpu.code_generation;
-            self.global_generation = cpu.global_code_generation;
-            self.forget(all);
+        let (world, generation) = (&mut self.worlds[mode.world()], cpu.generation());
+        if world.generation.all != generation.all {
+            let all = world.tainted || world.generation.global != generation.global;
+            world.generation = generation;
+            self.forget(mode.world(), all);
         }
         if self.jit.table_modes[mode.table()] != mode.0 {
             self.forget_targets(mode.table());
@@ -377,12 +383,12 @@ impl TranslatorVcpu {
         let verified = if self.apart { None } else { translator.link(number, found.id, va) };
         match verified {
             Some(Verified::Page(number)) => {
-                self.jit.page_checks[(va >> 12) as usize & (PAGE_CHECKS - 1)] = number;
+                self.jit.page_checks[mode.world()][(va >> 12) as usize & (PAGE_CHECKS - 1)] = number;
             }
             Some(Verified::Slot(slot)) => {
                 let from = self.jit.page_va;
                 if std::mem::replace(&mut self.jit.verified[usize::from(slot)], from) == 1 {
-                    self.jit.filled_slots.push(slot);
+                    self.jit.filled_slots[mode.world()].push(slot);
                 }
             }
             None => {}
@@ -404,10 +410,7 @@ impl TranslatorVcpu {
     }
 
     fn deliver(&mut self, platform: &dyn Platform, trap: Trap) -> Result<Option<Exit>, Turn> {
-        match trap {
-            Trap::Exception(exception) => self.core(platform).deliver(exception).map_err(Turn::Trap)?,
-            Trap::TripleFault => return Err(Turn::Trap(trap)),
-        }
+        self.core(platform).deliver_trap(trap).map_err(Turn::Trap)?;
         Ok(None)
     }
 
@@ -440,19 +443,19 @@ impl TranslatorVcpu {
         jit.exit_reason
     }
 
-    /// Empties the tables that are keyed by virtual address; those
+    /// Empties a world's tables that are keyed by virtual address; those
     /// of supervisor code only if `all`.
-    fn forget(&mut self, all: bool) {
-        self.forget_targets(1);
+    fn forget(&mut self, world: usize, all: bool) {
+        self.forget_targets(2 * world + 1);
         if all {
-            self.forget_targets(0);
+            self.forget_targets(2 * world);
         }
-        for slot in self.jit.filled_slots.drain(..) {
+        for slot in self.jit.filled_slots[world].drain(..) {
             self.jit.verified[usize::from(slot)] = 1;
         }
         if all {
-            self.jit.page_checks.fill(0);
-            self.tainted = false;
+            self.jit.page_checks[world].fill(0);
+            self.worlds[world].tainted = false;
         }
     }
 
@@ -498,19 +501,20 @@ impl TranslatorVcpu {
             if apart || mode.has(Mode::UNGROUPED) {
                 return;
             }
-            let user = mode.table();
+            let table = mode.table();
             let index = rip as usize & (IBTC_ENTRIES - 1);
-            let entry = &jit.ibtc[user][index];
+            let entry = &jit.ibtc[table][index];
             let first = entry.va.load(Ordering::Relaxed) == IbtcEntry::empty(index);
             entry.clear(index);
             entry.host.store(found.entry_mem, Ordering::Relaxed);
             entry.va.store(tag, Ordering::Release);
             if first {
-                jit.filled[user].push(index as u16);
+                jit.filled[table].push(index as u16);
             }
         };
         // Global mappings of the upper half outlive loads of CR3.
-        self.tainted |= !mode.has(Mode::USER) && (fetch.physical & 1 == 0 || rip >> 63 == 0);
+        self.worlds[mode.world()].tainted |=
+            !mode.has(Mode::USER) && (fetch.physical & 1 == 0 || rip >> 63 == 0);
         let jit = &mut *self.jit;
         let recent = &mut self.recent[(gpa ^ gpa >> 12) as usize & (RECENT - 1)];
         let invalidations = translator.invalidations.load(Ordering::SeqCst);

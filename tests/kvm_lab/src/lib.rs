@@ -1,14 +1,15 @@
 //! The KVM lab: runs a program where `/dev/kvm` is real, on hosts that have none.
 //!
-//! QEMU's TCG emulates an AMD processor with SVM, Debian's stock kernel runs on it and loads `kvm-amd`. The
-//! program is copied into the kernel's initramfs with the libraries and files that it needs; what it prints
-//! comes out, and its exit status comes back.
+//! QEMU's TCG, or this project's own translator, emulates an AMD processor with SVM; Debian's stock kernel runs on it
+//! and loads `kvm-amd`. The program is copied into the kernel's initramfs with the libraries and files that it needs;
+//! what it prints comes out, and its exit status comes back.
 
 mod contents;
 mod error;
-mod qemu;
+mod outer;
 
 pub use error::LabError;
+pub use outer::Outer;
 
 use image_store::{DebianImageName, NoProgress, Progress, Store};
 use std::path::{Path, PathBuf};
@@ -32,6 +33,7 @@ pub struct Lab {
     cpus: u32,
     limit: Duration,
     interactive: bool,
+    outer: Outer,
     files: Vec<(PathBuf, PathBuf)>,
     images: Vec<DebianImageName>,
     environment: Vec<(String, String)>,
@@ -47,6 +49,7 @@ impl Lab {
             cpus: 1,
             limit: Duration::from_secs(300),
             interactive: false,
+            outer: Outer::default(),
             files: Vec::new(),
             images: Vec::new(),
             environment: Vec::new(),
@@ -82,6 +85,13 @@ impl Lab {
         self
     }
 
+    /// Says what the lab's machine is.
+    #[must_use]
+    pub fn outer(mut self, outer: Outer) -> Self {
+        self.outer = outer;
+        self
+    }
+
     /// Copies a file or a folder of the host into the lab; the shared libraries of a program come along.
     #[must_use]
     pub fn file(mut self, host: impl Into<PathBuf>, lab: impl Into<PathBuf>) -> Self {
@@ -107,7 +117,7 @@ impl Lab {
     /// command's exit status.
     ///
     /// # Errors
-    /// [`LabError`] if QEMU is missing, a file cannot be copied in, the kernel cannot be had, or the lab ends
+    /// [`LabError`] if the machine's program is missing, a file cannot be copied in, the kernel cannot be had, or the lab ends
     /// without a status.
     pub fn run(&self, output: &mut dyn FnMut(&[u8])) -> Result<i32, LabError> {
         self.run_with(output, &NoProgress)
@@ -121,7 +131,7 @@ impl Lab {
         if self.command.is_empty() {
             return Err(LabError::NoCommand);
         }
-        let qemu = qemu::find()?;
+        let program = self.outer.program()?;
         let store = Store::open(Store::default_path()?)?;
         let name = DebianImageName::default();
         let image = store.debian(name, None, progress)?;
@@ -138,7 +148,8 @@ impl Lab {
         }
         std::io::Write::write_all(&mut initrd, &own).map_err(LabError::file("writing", &path))?;
         drop(own);
-        qemu::run(self, &qemu, &image.kernel, &path, output)
+        let boot = outer::Boot { kernel: &image.kernel, initrd: &path };
+        outer::run(self, &program, &boot, output)
     }
 
     /// Runs the lab and collects what its console shows.

@@ -59,6 +59,7 @@ prop_compose! {
         tsc in 0..u64::MAX >> 1,
         deadline in 1u64..1 << 62,
         time in 0u64..1 << 60,
+        svm in any::<[u64; 6]>(),
     ) -> X86State {
             let mut state = base;
             state.regs = regs;
@@ -72,6 +73,29 @@ prop_compose! {
             if long {
                 (state.cr0, state.cr4, state.efer) = (0x8000_0011, 0x20, 0x500);
                 state.segments[X86State::SS].rights |= 0x60;
+            }
+            if svm[0] % 4 != 0 {
+                let guest = (svm[0] % 4 != 1).then(|| accel::SvmGuestState {
+                    vmcb: svm[1] & !0xfff,
+                    intercepts: [svm[2] as u32; 6],
+                    msrpm: svm[3] & !0xfff,
+                    tsc_offset: svm[4],
+                    asid: svm[5] as u32,
+                    interrupts: svm[5],
+                    nested_paging: svm[0] % 4 == 2,
+                    ncr3: svm[4],
+                    host: accel::SvmHostState {
+                        cr0: 0x8000_0011,
+                        cr4: 0x20,
+                        efer: 0x1500,
+                        rflags: 2,
+                        rip: svm[2],
+                        segments: [segments[0], segments[1], segments[2], segments[3]],
+                        ..Default::default()
+                    },
+                    ..Default::default()
+                });
+                state.svm = Some(Box::new(accel::SvmState { vm_cr: 1, hsave: svm[1], gif: true, guest }));
             }
             state.events.mp_state = mp_state;
             state.events.sti_shadow = shadows[0];

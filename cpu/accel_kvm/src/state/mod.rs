@@ -108,7 +108,11 @@ pub(crate) fn save(vcpu: &KernelVcpu) -> Host<X86State> {
     let regs = fd.get_regs().map_err(errno).map_err(&failed)?;
     let sregs = registers::sregs(fd, vcpu.has_sregs2).map_err(&failed)?;
     let debug = fd.get_debug_regs().map_err(errno).map_err(&failed)?;
-    let xcrs = fd.get_xcrs().map_err(errno).map_err(&failed)?;
+    let xcrs = match fd.get_xcrs() {
+        // The host has no XSAVE, nor has the guest.
+        Err(error) if error.errno() == libc::EINVAL => kb::kvm_xcrs::default(),
+        other => other.map_err(errno).map_err(&failed)?,
+    };
     let area = fd.get_xsave().map_err(errno).map_err(&failed)?;
     let kernel_events = fd.get_vcpu_events().map_err(errno).map_err(&failed)?;
     let kernel_lapic = fd.get_lapic().map_err(errno).map_err(&failed)?;
@@ -143,6 +147,7 @@ pub(crate) fn save(vcpu: &KernelVcpu) -> Host<X86State> {
         lapic,
         tsc: 0,
         tsc_time: 0,
+        svm: None,
     };
     state.msrs.sort_unstable();
     Ok(state)
@@ -157,6 +162,9 @@ pub(crate) fn restore(vcpu: &mut KernelVcpu, state: &X86State) -> Host<Vec<u8>> 
     };
     let not = |field: &'static str, reason: String| AccelError::BadState { id, field, reason };
     state.check().map_err(|(field, reason)| not(field, reason))?;
+    if state.svm.is_some() {
+        return Err(not("svm", "guests of guests are not offered under KVM".into()));
+    }
     if state.lapic.id != id {
         return Err(not("lapic", format!("of APIC {}, and this is APIC {id}", state.lapic.id)));
     }

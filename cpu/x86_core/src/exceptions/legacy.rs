@@ -3,7 +3,7 @@
 use super::{Event, Source};
 use crate::segments::{Descriptor, is_null, kind, selector_fault};
 use crate::transfers::TaskSwitch;
-use crate::{Core, Seg, Segment, Tlb, Trap, flags, reg, vector};
+use crate::{Core, Seg, Segment, Trap, flags, reg, vector};
 
 impl Core<'_> {
     pub(super) fn protected_handler(&mut self, event: Event) -> Result<(), Trap> {
@@ -12,7 +12,7 @@ impl Core<'_> {
             return Err(event.idt_fault(vector::GP));
         }
         let address = self.system_address(self.cpu.idtr.base.wrapping_add(offset));
-        let gate = Descriptor { raw: self.read_linear(address, Tlb::SUPERVISOR)?, address };
+        let gate = Descriptor { raw: self.read_linear(address, self.system_bank())?, address };
         let known = matches!(
             gate.kind(),
             kind::TASK_GATE
@@ -112,13 +112,13 @@ impl Core<'_> {
         }
         let address = self.system_address(tr.base.wrapping_add(offset));
         let (pointer, selector) = if wide {
-            let pointer: u32 = self.read_linear(address, Tlb::SUPERVISOR)?;
+            let pointer: u32 = self.read_linear(address, self.system_bank())?;
             let at = self.system_address(address.wrapping_add(4));
-            (u64::from(pointer), self.read_linear::<u16>(at, Tlb::SUPERVISOR)?)
+            (u64::from(pointer), self.read_linear::<u16>(at, self.system_bank())?)
         } else {
-            let pointer: u16 = self.read_linear(address, Tlb::SUPERVISOR)?;
+            let pointer: u16 = self.read_linear(address, self.system_bank())?;
             let at = self.system_address(address.wrapping_add(2));
-            (u64::from(pointer), self.read_linear::<u16>(at, Tlb::SUPERVISOR)?)
+            (u64::from(pointer), self.read_linear::<u16>(at, self.system_bank())?)
         };
         // The privilege checks of the new stack are against the new level.
         Ok((self.stack_segment(selector, cpl, vector::TS)?, pointer))

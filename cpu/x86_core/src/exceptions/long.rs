@@ -2,7 +2,7 @@
 
 use super::{Event, Source};
 use crate::segments::{is_null, kind, selector_fault};
-use crate::{Core, Seg, Segment, Tlb, Trap, flags, reg, vector};
+use crate::{Core, Seg, Segment, Trap, flags, reg, vector};
 
 impl Core<'_> {
     pub(super) fn long_handler(&mut self, event: Event) -> Result<(), Trap> {
@@ -10,7 +10,7 @@ impl Core<'_> {
         if offset + 15 > u64::from(self.cpu.idtr.limit) {
             return Err(event.idt_fault(vector::GP));
         }
-        let gate: u128 = self.read_linear(self.cpu.idtr.base.wrapping_add(offset), Tlb::SUPERVISOR)?;
+        let gate: u128 = self.read_linear(self.cpu.idtr.base.wrapping_add(offset), self.system_bank())?;
         let low = gate as u64;
         let kind = (low >> 40) as u32 & 0x1f;
         if kind != kind::INTERRUPT_GATE && kind != kind::TRAP_GATE {
@@ -91,7 +91,7 @@ impl Core<'_> {
         if !tr.is_usable() || offset + 7 > u64::from(tr.limit) {
             return Err(selector_fault(vector::TS, tr.selector));
         }
-        let stack = self.read_linear(tr.base.wrapping_add(offset), Tlb::SUPERVISOR)?;
+        let stack = self.read_linear(tr.base.wrapping_add(offset), self.system_bank())?;
         if !self.cpu.is_canonical(stack) {
             return Err(Trap::with_error(vector::SS, 0));
         }

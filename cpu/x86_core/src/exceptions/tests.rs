@@ -32,7 +32,7 @@ fn a_page_fault_of_user_code_in_64_bit_mode() {
     assert_eq!(cpu.regs[reg::RSP], KERNEL_STACK - 48);
     let (code, data) = (u64::from(selector::USER_CODE64), u64::from(selector::USER_DATA));
     assert_eq!(words(&machine, KERNEL_STACK - 48, 6), [6, CODE, code, flags | flags::RF, STACK - 3, data]);
-    assert_eq!(machine.cpu.data_bank, Tlb::SUPERVISOR as u8);
+    assert_eq!(machine.cpu.data_bank, crate::Tlb::SUPERVISOR as u8);
 }
 
 #[test]

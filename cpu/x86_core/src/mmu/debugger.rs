@@ -70,7 +70,7 @@ impl Core<'_> {
     pub fn set_watches(&mut self, list: Vec<Watch>) {
         self.cpu.watches = if list.is_empty() { None } else { Some(Box::new(Watches { list, met: None })) };
         // Entries of pages that are watched from now on go.
-        self.flush_tlb(false);
+        self.flush_all_tlbs();
         self.mode_changed();
     }
 

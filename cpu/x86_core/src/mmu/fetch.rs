@@ -26,7 +26,7 @@ impl Core<'_> {
     #[inline]
     fn translate_fetch(&mut self, va: u64) -> Result<FetchEntry, Trap> {
         let user = self.cpu.cpl == 3;
-        let bank = if user { Tlb::USER } else { Tlb::SUPERVISOR };
+        let bank = self.cpu.bank_of(if user { Tlb::USER } else { Tlb::SUPERVISOR });
         let entry = self.cpu.tlb.fetch[bank][Tlb::fetch_index(va)];
         if entry.tag == va & PAGE_MASK {
             return Ok(entry);
@@ -100,7 +100,7 @@ impl Core<'_> {
     #[inline(always)]
     pub fn fetch_word(&mut self) -> Result<(u128, usize), Trap> {
         let va = self.cpu.rip;
-        let bank = if self.cpu.cpl == 3 { Tlb::USER } else { Tlb::SUPERVISOR };
+        let bank = self.cpu.bank_of(if self.cpu.cpl == 3 { Tlb::USER } else { Tlb::SUPERVISOR });
         let entry = &self.cpu.tlb.fetch[bank][Tlb::fetch_index(va)];
         let offset = (va & !PAGE_MASK) as usize;
         if self.cpu.long64 && entry.tag == va & PAGE_MASK && offset <= 0x1000 - 16 {

@@ -4,6 +4,8 @@ mod access;
 mod debugger;
 mod fetch;
 mod linear;
+mod nested;
+mod nested_cache;
 mod tlb;
 mod walk;
 mod walk_cache;
@@ -14,9 +16,8 @@ mod tests;
 
 pub use debugger::Watch;
 pub(crate) use debugger::Watches;
-pub use tlb::{BANKS, FETCH_ENTRIES, FetchEntry, INVALID_TAG, TLB_ENTRIES, Tlb, TlbEntry};
+pub use tlb::{BANKS, FETCH_ENTRIES, FetchEntry, INVALID_TAG, TLB_ENTRIES, Tlb, TlbEntry, WORLDS};
 pub(crate) use walk::Access;
-pub(crate) use walk_cache::WalkCache;
 
 use crate::cpuid::feature;
 use crate::{Core, Cpu, Scalar, Trap, cr0, cr4, efer, flags};
@@ -151,13 +152,35 @@ impl Cpu {
 
     /// The bank of explicit accesses with the rights of privilege level `cpl`.
     pub(crate) fn bank_for(&self, cpl: u8) -> usize {
-        if cpl == 3 {
+        let rights = if cpl == 3 {
             Tlb::USER
         } else if self.cr4 & cr4::SMAP != 0 && self.rflags & flags::AC != 0 {
             Tlb::SUPERVISOR_AC
         } else {
             Tlb::SUPERVISOR
+        };
+        self.bank_of(rights)
+    }
+
+    /// The bank of that number, of the world that runs.
+    #[inline]
+    pub(crate) fn bank_of(&self, rights: usize) -> usize {
+        if self.svm.guest { rights + Tlb::GUEST } else { rights }
+    }
+
+    /// Drops all translations, those of the guest's world too.
+    pub(crate) fn flush_all_tlbs(&mut self) {
+        for world in 0..WORLDS {
+            self.tlb.flush(world, false);
+            self.code_mapping_changed(world, true);
         }
+        self.tlb.nested.clear();
+    }
+
+    fn code_mapping_changed(&mut self, world: usize, global: bool) {
+        self.generations[world].all += 1;
+        self.generations[world].global += u64::from(global);
+        self.tlb.forget_evicted(world, global);
     }
 }
 
@@ -176,25 +199,36 @@ impl Core<'_> {
         cpu.tlb_bank = if checked { EMPTY_BANK.as_ptr() } else { cpu.tlb.bank(bank) };
     }
 
-    /// Drops cached translations: all, or all but global ones.
+    /// The bank of the processor's own accesses, to descriptor tables and the like.
+    #[inline]
+    pub(crate) fn system_bank(&self) -> usize {
+        self.cpu.bank_of(Tlb::SUPERVISOR)
+    }
+
+    /// Drops cached translations: all, or all but global ones. Those of the other world stay.
     pub fn flush_tlb(&mut self, keep_global: bool) {
-        self.cpu.tlb.flush(keep_global);
-        self.code_mapping_changed(!keep_global);
+        let world = self.cpu.world();
+        self.cpu.tlb.flush(world, keep_global);
+        self.cpu.code_mapping_changed(world, !keep_global);
+    }
+
+    /// Drops all cached translations of both worlds, as when the VM's memory has changed.
+    pub fn flush_all_tlbs(&mut self) {
+        self.cpu.flush_all_tlbs();
     }
 
     /// INVLPG: drops cached translations of the page that contains `va`.
     pub fn invlpg(&mut self, va: u64) {
-        // The page may be part of a large one; all entries go then.
-        let all = self.cpu.tlb.in_large_page(va);
-        if self.cpu.tlb.invalidate(va) {
-            self.code_mapping_changed(all || va >> 63 != 0);
-        }
+        self.invalidate_page(self.cpu.world(), va);
     }
 
-    fn code_mapping_changed(&mut self, global: bool) {
-        self.cpu.code_generation += 1;
-        self.cpu.global_code_generation += u64::from(global);
-        self.cpu.tlb.forget_evicted(global);
+    /// Drops a world's cached translations of the page that contains `va`.
+    pub(crate) fn invalidate_page(&mut self, world: usize, va: u64) {
+        // The page may be part of a large one; all entries go then.
+        let all = self.cpu.tlb.in_large_page(world, va);
+        if self.cpu.tlb.invalidate(world, va) {
+            self.cpu.code_mapping_changed(world, all || va >> 63 != 0);
+        }
     }
 
     /// Walks the page tables for an access to the linear address `va` at the current privilege, and installs
@@ -237,8 +271,8 @@ impl Core<'_> {
         let access = Access {
             write,
             fetch: false,
-            user: bank == Tlb::USER,
-            no_user_pages: bank == Tlb::SUPERVISOR && self.cpu.cr4 & cr4::SMAP != 0,
+            user: bank == self.cpu.bank_of(Tlb::USER),
+            no_user_pages: bank == self.cpu.bank_of(Tlb::SUPERVISOR) && self.cpu.cr4 & cr4::SMAP != 0,
             peek: false,
         };
         let mapping = self.walk(va, access)?;

@@ -385,16 +385,16 @@ fn generations_of_code_mappings() {
     map(&machine, DATA, 1, 7);
     machine.poke(TABLES + 0x2008, DATA | 7);
     let mut core = machine.core();
-    let start = core.cpu.code_generation;
+    let start = core.cpu.generation().all;
     core.read::<u8>(Seg::Ds, VA + 0x1000).unwrap();
     core.invlpg(VA + 0x1000);
-    assert_eq!(core.cpu.code_generation, start, "no code came from there");
+    assert_eq!(core.cpu.generation().all, start, "no code came from there");
     core.cpu.rip = VA;
     core.fetch_physical().unwrap();
     core.invlpg(VA);
-    assert_eq!(core.cpu.code_generation, start + 1);
+    assert_eq!(core.cpu.generation().all, start + 1);
     core.set_cr3(core.cpu.cr3).unwrap();
-    assert_eq!(core.cpu.code_generation, start + 2);
+    assert_eq!(core.cpu.generation().all, start + 2);
 }
 
 #[test]
@@ -613,7 +613,7 @@ proptest! {
                         (span, expected) => prop_assert!(false, "{:?}, not {:?}", span, expected),
                     }
                     // Larger ones, over page ends, must only not panic; they may change the tables.
-                    let before = core.cpu.code_generation;
+                    let before = core.cpu.generation().all;
                     let result = match (size, write) {
                         (0, false) => core.read::<u16>(Seg::Ds, va).map(drop),
                         (1, false) => core.read::<u64>(Seg::Ds, va).map(drop),
@@ -625,7 +625,7 @@ proptest! {
                     }
                     core.cpu.rip = va;
                     let _ = core.fetch(&mut [0; 15]);
-                    prop_assert_eq!(core.cpu.code_generation, before);
+                    prop_assert_eq!(core.cpu.generation().all, before);
                 }
             }
         }

@@ -1,12 +1,17 @@
 //! The soft TLB: what generated code and the interpreter look virtual addresses up in.
 
+use super::nested_cache::NestedCache;
 use super::walk_cache::WalkCache;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Entries in each bank; the index is the virtual page number's low bits.
 pub const TLB_ENTRIES: usize = 512;
-/// Banks, by the rights that accesses have: see [`Tlb::bank`].
-pub const BANKS: usize = 3;
+/// Banks of each world, by the rights that accesses have: see [`Tlb::bank`].
+const RIGHTS: usize = 3;
+/// Worlds: the host's, and that of the guest that an SVM host runs (AMD APM volume 2, 15.16).
+pub const WORLDS: usize = 2;
+/// Banks in all: those of the host, then those of the guest.
+pub const BANKS: usize = RIGHTS * WORLDS;
 /// Entries for instruction fetches in each bank.
 pub const FETCH_ENTRIES: usize = 128;
 /// A tag that no page has, so that the entry never matches. Nor has a page's address with any of the low four
@@ -104,7 +109,7 @@ impl LargePages {
 pub struct Tlb {
     /// Data translations by bank.
     pub entries: [[TlbEntry; TLB_ENTRIES]; BANKS],
-    /// Fetch translations by bank (user and supervisor; the third is not used).
+    /// Fetch translations by bank (user and supervisor; the third of each world is not used).
     pub fetch: [[FetchEntry; FETCH_ENTRIES]; BANKS],
     /// A bit for each entry that may be valid.
     filled: [[u64; TLB_ENTRIES / 64]; BANKS],
@@ -112,12 +117,28 @@ pub struct Tlb {
     local: [[u64; TLB_ENTRIES / 64]; BANKS],
     fetch_filled: [[u64; FETCH_ENTRIES / 64]; BANKS],
     fetch_local: [[u64; FETCH_ENTRIES / 64]; BANKS],
+    worlds: [World; WORLDS],
+    /// What the nested page tables of the guest's world map.
+    pub(crate) nested: NestedCache,
+}
+
+/// What is kept of each world besides the entries.
+struct World {
     /// A Bloom set of the pages whose fetch entries were replaced since the code generation last changed.
     evicted: u64,
     /// The same of global mappings, since the global code generation last changed.
     evicted_global: [u64; GLOBAL_BLOOM / 64],
     large: [LargePages; 2],
-    pub(crate) walks: WalkCache,
+    walks: WalkCache,
+}
+
+impl World {
+    const EMPTY: Self = Self {
+        evicted: 0,
+        evicted_global: [0; GLOBAL_BLOOM / 64],
+        large: [LargePages { pages: [0; LARGE_PAGES], used: 0, overflow: false }; 2],
+        walks: WalkCache::new(),
+    };
 }
 
 /// What generated code uses as its bank while every access must take the slow path. It stays invalid.
@@ -177,6 +198,8 @@ impl Tlb {
     pub const USER: usize = 1;
     /// Bank of explicit supervisor accesses with EFLAGS.AC set while SMAP is on.
     pub const SUPERVISOR_AC: usize = 2;
+    /// What a bank of the guest's world has in addition to the number of the same bank of the host's.
+    pub const GUEST: usize = RIGHTS;
 
     /// The index in a bank for the page of `address`.
     #[inline(always)]
@@ -231,10 +254,25 @@ impl Tlb {
         self.local = Default::default();
         self.fetch_filled = Default::default();
         self.fetch_local = Default::default();
-        self.evicted = 0;
-        self.evicted_global = Default::default();
-        self.large = Default::default();
-        self.walks = WalkCache::new();
+        self.worlds = [World::EMPTY; WORLDS];
+        self.nested = NestedCache::new();
+    }
+
+    /// A TLB in memory of which nothing but zeros is known to be there: what is not valid so.
+    ///
+    /// # Safety
+    /// `at` must point to memory for a TLB that holds zeros.
+    pub(crate) unsafe fn write_parts(at: *mut Self) {
+        // SAFETY: as the caller says; nothing is read or dropped.
+        unsafe {
+            (&raw mut (*at).worlds).write([World::EMPTY; WORLDS]);
+            (&raw mut (*at).nested).write(NestedCache::new());
+        }
+    }
+
+    /// The paging-structure cache of a world.
+    pub(crate) fn walks(&mut self, world: usize) -> &mut WalkCache {
+        &mut self.worlds[world].walks
     }
 
     /// Fills an entry for data. The caller re-checks the rights to write afterwards, see
@@ -245,7 +283,7 @@ impl Tlb {
         set(&mut self.filled[bank], index, true);
         set(&mut self.local[bank], index, !new.global);
         if new.shift > 12 {
-            self.large[half(page)].insert(page, new.shift, new.global);
+            self.worlds[bank / RIGHTS].large[half(page)].insert(page, new.shift, new.global);
         }
         let entry = &self.entries[bank][index];
         entry.invalidate();
@@ -261,18 +299,19 @@ impl Tlb {
     pub(crate) fn install_fetch(&mut self, bank: usize, new: NewEntry) -> FetchEntry {
         let index = Self::fetch_index(new.va);
         let page = new.va & PAGE_MASK;
+        let world = &mut self.worlds[bank / RIGHTS];
         let old = self.fetch[bank][index].tag;
         if old != INVALID_TAG {
-            self.evicted |= bloom(old);
+            world.evicted |= bloom(old);
             if self.fetch[bank][index].physical & 1 != 0 {
-                set(&mut self.evicted_global, global_bloom(old), true);
+                set(&mut world.evicted_global, global_bloom(old), true);
             }
+        }
+        if new.shift > 12 {
+            world.large[half(page)].insert(page, new.shift, new.global);
         }
         set(&mut self.fetch_filled[bank], index, true);
         set(&mut self.fetch_local[bank], index, !new.global);
-        if new.shift > 12 {
-            self.large[half(page)].insert(page, new.shift, new.global);
-        }
         let entry = FetchEntry {
             tag: page,
             physical: new.gpa & PAGE_MASK | u64::from(new.global),
@@ -282,10 +321,10 @@ impl Tlb {
         entry
     }
 
-    /// Drops all entries, or all but those of global mappings.
-    pub(crate) fn flush(&mut self, keep_global: bool) {
-        self.walks.clear();
-        for bank in 0..BANKS {
+    /// Drops all entries of a world, or all but those of global mappings.
+    pub(crate) fn flush(&mut self, world: usize, keep_global: bool) {
+        self.worlds[world].walks.clear();
+        for bank in world * RIGHTS..(world + 1) * RIGHTS {
             let entries = &self.entries[bank];
             let bits = if keep_global { &self.local[bank] } else { &self.filled[bank] };
             for_each_bit(bits, |index| entries[index].invalidate());
@@ -301,23 +340,24 @@ impl Tlb {
                 *local = 0;
             }
         }
-        for large in &mut self.large {
+        for large in &mut self.worlds[world].large {
             large.forget(keep_global);
         }
     }
 
-    /// Drops the entries of the page that contains `va`. Whether code may have been fetched through it.
-    pub(crate) fn invalidate(&mut self, va: u64) -> bool {
+    /// Drops a world's entries of the page that contains `va`. Whether code may have been fetched through it.
+    pub(crate) fn invalidate(&mut self, world: usize, va: u64) -> bool {
         let page = va & PAGE_MASK;
-        self.walks.clear();
-        if self.large[half(page)].contain(page) {
-            self.flush(false);
+        let kept = &mut self.worlds[world];
+        kept.walks.clear();
+        if kept.large[half(page)].contain(page) {
+            self.flush(world, false);
             return true;
         }
         let bit = global_bloom(page);
         let mut fetched =
-            self.evicted & bloom(page) != 0 || self.evicted_global[bit / 64] >> (bit % 64) & 1 != 0;
-        for bank in 0..BANKS {
+            kept.evicted & bloom(page) != 0 || kept.evicted_global[bit / 64] >> (bit % 64) & 1 != 0;
+        for bank in world * RIGHTS..(world + 1) * RIGHTS {
             let entry = &self.entries[bank][Self::index(page)];
             if entry.read.load(Ordering::Relaxed) == page || entry.write.load(Ordering::Relaxed) == page {
                 entry.invalidate();
@@ -331,17 +371,17 @@ impl Tlb {
         fetched
     }
 
-    /// The code generation changed: what was evicted before is of no interest any more.
-    pub(crate) fn forget_evicted(&mut self, global: bool) {
-        self.evicted = 0;
+    /// A world's code generation changed: what was evicted before is of no interest any more.
+    pub(crate) fn forget_evicted(&mut self, world: usize, global: bool) {
+        self.worlds[world].evicted = 0;
         if global {
-            self.evicted_global = Default::default();
+            self.worlds[world].evicted_global = Default::default();
         }
     }
 
-    /// Whether `va` may be in a large page that entries were filled from.
-    pub(crate) fn in_large_page(&self, va: u64) -> bool {
-        self.large[half(va)].contain(va & PAGE_MASK)
+    /// Whether `va` may be in a large page that a world's entries were filled from.
+    pub(crate) fn in_large_page(&self, world: usize, va: u64) -> bool {
+        self.worlds[world].large[half(va)].contain(va & PAGE_MASK)
     }
 }
 
@@ -375,10 +415,10 @@ mod tests {
     fn tlb() -> Box<Tlb> {
         let mut tlb = Box::<Tlb>::new_uninit();
         let at = tlb.as_mut_ptr();
-        // SAFETY: all fields but one are integers and raw pointers, for which zero is valid.
+        // SAFETY: all fields but those written are integers and raw pointers, for which zero is valid.
         let mut tlb = unsafe {
             at.write_bytes(0, 1);
-            (&raw mut (*at).walks).write(WalkCache::new());
+            Tlb::write_parts(at);
             tlb.assume_init()
         };
         tlb.reset();
@@ -401,11 +441,11 @@ mod tests {
         tlb.install(1, new(0x2000, false, 12));
         tlb.install_fetch(0, new(0x3000, true, 12));
         tlb.install_fetch(1, new(0x4000, false, 12));
-        tlb.flush(true);
+        tlb.flush(0, true);
         assert!(hits(&tlb, 0, 0x1000) && !hits(&tlb, 1, 0x2000));
         assert_eq!(tlb.fetch[0][3].tag, 0x3000);
         assert_eq!(tlb.fetch[1][4].tag, INVALID_TAG);
-        tlb.flush(false);
+        tlb.flush(0, false);
         assert!(!hits(&tlb, 0, 0x1000));
         assert_eq!(tlb.fetch[0][3].tag, INVALID_TAG);
     }
@@ -415,15 +455,15 @@ mod tests {
         let mut tlb = tlb();
         tlb.install(0, new(0x20_1000, true, 21));
         tlb.install(0, new(0x9000, true, 12));
-        assert!(!tlb.invalidate(0x50_0000));
+        assert!(!tlb.invalidate(0, 0x50_0000));
         assert!(hits(&tlb, 0, 0x20_1000));
-        assert!(tlb.invalidate(0x3f_f000));
+        assert!(tlb.invalidate(0, 0x3f_f000));
         assert!(!hits(&tlb, 0, 0x20_1000));
         for page in 0..2 * LARGE_PAGES as u64 {
             tlb.install(1, new(page << 21, false, 21));
         }
         tlb.install(1, new(0x7000_0000, false, 12));
-        assert!(tlb.invalidate(0x47_0000_0000), "too many to remember");
+        assert!(tlb.invalidate(0, 0x47_0000_0000), "too many to remember");
         assert!(!hits(&tlb, 1, 0x7000_0000));
     }
 
@@ -433,9 +473,24 @@ mod tests {
         let page = 0x1000;
         tlb.install_fetch(0, new(page, false, 12));
         tlb.install_fetch(0, new(page + ((FETCH_ENTRIES as u64) << 12), false, 12));
-        assert!(tlb.invalidate(page), "evicted, but remembered");
-        tlb.forget_evicted(false);
-        assert!(!tlb.invalidate(page));
+        assert!(tlb.invalidate(0, page), "evicted, but remembered");
+        tlb.forget_evicted(0, false);
+        assert!(!tlb.invalidate(0, page));
+    }
+
+    #[test]
+    fn worlds_are_flushed_apart() {
+        let mut tlb = tlb();
+        tlb.install(0, new(0x1000, false, 12));
+        tlb.install(Tlb::GUEST, new(0x1000, false, 12));
+        tlb.install_fetch(Tlb::GUEST + 1, new(0x20_0000, false, 21));
+        assert!(!tlb.invalidate(0, 0x20_0000), "the large page is the guest's");
+        tlb.flush(1, false);
+        assert!(hits(&tlb, 0, 0x1000) && !hits(&tlb, Tlb::GUEST, 0x1000));
+        assert_eq!(tlb.fetch[Tlb::GUEST + 1][0].tag, INVALID_TAG);
+        tlb.install(Tlb::GUEST, new(0x1000, false, 12));
+        tlb.flush(0, false);
+        assert!(!hits(&tlb, 0, 0x1000) && hits(&tlb, Tlb::GUEST, 0x1000));
     }
 
     #[test]

@@ -7,19 +7,20 @@ use crate::{Core, Scalar, Trap, cr0, cr4, efer, page_fault};
 /// How often a walk starts over because another processor changed an entry under it.
 const ATTEMPTS: usize = 100;
 
-mod pte {
-    pub(super) const P: u64 = 1 << 0;
-    pub(super) const W: u64 = 1 << 1;
-    pub(super) const U: u64 = 1 << 2;
-    pub(super) const A: u64 = 1 << 5;
-    pub(super) const D: u64 = 1 << 6;
-    pub(super) const PS: u64 = 1 << 7;
-    pub(super) const G: u64 = 1 << 8;
-    pub(super) const NX: u64 = 1 << 63;
+/// Bits of entries.
+pub(super) mod pte {
+    pub(in crate::mmu) const P: u64 = 1 << 0;
+    pub(in crate::mmu) const W: u64 = 1 << 1;
+    pub(in crate::mmu) const U: u64 = 1 << 2;
+    pub(in crate::mmu) const A: u64 = 1 << 5;
+    pub(in crate::mmu) const D: u64 = 1 << 6;
+    pub(in crate::mmu) const PS: u64 = 1 << 7;
+    pub(in crate::mmu) const G: u64 = 1 << 8;
+    pub(in crate::mmu) const NX: u64 = 1 << 63;
     /// Where the protection key is.
-    pub(super) const KEY_SHIFT: u32 = 59;
+    pub(in crate::mmu) const KEY_SHIFT: u32 = 59;
     /// Address bits of an 8-byte entry.
-    pub(super) const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+    pub(in crate::mmu) const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 }
 
 /// An access to translate for.
@@ -49,17 +50,23 @@ pub(crate) struct Mapping {
 
 /// The kind of paging in force, with what differs.
 #[derive(Clone, Copy)]
-struct Format {
+pub(super) struct Format {
     /// Bytes of an entry: 4 or 8.
-    entry: u64,
+    pub(super) entry: u64,
     /// Address bits that a level translates.
-    bits: u32,
-    levels: u32,
+    pub(super) bits: u32,
+    pub(super) levels: u32,
 }
 
 impl Core<'_> {
     /// Translates `va`, which is canonical, and sets accessed and dirty bits.
     pub(crate) fn walk(&mut self, va: u64, access: Access) -> Result<Mapping, Trap> {
+        let mapping = self.walk_tables(va, access)?;
+        if self.nested_paging() { self.nested_mapping(va, access, mapping) } else { Ok(mapping) }
+    }
+
+    /// The same as far as the processor's own tables go.
+    fn walk_tables(&mut self, va: u64, access: Access) -> Result<Mapping, Trap> {
         if self.cpu.cr0 & cr0::PG == 0 {
             return Ok(Mapping {
                 gpa: va & PAGE_MASK & 0xffff_ffff,
@@ -70,7 +77,7 @@ impl Core<'_> {
         }
         let mut last = None;
         if !access.peek
-            && let Some(level) = self.cpu.tlb.walks.get(va)
+            && let Some(level) = self.cpu.tlb.walks(self.cpu.svm.guest.into()).get(va)
             && let Some(mapping) = self.walk_last_level(va, access, level)?
         {
             return Ok(mapping);
@@ -156,26 +163,29 @@ impl Core<'_> {
 
     /// One attempt; whether all accessed and dirty bits are set.
     fn walk_once(&mut self, va: u64, access: Access) -> Result<(Mapping, bool), Trap> {
-        let cpu = &*self.cpu;
-        let long = cpu.long_mode();
+        let long = self.cpu.long_mode();
+        let cr3 = self.cpu.cr3;
         let (format, mut table) = if long {
-            let levels = if cpu.cr4 & cr4::LA57 == 0 { 4 } else { 5 };
-            (Format { entry: 8, bits: 9, levels }, cpu.cr3 & pte::ADDRESS)
-        } else if cpu.cr4 & cr4::PAE != 0 {
-            let pointer = cpu.pdpte[(va >> 30 & 3) as usize];
+            let levels = if self.cpu.cr4 & cr4::LA57 == 0 { 4 } else { 5 };
+            (Format { entry: 8, bits: 9, levels }, cr3 & pte::ADDRESS)
+        } else if self.cpu.cr4 & cr4::PAE != 0 {
+            let pointer = self.page_directory_pointer(va, access.peek)?;
             if pointer & pte::P == 0 {
                 return Err(self.page_fault(va, access, 0));
             }
             (Format { entry: 8, bits: 9, levels: 2 }, pointer & pte::ADDRESS)
         } else {
-            (Format { entry: 4, bits: 10, levels: 2 }, cpu.cr3 & 0xffff_f000)
+            (Format { entry: 4, bits: 10, levels: 2 }, cr3 & 0xffff_f000)
         };
         let mut rights = Rights { user: true, write: true, no_execute: false };
         let mut visited = [(0, 0); 5];
         for (depth, level) in (1..=format.levels).rev().enumerate() {
             let shift = 12 + format.bits * (level - 1);
             let index = va >> shift & ((1 << format.bits) - 1);
-            let at = table + index * format.entry;
+            let mut at = table + index * format.entry;
+            if self.nested_paging() {
+                at = self.nested_table(at, access.peek)?;
+            }
             let entry = self.read_entry(at, format.entry);
             if entry & pte::P == 0 {
                 return Err(self.page_fault(va, access, 0));
@@ -196,7 +206,7 @@ impl Core<'_> {
                         va,
                         entry | if access.write { pte::D } else { 0 },
                         level,
-                        table,
+                        at & PAGE_MASK,
                         (above, rights),
                     );
                 }
@@ -205,6 +215,17 @@ impl Core<'_> {
             table = entry & if format.entry == 8 { pte::ADDRESS } else { 0xffff_f000 };
         }
         Err(self.page_fault(va, access, 0))
+    }
+
+    /// The page-directory pointer of PAE paging for `va`: that loaded with CR3, or with nested paging the one in
+    /// memory (AMD APM volume 2, 15.25.10).
+    fn page_directory_pointer(&mut self, va: u64, peek: bool) -> Result<u64, Trap> {
+        let index = va >> 30 & 3;
+        if !self.nested_paging() {
+            return Ok(self.cpu.pdpte[index as usize]);
+        }
+        let at = self.nested_table((self.cpu.cr3 & 0xffff_ffe0) + 8 * index, peek)?;
+        Ok(self.read_entry(at, 8))
     }
 
     /// Keeps the last level of a walk that succeeded.
@@ -217,7 +238,7 @@ impl Core<'_> {
             2 => LastLevel::Page { entry, rights: all },
             _ => return,
         };
-        self.cpu.tlb.walks.insert(va, last);
+        self.cpu.tlb.walks(self.cpu.svm.guest.into()).insert(va, last);
     }
 
     fn is_large(&self, entry: u64, level: u32, format: Format) -> bool {
@@ -296,7 +317,7 @@ impl Core<'_> {
 
     /// Sets the accessed bits of all entries and the dirty bit of the last if the access is a store.
     /// Whether that could be done: not if an entry has changed since it was read.
-    fn mark_used(&self, entries: &[(u64, u64)], size: u64, write: bool) -> bool {
+    pub(super) fn mark_used(&self, entries: &[(u64, u64)], size: u64, write: bool) -> bool {
         for (index, &(gpa, entry)) in entries.iter().enumerate() {
             let leaf = index + 1 == entries.len();
             let wanted = entry | pte::A | if leaf && write { pte::D } else { 0 };
@@ -347,7 +368,7 @@ impl Default for Mapping {
 }
 
 /// The first address of the page that a leaf entry maps.
-fn frame(entry: u64, shift: u32, format: Format) -> u64 {
+pub(super) fn frame(entry: u64, shift: u32, format: Format) -> u64 {
     if format.entry == 4 && shift > 12 {
         return entry & 0xffc0_0000 | (entry >> 13 & 0xff) << 32;
     }

@@ -4,6 +4,7 @@ use super::{operand, require_supervisor, require_unhidden};
 use crate::cpuid::feature;
 use crate::{Core, Flow, Seg, Segment, Trap, cr0, cr4, efer, segment_index, shadow, vector};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use std::sync::atomic::Ordering;
 
 /// Debug register bits that always read as one.
 const DR6_ONES: u64 = 0xffff_0ff0;
@@ -61,6 +62,9 @@ fn read_control(core: &Core, register: Register) -> Result<u64, Trap> {
         Register::CR2 => core.cpu.cr2,
         Register::CR3 => core.cpu.cr3,
         Register::CR4 => core.cpu.cr4,
+        Register::CR8 if core.cpu.svm.control.interrupts.masking() => {
+            u64::from(core.cpu.svm.control.interrupts.tpr())
+        }
         Register::CR8 => u64::from(core.platform.cr8()),
         _ => return Err(Trap::UD),
     })
@@ -79,7 +83,13 @@ fn write_control(core: &mut Core, register: Register, value: u64) -> Result<(), 
             if value & !0xf != 0 {
                 return Err(Trap::gp(0));
             }
-            core.platform.set_cr8(value as u8);
+            if core.cpu.svm.control.interrupts.masking() {
+                core.cpu.svm.control.interrupts.set_tpr(value as u8);
+                // A virtual interrupt may be due now, or not any more.
+                core.cpu.exit_request.store(1, Ordering::Relaxed);
+            } else {
+                core.platform.set_cr8(value as u8);
+            }
             Ok(())
         }
         _ => Err(Trap::UD),
@@ -150,9 +160,8 @@ impl Core<'_> {
     /// # Errors
     /// #GP for combinations that are not allowed.
     pub fn set_cr0(&mut self, value: u64) -> Result<(), Trap> {
-        const EXIST: u64 = 0xe005_003f;
         let old = self.cpu.cr0;
-        let new = value & EXIST | cr0::ET;
+        let new = value & cr0::EXIST | cr0::ET;
         let set = |bits: u64| new & bits == bits;
         let paging = set(cr0::PG);
         if value >> 32 != 0 || (paging && !set(cr0::PE)) || (set(cr0::NW) && !set(cr0::CD)) {
@@ -173,7 +182,7 @@ impl Core<'_> {
             efer &= !efer::LMA;
         }
         if paging && self.cpu.cr4 & cr4::PAE != 0 && efer & efer::LMA == 0 && (old ^ new) & cr0::PG != 0 {
-            self.cpu.pdpte = self.page_directory_pointers(self.cpu.cr3)?;
+            self.load_page_directory_pointers(self.cpu.cr3)?;
         }
         self.cpu.msrs.efer = efer;
         self.cpu.cr0 = new;
@@ -198,22 +207,27 @@ impl Core<'_> {
                 return Err(Trap::gp(0));
             }
         } else if self.cpu.cr0 & cr0::PG != 0 && self.cpu.cr4 & cr4::PAE != 0 {
-            self.cpu.pdpte = self.page_directory_pointers(value)?;
+            self.load_page_directory_pointers(value)?;
         }
         self.cpu.cr3 = value;
         self.flush_tlb(true);
         Ok(())
     }
 
-    /// Loads the four page-directory pointers of PAE paging (Intel SDM volume 3, 4.4.1).
-    fn page_directory_pointers(&self, cr3: u64) -> Result<[u64; 4], Trap> {
+    /// Loads the four page-directory pointers of PAE paging (Intel SDM volume 3, 4.4.1). With nested paging they
+    /// are read when they are needed (AMD APM volume 2, 15.25.10).
+    fn load_page_directory_pointers(&mut self, cr3: u64) -> Result<(), Trap> {
+        if self.cpu.svm.control.nested_paging {
+            return Ok(());
+        }
         let reserved = !self.cpu.model.physical_mask() | 0x1e6;
         let table = cr3 & 0xffff_ffe0;
         let entries: [u64; 4] = std::array::from_fn(|index| self.read_entry(table + 8 * index as u64, 8));
         if entries.iter().any(|entry| entry & 1 != 0 && entry & reserved != 0) {
             return Err(Trap::gp(0));
         }
-        Ok(entries)
+        self.cpu.pdpte = entries;
+        Ok(())
     }
 
     /// MOV to CR4.
@@ -234,7 +248,7 @@ impl Core<'_> {
         }
         let pae = self.cpu.cr0 & cr0::PG != 0 && value & cr4::PAE != 0 && !self.cpu.long_mode();
         if pae && changed & (cr4::PAE | cr4::PGE | cr4::PSE | cr4::SMEP) != 0 {
-            self.cpu.pdpte = self.page_directory_pointers(self.cpu.cr3)?;
+            self.load_page_directory_pointers(self.cpu.cr3)?;
         }
         self.cpu.cr4 = value;
         const PAGING: u64 = cr4::PSE
@@ -253,7 +267,8 @@ impl Core<'_> {
         Ok(())
     }
 
-    fn supported_cr4(&self) -> u64 {
+    /// The bits of CR4 that the model has.
+    pub(crate) fn supported_cr4(&self) -> u64 {
         let optional = [
             (feature::VME, cr4::VME | cr4::PVI),
             (feature::DE, cr4::DE),
@@ -282,7 +297,26 @@ impl Core<'_> {
     /// # Errors
     /// #GP for bits that the model lacks, and for a change of LME while paging is on.
     pub fn set_efer(&mut self, value: u64) -> Result<(), Trap> {
-        let model = &self.cpu.model;
+        let old = self.cpu.msrs.efer;
+        let paging = self.cpu.cr0 & cr0::PG != 0;
+        if value & !self.supported_efer() != 0 || (paging && (old ^ value) & efer::LME != 0) {
+            return Err(Trap::gp(0));
+        }
+        self.cpu.msrs.efer = value & !efer::LMA | old & efer::LMA;
+        if (old ^ value) & efer::NXE != 0 {
+            self.flush_tlb(false);
+        }
+        if value & efer::SVME == 0 && old & efer::SVME != 0 {
+            // Nobody could set it any more.
+            self.cpu.svm.gif = true;
+            self.cpu.exit_request.store(1, Ordering::Relaxed);
+        }
+        self.mode_changed();
+        Ok(())
+    }
+
+    /// The bits of EFER that the model has.
+    pub(crate) fn supported_efer(&self) -> u64 {
         let mut supported = efer::SCE | efer::LMA;
         for (feature, bit) in [
             (feature::LM, efer::LME),
@@ -290,20 +324,13 @@ impl Core<'_> {
             (feature::FFXSR, efer::FFXSR),
             (feature::AUTO_IBRS, efer::AUTOIBRS),
         ] {
-            if model.has(feature) {
+            if self.cpu.model.has(feature) {
                 supported |= bit;
             }
         }
-        let old = self.cpu.msrs.efer;
-        let paging = self.cpu.cr0 & cr0::PG != 0;
-        if value & !supported != 0 || (paging && (old ^ value) & efer::LME != 0) {
-            return Err(Trap::gp(0));
+        if self.svm_can_be_enabled() {
+            supported |= efer::SVME;
         }
-        self.cpu.msrs.efer = value & !efer::LMA | old & efer::LMA;
-        if (old ^ value) & efer::NXE != 0 {
-            self.flush_tlb(false);
-        }
-        self.mode_changed();
-        Ok(())
+        supported
     }
 }

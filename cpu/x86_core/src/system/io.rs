@@ -1,7 +1,8 @@
 //! Port input and output (Intel SDM volume 1, chapter 19).
 
 use crate::segments::kind;
-use crate::{Core, Flow, Tlb, Trap, effective_address, flags, reg};
+use crate::svm::PortAccess;
+use crate::{Core, Flow, Trap, effective_address, flags, reg};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 /// Iterations of a repeated INS or OUTS before others get a chance.
@@ -18,14 +19,14 @@ fn check_ports(core: &mut Core, port: u16, size: u16) -> Result<(), Trap> {
         return Err(Trap::gp(0));
     }
     let map = core.system_address(tr.base.wrapping_add(0x66));
-    let map: u16 = core.read_linear(map, Tlb::SUPERVISOR)?;
+    let map: u16 = core.read_linear(map, core.system_bank())?;
     let offset = u32::from(map) + u32::from(port / 8);
     // Two bytes are read always: the ports may straddle.
     if offset + 1 > tr.limit {
         return Err(Trap::gp(0));
     }
     let at = core.system_address(tr.base.wrapping_add(u64::from(offset)));
-    let bits: u16 = core.read_linear(at, Tlb::SUPERVISOR)?;
+    let bits: u16 = core.read_linear(at, core.system_bank())?;
     let wanted = ((1 << size) - 1) << (port % 8);
     if bits & wanted != 0 { Err(Trap::gp(0)) } else { Ok(()) }
 }
@@ -43,6 +44,7 @@ pub(super) fn input(core: &mut Core, insn: &Instruction) -> Result<Flow, Trap> {
     let size = insn.op0_register().size();
     let port = port(core, insn, 1);
     check_ports(core, port, size as u16)?;
+    core.check_port_intercept(insn, PortAccess { port, size: size as u16, input: true, string: false })?;
     let mut data = [0; 4];
     core.platform.pio_read(port, &mut data[..size]);
     let value = u64::from(u32::from_le_bytes(data));
@@ -60,6 +62,7 @@ pub(super) fn output(core: &mut Core, insn: &Instruction) -> Result<Flow, Trap> 
     let size = insn.op1_register().size();
     let port = port(core, insn, 0);
     check_ports(core, port, size as u16)?;
+    core.check_port_intercept(insn, PortAccess { port, size: size as u16, input: false, string: false })?;
     let data = (core.cpu.regs[reg::RAX] as u32).to_le_bytes();
     core.platform.pio_write(port, &data[..size]);
     Ok(Flow::Next)
@@ -83,7 +86,11 @@ pub(super) fn string(core: &mut Core, insn: &Instruction) -> Result<Flow, Trap> 
         OpKind::MemoryESEDI | OpKind::MemorySegESI => 0xffff_ffff,
         _ => u64::MAX,
     };
-    if !insn.has_rep_prefix() && !insn.has_repne_prefix() {
+    let repeated = insn.has_rep_prefix() || insn.has_repne_prefix();
+    if !repeated || core.cpu.regs[reg::RCX] & mask != 0 {
+        core.check_port_intercept(insn, PortAccess { port, size: size as u16, input, string: true })?;
+    }
+    if !repeated {
         iterate(core, insn, (port, size), input, mask)?;
         return Ok(Flow::Next);
     }

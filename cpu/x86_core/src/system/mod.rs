@@ -27,6 +27,9 @@ use iced_x86::{Instruction, Mnemonic};
 /// The fault of the instruction; #UD if it is none of these or does not exist on this processor.
 pub fn execute(core: &mut Core, insn: &Instruction) -> Result<Flow, Trap> {
     use Mnemonic as M;
+    if core.cpu.svm.guest {
+        crate::svm::check(core, insn)?;
+    }
     match insn.mnemonic() {
         M::Mov => control_registers::mov(core, insn),
         M::Clts | M::Lmsw | M::Smsw => control_registers::status_word(core, insn),
@@ -75,6 +78,9 @@ pub fn execute(core: &mut Core, insn: &Instruction) -> Result<Flow, Trap> {
         M::Clflush | M::Clflushopt | M::Clwb => misc::flush_line(core, insn),
         M::Clzero => misc::clear_line(core, insn),
         M::Xgetbv | M::Xsetbv => misc::extended_control(core, insn),
+        M::Vmrun | M::Vmload | M::Vmsave | M::Vmmcall | M::Stgi | M::Clgi | M::Skinit | M::Invlpga => {
+            crate::svm::execute(core, insn)
+        }
         _ => Err(Trap::UD),
     }
 }

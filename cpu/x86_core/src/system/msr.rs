@@ -156,6 +156,9 @@ impl Core<'_> {
         if bank < msrs.mc_banks.len() * 4 {
             return Ok(msrs.mc_banks[bank / 4][bank % 4]);
         }
+        if let Some(value) = self.read_svm_msr(msr) {
+            return Ok(value);
+        }
         require(is_inert(msr))?;
         Ok(0)
     }
@@ -210,7 +213,10 @@ impl Core<'_> {
             index::PAT | index::MTRR_DEF_TYPE | 0x200..=0x20f | 0x250..=0x26f => {
                 self.write_memory_type(msr, value)?;
             }
-            _ => self.write_plain_msr(msr, value)?,
+            _ => match self.write_svm_msr(msr, value) {
+                Some(result) => return result,
+                None => self.write_plain_msr(msr, value)?,
+            },
         }
         Ok(())
     }

@@ -165,7 +165,7 @@ fn control_register_rules() {
     core.set_cr4(core.cpu.cr4 | cr4::SMEP | cr4::SMAP | cr4::UMIP | cr4::FSGSBASE).unwrap();
     assert_eq!(core.set_cr3(1 << 60), gp);
     assert_eq!(core.set_efer(core.cpu.msrs.efer & !efer::LME), gp);
-    assert_eq!(core.set_efer(core.cpu.msrs.efer | efer::SVME), gp);
+    assert_eq!(core.set_efer(core.cpu.msrs.efer | 1 << 16), gp);
     core.set_efer(core.cpu.msrs.efer | efer::AUTOIBRS).unwrap();
     assert_eq!(core.cpu.msrs.efer & efer::LMA, efer::LMA);
 
@@ -389,7 +389,7 @@ fn msrs_refuse_bad_values() {
     for (msr, value) in bad {
         assert_eq!(core.write_msr(msr, value), Err(Trap::gp(0)), "{msr:#x} = {value:#x}");
     }
-    for msr in [0x0, 0x1b, 0x800, 0x3a, 0xc000_0105, 0xc001_0117, 0xc001_1fff] {
+    for msr in [0x0, 0x1b, 0x800, 0x3a, 0xc000_0105, 0xc001_0118, 0xc001_1fff] {
         assert_eq!(core.read_msr(msr), Err(Trap::gp(0)), "{msr:#x}");
     }
     let good = [

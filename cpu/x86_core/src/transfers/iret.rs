@@ -151,7 +151,7 @@ impl Core<'_> {
             return Err(Trap::gp(0));
         }
         let link = self.system_address(self.cpu.tr.base);
-        let selector = self.read_linear(link, crate::Tlb::SUPERVISOR)?;
+        let selector = self.read_linear(link, self.system_bank())?;
         if selector & 4 != 0 {
             return Err(crate::segments::selector_fault(vector::TS, selector));
         }

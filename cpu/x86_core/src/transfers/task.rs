@@ -1,7 +1,7 @@
 //! Hardware task switches (Intel SDM volume 3, chapter 8). IA-32e mode has none.
 
 use crate::segments::{Descriptor, is_null, kind, rpl, selector_fault};
-use crate::{Core, Seg, Segment, Tlb, Trap, cr0, flags, vector};
+use crate::{Core, Seg, Segment, Trap, cr0, flags, vector};
 
 /// What switches tasks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,15 +95,16 @@ impl Core<'_> {
         if (descriptor.limit() as usize) < len - 1 {
             return Err(selector_fault(vector::TS, selector));
         }
+        self.check_task_switch_intercept(selector, source)?;
         let base = descriptor.base();
         let mut tss = [0; TSS32];
-        self.read_linear_bytes(base, &mut tss[..len], Tlb::SUPERVISOR)?;
-        self.check_linear_write(base, len as u64, Tlb::SUPERVISOR)?;
+        self.read_linear_bytes(base, &mut tss[..len], self.system_bank())?;
+        self.check_linear_write(base, len as u64, self.system_bank())?;
 
         self.save_task(source, return_rip)?;
         let nested = matches!(source, TaskSwitch::Call | TaskSwitch::Interrupt { .. });
         if nested {
-            self.write_linear(base, self.cpu.tr.selector, Tlb::SUPERVISOR)?;
+            self.write_linear(base, self.cpu.tr.selector, self.system_bank())?;
         }
         if source != TaskSwitch::Return {
             self.or_attributes(descriptor, kind::BUSY as u8)?;
@@ -157,11 +158,11 @@ impl Core<'_> {
             return Err(selector_fault(vector::TS, tr.selector));
         }
         let address = self.system_address(tr.base.wrapping_add(at));
-        self.write_linear_bytes(address, &bytes, Tlb::SUPERVISOR)?;
+        self.write_linear_bytes(address, &bytes, self.system_bank())?;
         if matches!(source, TaskSwitch::Jump | TaskSwitch::Return) {
             let old = self.descriptor(tr.selector, vector::TS)?;
             let byte = self.system_address(old.address.wrapping_add(5));
-            self.update_linear::<u8>(byte, Tlb::SUPERVISOR, true, |old| Some(old & !(kind::BUSY as u8)))?;
+            self.update_linear::<u8>(byte, self.system_bank(), true, |old| Some(old & !(kind::BUSY as u8)))?;
         }
         Ok(())
     }

@@ -83,7 +83,7 @@ impl Guest {
                 address: exception.address,
                 rip: cpu.rip,
             },
-            Err(Trap::TripleFault) => panic!("{:x?}: triple fault", case.bytes),
+            Err(trap) => panic!("{:x?}: {trap:?}", case.bytes),
         };
         let mut scratch = [0; SCRATCH_LEN];
         machine.memory.read(SCRATCH_PAGE, &mut scratch).expect("RAM");

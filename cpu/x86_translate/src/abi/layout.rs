@@ -15,6 +15,8 @@ pub(crate) const IBTC_ENTRIES: usize = 1 << 16;
 pub(crate) const PAGE_CHECKS: usize = 1024;
 /// Direct jumps between pages of user code that can be linked.
 pub(crate) const LINK_SLOTS: usize = 1 << 15;
+/// Tables of indirect jump targets: of supervisor code and of user code, and the same of a guest's world.
+pub(crate) const TABLES: usize = 2 * x86_core::WORLDS;
 /// Slots for host addresses of verified pages in a block.
 pub(crate) const GROUP_SLOTS: usize = 8;
 
@@ -98,8 +100,8 @@ pub(crate) struct JitVcpu {
     pub(crate) fx: FxImage,
     /// The virtual address of the page that runs, for code that is translated independently of it.
     pub(crate) page_va: u64,
-    /// What the entries of the two tables of jump targets are for: a mode's bits.
-    pub(crate) table_modes: [u32; 2],
+    /// What the entries of the tables of jump targets are for: a mode's bits.
+    pub(crate) table_modes: [u32; TABLES],
     /// The highest offset that loads, and stores, may reach in each segment without a further look, or -1: outside
     /// 64-bit mode.
     pub(crate) tops: [[i64; 2]; 6],
@@ -132,8 +134,8 @@ pub(crate) struct JitVcpu {
     pub(crate) interrupt_window: bool,
     /// A repeated instruction paused, with RIP at it.
     pub(crate) paused: bool,
-    /// Numbers of verified (virtual page, guest physical page) pairs, by virtual page.
-    pub(crate) page_checks: [u32; PAGE_CHECKS],
+    /// Numbers of verified (virtual page, guest physical page) pairs, by virtual page, of each world.
+    pub(crate) page_checks: [[u32; PAGE_CHECKS]; x86_core::WORLDS],
     /// For each such jump the page that it was verified from in the address space that is loaded, or 1.
     pub(crate) verified: [u64; LINK_SLOTS],
     /// What an instruction stopped with.
@@ -145,13 +147,13 @@ pub(crate) struct JitVcpu {
     pub(crate) invalidations: Arc<AtomicU64>,
     /// What was done so far.
     pub(crate) counters: Counters,
-    /// Filled entries of the tables, to clear them by.
-    pub(crate) filled: [Vec<u16>; 2],
-    pub(crate) filled_slots: Vec<u16>,
+    /// Filled entries of the tables, to clear them by; and slots of each world.
+    pub(crate) filled: [Vec<u16>; TABLES],
+    pub(crate) filled_slots: [Vec<u16>; x86_core::WORLDS],
     /// Odd while the vCPU may be in the middle of an instruction: between the check of a store and the store.
     pub(crate) spells: AtomicU64,
-    /// Supervisor, user.
-    pub(crate) ibtc: [[IbtcEntry; IBTC_ENTRIES]; 2],
+    /// By [`Mode::table`](crate::guest::mode::Mode::table).
+    pub(crate) ibtc: [[IbtcEntry; IBTC_ENTRIES]; TABLES],
 }
 
 impl JitVcpu {
@@ -242,9 +244,14 @@ pub(crate) const fn segment_top(segment: usize, write: bool) -> i32 {
     (offset_of!(JitVcpu, tops) + segment * 16 + write as usize * 8) as i32
 }
 
-/// The place of the entries for fetches of a privilege.
-pub(crate) const fn fetch_entries(user: bool) -> i32 {
-    let bank = if user { x86_core::Tlb::USER } else { x86_core::Tlb::SUPERVISOR };
+/// The TLB's bank of those rights in a world.
+pub(crate) const fn bank_of(rights: usize, world: usize) -> usize {
+    rights + world * x86_core::Tlb::GUEST
+}
+
+/// The place of the entries for fetches of a privilege in a world.
+pub(crate) const fn fetch_entries(user: bool, world: usize) -> i32 {
+    let bank = bank_of(if user { x86_core::Tlb::USER } else { x86_core::Tlb::SUPERVISOR }, world);
     let entries = offset_of!(JitVcpu, cpu) + offset_of!(Cpu, tlb) + offset_of!(x86_core::Tlb, fetch);
     (entries + bank * x86_core::FETCH_ENTRIES * size_of::<x86_core::FetchEntry>()) as i32
 }

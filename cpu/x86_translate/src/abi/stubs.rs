@@ -1,5 +1,8 @@
 //! Where the code is that all blocks share.
 
+use super::layout::TABLES;
+use x86_core::WORLDS;
+
 /// Addresses of the shared code.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Stubs {
@@ -21,12 +24,12 @@ pub(crate) struct Stubs {
     pub(crate) interpret: u64,
     /// Leaves for the guest address in `S0`, with the flags in memory.
     pub(crate) frames_end: u64,
-    /// Goes to the guest address in `S0`, with the flags in memory and no frames: of supervisor code, of user
-    /// code.
-    pub(crate) return_missed: [u64; 2],
-    /// SYSCALL with the address of the next instruction in `S0`, and SYSRET, with the flags in memory.
-    pub(crate) syscall: u64,
-    pub(crate) sysret: u64,
+    /// Goes to the guest address in `S0`, with the flags in memory and no frames: by
+    /// [`Mode::table`](crate::guest::mode::Mode::table).
+    pub(crate) return_missed: [u64; TABLES],
+    /// SYSCALL with the address of the next instruction in `S0`, and SYSRET, with the flags in memory, in each world.
+    pub(crate) syscall: [u64; WORLDS],
+    pub(crate) sysret: [u64; WORLDS],
     /// Called: loads the guest's x87 state.
     pub(crate) load_fpu: u64,
     /// Called: has the registers of AVX-512 that were not in use begin as zeros.

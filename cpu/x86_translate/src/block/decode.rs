@@ -115,6 +115,10 @@ impl Translation<'_> {
         if info.vector && (self.mode.has(off) || bits != 64 && !fits_short_code(insn, info)) {
             return false;
         }
+        let intercepted = matches!(info.class, Class::Pushf | Class::Popf | Class::Iret | Class::Rdtsc);
+        if intercepted && self.mode.has(Mode::INTERCEPTS) {
+            return false;
+        }
         match info.class {
             Class::Interpret => return false,
             Class::Nop | Class::Verbatim | Class::Cld | Class::Std | Class::IncDec | Class::Fninit => {

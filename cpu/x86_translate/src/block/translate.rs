@@ -176,7 +176,7 @@ impl Translation<'_> {
         save_flags(self.e, S0);
         let memory = self.e.address();
         self.flags = FlagsAt::Memory;
-        let table = fetch_entries(self.mode.has(Mode::USER));
+        let table = fetch_entries(self.mode.has(Mode::USER), self.mode.world());
         let (tag, physical) = match self.fixed_page() {
             Some(page_va) => {
                 let linear = page_va.wrapping_add(u64::from(self.base)).wrapping_add(4096);

@@ -15,7 +15,6 @@ use crate::abi::stubs::Stubs;
 use crate::context::cold::{Cold, ColdKind};
 use crate::context::translation::{FlagsAt, Translation};
 use crate::guest::flags::ALL;
-use crate::guest::mode::Mode;
 use dbt_code::{Alu, Cond, Emitter, Enc, Gpr, Mem, Rm, Width};
 
 /// Bytes of frames at most; Rust's own frames lie below.
@@ -69,8 +68,7 @@ impl Translation<'_> {
         self.poll(ColdKind::Indirect);
         self.tag_target();
         self.e.alu(Alu::Cmp, Width::B64, S0, Rm::Mem(Mem::base(Gpr::RSP, 8)));
-        let user = usize::from(self.mode.has(Mode::USER));
-        self.e.jcc_to(Cond::NE, self.stubs.return_missed[user]);
+        self.e.jcc_to(Cond::NE, self.stubs.return_missed[self.mode.table()]);
         self.e.ret();
     }
 }
@@ -127,8 +125,8 @@ pub(super) fn switch(e: &mut Emitter, stubs: &Stubs) {
 }
 
 /// Shared code that is jumped to by a return to the address in [`S0`] that has no frame.
-pub(super) fn missed(e: &mut Emitter, user: bool, stubs: &Stubs) {
+pub(super) fn missed(e: &mut Emitter, table: usize, stubs: &Stubs) {
     e.load(Gpr::RSP, gs(at!(frames)));
-    let field = lookup(e, user, false);
+    let field = lookup(e, table, false);
     e.link(field, stubs.frames_end);
 }

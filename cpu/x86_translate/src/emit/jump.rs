@@ -4,19 +4,19 @@ use crate::abi::layout::{IBTC_ENTRIES, LINK_SLOTS, PAGE_CHECKS, S0, S1, at, gs};
 use crate::context::cold::{Cold, ColdKind};
 use crate::context::link::NewLink;
 use crate::context::translation::{FlagsAt, Translation};
-use crate::guest::mode::Mode;
 use dbt_code::{Alu, Cond, Emitter, Enc, Gpr, Mem, Rm, Width};
 use std::sync::atomic::Ordering;
 
-/// The inline lookup of an indirect jump's target, which is in [`S0`]: leads to the block, or to the address that
+/// The inline lookup of an indirect jump's target, which is in [`S0`], in the table of that number: leads to the block, or to the address that
 /// is to be filled in at the field given.
-pub(super) fn lookup(e: &mut Emitter, user: bool, call: bool) -> u64 {
+pub(super) fn lookup(e: &mut Emitter, table: usize, call: bool) -> u64 {
+    let user = !table.is_multiple_of(2);
     if user {
         e.mov(S1, S0);
         e.alu_imm(Alu::And, Width::B64, Rm::Reg(S1.0), -4096);
         e.store(Width::B64, gs(at!(page_va)), S1);
     }
-    let table = at!(ibtc) + i32::from(user) * (IBTC_ENTRIES * 16) as i32;
+    let table = at!(ibtc) + (table * IBTC_ENTRIES * 16) as i32;
     e.op(Enc::m0f(0xb7), S1.0, Rm::Reg(S0.0)); // movzx r10d, r9w
     e.alu(Alu::Add, Width::B32, S1, Rm::Reg(S1.0));
     e.alu(Alu::Cmp, Width::B64, S0, Rm::Mem(Mem::gs_indexed(S1, 3, table)));
@@ -78,7 +78,7 @@ impl Translation<'_> {
         self.held = None;
         self.poll(ColdKind::Indirect);
         self.tag_target();
-        let field = lookup(self.e, self.mode.has(Mode::USER), self.calls);
+        let field = lookup(self.e, self.mode.table(), self.calls);
         self.cold.push(Cold { field, instruction: self.current, kind: ColdKind::Indirect });
     }
 
@@ -120,7 +120,8 @@ impl Translation<'_> {
         }
         let linear = page_va.wrapping_add(target as u64).wrapping_add(u64::from(self.base));
         let va = linear & self.mode.ip_mask();
-        let check = at!(page_checks) + ((va >> 12) as usize & (PAGE_CHECKS - 1)) as i32 * 4;
+        let index = self.mode.world() * PAGE_CHECKS + ((va >> 12) as usize & (PAGE_CHECKS - 1));
+        let check = at!(page_checks) + index as i32 * 4;
         // cmp dword gs:[check], imm32: eight bytes up to the number, which is patched; 0 is never there.
         self.e.align_patch(8);
         self.e.op(Enc::one(0x81), Alu::Cmp as u8, Rm::Mem(gs(check)));

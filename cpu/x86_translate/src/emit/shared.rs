@@ -3,7 +3,7 @@
 use super::flags::{restore_flags_from_rax, save_flags};
 use super::{fpu, frames, syscall, vectors};
 use crate::abi::calls::Entries;
-use crate::abi::layout::{BANK, ExitReason, S0, at, gs, host_register, slot};
+use crate::abi::layout::{BANK, ExitReason, S0, TABLES, at, gs, host_register, slot};
 use crate::abi::stubs::Stubs;
 use dbt_code::{Alu, Cond, Emitter, Gpr, Mem, Rm, Width};
 
@@ -19,14 +19,16 @@ pub(crate) fn shared_code(e: &mut Emitter, entries: &Entries, avx: bool) -> Stub
     e.store(Width::B64, gs(at!(cpu.rip)), S0);
     stubs.indirect = e.address();
     exit(e, ExitReason::Indirect, leave, avx);
-    for (user, stub) in [false, true].into_iter().zip(0..) {
-        stubs.return_missed[stub] = e.address();
-        frames::missed(e, user, &stubs);
+    for table in 0..TABLES {
+        stubs.return_missed[table] = e.address();
+        frames::missed(e, table, &stubs);
     }
-    stubs.syscall = e.address();
-    syscall::syscall(e, &stubs);
-    stubs.sysret = e.address();
-    syscall::sysret(e, &stubs);
+    for world in 0..x86_core::WORLDS {
+        stubs.syscall[world] = e.address();
+        syscall::syscall(e, world, &stubs);
+        stubs.sysret[world] = e.address();
+        syscall::sysret(e, world, &stubs);
+    }
     let resume = e.address();
     resume_guest(e, &stubs, avx);
     let enter = e.address();

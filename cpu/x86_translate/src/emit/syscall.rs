@@ -2,7 +2,7 @@
 
 use super::frames;
 use super::jump::lookup;
-use crate::abi::layout::{BANK, JitVcpu, S0, S1, at, gs, segment_base, slot};
+use crate::abi::layout::{BANK, JitVcpu, S0, S1, at, bank_of, gs, segment_base, slot};
 use crate::abi::stubs::Stubs;
 use crate::context::translation::Translation;
 use crate::guest::class::Class;
@@ -50,12 +50,12 @@ impl Translation<'_> {
             self.e.dword(flags::AC as u32);
             self.interpret_if(Cond::E);
             self.guest_va(self.guest[index].next());
-            self.e.jmp_to(self.stubs.syscall);
+            self.e.jmp_to(self.stubs.syscall[self.mode.world()]);
         } else {
             self.e.load(S1, gs(slot(11)));
             self.e.alu_imm(Alu::And, Width::B64, Rm::Reg(S1.0), !(EASY as i32));
             self.interpret_if(Cond::NE);
-            self.e.jmp_to(self.stubs.sysret);
+            self.e.jmp_to(self.stubs.sysret[self.mode.world()]);
         }
     }
 }
@@ -99,8 +99,8 @@ fn set_flags(e: &mut Emitter) {
     e.store(Width::B16, gs(at!(flags)), Gpr::RAX);
 }
 
-/// Shared code: SYSCALL with the address of the next instruction in [`S0`], flags in memory, all checks done.
-pub(super) fn syscall(e: &mut Emitter, stubs: &Stubs) {
+/// Shared code of a world: SYSCALL with the address of the next instruction in [`S0`], flags in memory, all checks done.
+pub(super) fn syscall(e: &mut Emitter, world: usize, stubs: &Stubs) {
     let (rax, s1) = (Rm::Reg(Gpr::RAX.0), Rm::Reg(S1.0));
     e.store(Width::B64, gs(at!(scratch)), Gpr::RAX);
     e.mov(Gpr::RCX, S0);
@@ -126,16 +126,16 @@ pub(super) fn syscall(e: &mut Emitter, stubs: &Stubs) {
     load_flat(e, Seg::Cs, CODE64, 0);
     e.alu_imm(Alu::Add, Width::B32, rax, 8);
     load_flat(e, Seg::Ss, DATA, 0);
-    set_privilege(e, 0, Tlb::SUPERVISOR);
+    set_privilege(e, 0, bank_of(Tlb::SUPERVISOR, world));
     frames::enter_kernel(e, stubs);
     e.load(Gpr::RAX, gs(at!(scratch)));
     e.load(S0, gs(at!(cpu.msrs.lstar)));
-    let field = lookup(e, false, false);
+    let field = lookup(e, 2 * world, false);
     e.link(field, stubs.frames_end);
 }
 
-/// Shared code: SYSRET with the flags in memory, all checks done.
-pub(super) fn sysret(e: &mut Emitter, stubs: &Stubs) {
+/// Shared code of a world: SYSRET with the flags in memory, all checks done.
+pub(super) fn sysret(e: &mut Emitter, world: usize, stubs: &Stubs) {
     let rax = Rm::Reg(Gpr::RAX.0);
     e.store(Width::B64, gs(at!(scratch)), Gpr::RAX);
     e.load(S1, gs(slot(11)));
@@ -150,10 +150,10 @@ pub(super) fn sysret(e: &mut Emitter, stubs: &Stubs) {
     e.alu_imm(Alu::Add, Width::B32, rax, 16);
     e.alu_imm(Alu::Or, Width::B32, rax, 3);
     load_flat(e, Seg::Cs, CODE64, 3);
-    set_privilege(e, 3, Tlb::USER);
+    set_privilege(e, 3, bank_of(Tlb::USER, world));
     frames::enter_user(e);
     e.load(Gpr::RAX, gs(at!(scratch)));
     e.mov(S0, Gpr::RCX);
-    let field = lookup(e, true, false);
+    let field = lookup(e, 2 * world + 1, false);
     e.link(field, stubs.frames_end);
 }

@@ -1,7 +1,9 @@
 //! System instructions that kernels execute all the time: interrupt and access flags, SWAPGS, IRET within the
 //! kernel, the time-stamp counter.
 
-use crate::abi::layout::{BANK, GUEST_RSP, JitVcpu, S0, S1, at, gs, host_register, segment_base, slot};
+use crate::abi::layout::{
+    BANK, GUEST_RSP, JitVcpu, S0, S1, at, bank_of, gs, host_register, segment_base, slot,
+};
 use crate::context::address::Access;
 use crate::context::translation::{FlagsAt, Translation};
 use crate::guest::mode::Mode;
@@ -176,7 +178,7 @@ impl Translation<'_> {
     /// STAC and CLAC at CPL 0 with SMAP on.
     pub(crate) fn access_flag(&mut self, set: bool) {
         self.clobber_flags();
-        let bank = if set { Tlb::SUPERVISOR_AC } else { Tlb::SUPERVISOR };
+        let bank = bank_of(if set { Tlb::SUPERVISOR_AC } else { Tlb::SUPERVISOR }, self.mode.world());
         if set {
             self.byte_op(Alu::Or, FLAGS_2, AC_2);
         } else {

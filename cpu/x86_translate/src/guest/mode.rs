@@ -1,5 +1,6 @@
 //! What the code of blocks depends on besides the guest's bytes: the state of the processor.
 
+use x86_core::svm::{Svm, code};
 use x86_core::{CodeSize, Cpu, Seg, Segment, X87Area, cr0, cr4, flags};
 
 /// What blocks depend on besides the code's bytes.
@@ -21,6 +22,10 @@ impl Mode {
     pub(crate) const NO_AVX: u32 = 32;
     /// So are those of AVX-512.
     pub(crate) const NO_AVX512: u32 = 64;
+    /// A guest of the guest runs: translations of addresses are others, in tables of their own.
+    pub(crate) const GUEST: u32 = 1 << 20;
+    /// Its host wants to know of instructions that are translated otherwise.
+    pub(crate) const INTERCEPTS: u32 = 1 << 21;
     /// 32-bit code, and 16-bit code; neither in 64-bit mode.
     pub(crate) const CODE32: u32 = 1 << 8;
     pub(crate) const CODE16: u32 = 1 << 9;
@@ -66,6 +71,9 @@ impl Mode {
         }
         if cpu.cr4 & cr4::SMAP != 0 {
             mode |= Self::SMAP;
+        }
+        if cpu.svm.guest {
+            mode |= Self::GUEST | if intercepts(&cpu.svm) { Self::INTERCEPTS } else { 0 };
         }
         if !cpu.long64 {
             mode |= Self::of_segments(cpu);
@@ -116,9 +124,14 @@ impl Mode {
         self.has(Self::USER) && !self.has(Self::BASED)
     }
 
-    /// The number of the table of jump targets: supervisor, user.
+    /// The world that it is of: 0 for the host's, 1 for a guest's.
+    pub(crate) fn world(self) -> usize {
+        usize::from(self.has(Self::GUEST))
+    }
+
+    /// The number of the table of jump targets: supervisor, user, and the same of a guest's world.
     pub(crate) fn table(self) -> usize {
-        usize::from(self.has(Self::USER))
+        usize::from(self.has(Self::USER)) + 2 * self.world()
     }
 
     /// Bits of the instruction pointer.
@@ -139,6 +152,11 @@ pub(crate) fn top(cpu: &Cpu, segment: &Segment, write: bool) -> i64 {
     let (code, granted, other) = (kind & 8 != 0, kind & 2 != 0, kind & 4 != 0);
     let allowed = if code { granted && !write } else { !other && (granted || !write) };
     if kind & Segment::UNUSABLE == 0 && allowed { limit } else { -1 }
+}
+
+/// Whether instructions are intercepted that are translated otherwise.
+fn intercepts(svm: &Svm) -> bool {
+    [code::PUSHF, code::POPF, code::IRET, code::RDTSC, code::RDTSCP].iter().any(|code| svm.intercepts(*code))
 }
 
 /// Whether a processor with this x87 state has to have its x87 instructions interpreted.

@@ -5,11 +5,12 @@ mod generate;
 mod hostile;
 mod programs;
 mod segments;
+mod svm;
 
 use crate::{Exit, Options, Translator, TranslatorVcpu};
 use std::sync::Arc;
 use x86_core::testing::{FlatPlatform, Machine};
-use x86_core::{Cpu, Flow, Trap, VecReg};
+use x86_core::{Cpu, Flow, VecReg};
 
 /// A machine whose processor runs translated code.
 pub(crate) struct Translated {
@@ -47,8 +48,7 @@ pub(crate) fn interpret(machine: &mut Machine, limit: usize) -> usize {
         match x86_interp::step(&mut machine.core()) {
             Ok(Flow::Halt) => return count,
             Ok(_) => {}
-            Err(Trap::Exception(exception)) => machine.core().deliver(exception).expect("no triple fault"),
-            Err(trap) => panic!("{trap:?}"),
+            Err(trap) => machine.core().deliver_trap(trap).expect("no triple fault"),
         }
     }
     panic!("no HLT after {limit} instructions, at {:#x}", machine.cpu.rip);

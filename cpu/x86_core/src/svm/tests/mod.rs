@@ -1,0 +1,5 @@
+mod events;
+mod hostile;
+mod paging;
+mod rig;
+mod switch;

@@ -73,12 +73,15 @@ pub fn execute(core: &mut Core, insn: &Instruction) -> Result<Flow, Trap> {
         M::Invlpg => misc::invalidate_page(core, insn),
         M::Invpcid => misc::invalidate_context(core, insn),
         M::Rdpkru | M::Wrpkru => protection_keys::execute(core, insn),
+        // A guest's guest calls its own hypervisor.
+        M::Vmmcall if core.cpu.svm.guest => crate::svm::execute(core, insn),
+        M::Vmcall if core.cpu.svm.guest => Err(Trap::UD),
         M::Vmcall | M::Vmmcall => misc::hypercall(core),
         M::Invd | M::Wbinvd | M::Wbnoinvd => misc::flush_caches(core),
         M::Clflush | M::Clflushopt | M::Clwb => misc::flush_line(core, insn),
         M::Clzero => misc::clear_line(core, insn),
         M::Xgetbv | M::Xsetbv => misc::extended_control(core, insn),
-        M::Vmrun | M::Vmload | M::Vmsave | M::Vmmcall | M::Stgi | M::Clgi | M::Skinit | M::Invlpga => {
+        M::Vmrun | M::Vmload | M::Vmsave | M::Stgi | M::Clgi | M::Skinit | M::Invlpga => {
             crate::svm::execute(core, insn)
         }
         _ => Err(Trap::UD),

@@ -96,7 +96,7 @@ fn page_directory_pointers_of_guests_are_read_when_they_are_needed() {
     assert_eq!(machine.core().read::<u32>(Seg::Ds, DATA + 8), Ok(0x4321));
     machine.poke(nested_entry(pointers), 0);
     leaves(&mut machine, CPUID);
-    machine.poke(VMCB + at::TLB_CONTROL & !7, 1 | 3 << 32);
+    machine.poke((VMCB + at::TLB_CONTROL) & !7, 1 | 3 << 32);
     enter(&mut machine);
     assert_eq!(machine.core().read::<u32>(Seg::Ds, DATA + 8), Err(Trap::Intercepted));
     let told = finish(&mut machine);

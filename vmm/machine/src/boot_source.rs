@@ -113,8 +113,8 @@ mod tests {
         image.extend([2; 0x1_0000]);
         let source = BootSource::Firmware(image);
         let rom = source.rom().unwrap();
-        let memory = GuestMemory::new(&[0..1 << 20, rom.clone()]).unwrap();
-        let map = MemoryMap::pc(1 << 20, 0, &[]).unwrap();
+        let memory = GuestMemory::new(&[0..2 << 20, rom.clone()]).unwrap();
+        let map = MemoryMap::pc(2 << 20, 0, &[]).unwrap();
         let tables = crate::firmware::Firmware::new(
             &acpi::AcpiConfig::pc(vec![0]),
             1,

@@ -43,7 +43,7 @@ fn vendor_family_and_names() {
     let hypervisor = cpuid(&mut machine, 0x4000_0000, 0);
     assert_eq!(text(&hypervisor[1..]), "VireoVireo");
     assert_eq!(cpuid(&mut machine, 0x4000_0010, 0)[0], 1_000_000, "the TSC in kHz");
-    assert_eq!(cpuid(&mut machine, 0x8000_0008, 0)[0], 46 | 48 << 8);
+    assert_eq!(cpuid(&mut machine, 0x8000_0008, 0)[0], 46 | 57 << 8);
     assert_eq!(cpuid(&mut machine, 0x1234, 0), [0; 4]);
 }
 

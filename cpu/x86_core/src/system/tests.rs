@@ -104,7 +104,7 @@ fn xcr0_has_what_the_model_has() {
         run(&mut machine, XSETBV)
     };
     assert_eq!(set(0, 3), NEXT);
-    for bad in [0, 2, 5, 1 << 63 | 1, 0x23, 0x67, 0xe3, 1 << 9 | 1] {
+    for bad in [0, 2, 5, 1 << 63 | 1, 0x23, 0x67, 0xe3, 1 << 8 | 1] {
         assert_eq!(set(0, bad), GP, "{bad:#x}");
     }
     assert_eq!(set(1, 3), GP);
@@ -256,7 +256,7 @@ fn table_and_task_registers() {
     machine.memory.write(DATA + 2, &0xffff_8000_0000_5000u64.to_le_bytes()).unwrap();
     run(&mut machine, &[0x0f, 0x01, 0x1b]).unwrap(); // lidt [rbx]
     assert_eq!(machine.cpu.idtr, TableRegister { base: 0xffff_8000_0000_5000, limit: 0x1234 });
-    machine.memory.write(DATA + 2, &0x8000_0000_0000u64.to_le_bytes()).unwrap();
+    machine.memory.write(DATA + 2, &(1u64 << 57).to_le_bytes()).unwrap();
     assert_eq!(run(&mut machine, &[0x0f, 0x01, 0x13]), GP, "a base that is not canonical");
     // ltr ax: an available TSS becomes busy.
     machine.poke(GDT + u64::from(selector::TSS), 0x67 | TSS << 16 | 0x89 << 40);
@@ -365,10 +365,10 @@ fn msrs_refuse_bad_values() {
     let mut machine = Machine::long();
     let mut core = machine.core();
     let bad = [
-        (0x175u32, 0x8000_0000_0000u64),
+        (0x175u32, 1u64 << 57),
         (0xc000_0082, 1 << 63),
-        (0xc000_0100, 1 << 48),
-        (0xc000_0102, 1 << 48),
+        (0xc000_0100, 1 << 57),
+        (0xc000_0102, 1 << 57),
         (0xc000_0103, 1 << 32),
         (0xc000_0080, 1 << 1),
         (0x277, 0x0200_0000_0000_0000),
@@ -461,7 +461,7 @@ fn bases_halting_random_numbers() {
     run(&mut machine, &[0x0f, 0x01, 0xf8]).unwrap(); // swapgs
     run(&mut machine, &[0xf3, 0x48, 0x0f, 0xae, 0xc9]).unwrap(); // rdgsbase rcx
     assert_eq!((machine.cpu.regs[reg::RCX], machine.cpu.msrs.kernel_gs_base), (7, 0x1234_5678_9abc));
-    machine.cpu.regs[reg::RAX] = 1 << 47;
+    machine.cpu.regs[reg::RAX] = 1 << 57;
     assert_eq!(run(&mut machine, &[0xf3, 0x48, 0x0f, 0xae, 0xd0]), GP);
 
     run(&mut machine, &[0x48, 0x0f, 0xc7, 0xf3]).unwrap(); // rdrand rbx

@@ -97,6 +97,7 @@ fn protection_keys_of_user_pages() {
 #[test]
 fn the_registers_of_protection_keys() {
     let mut machine = keyed(true, 3);
+    (machine.cpu.regs[reg::RCX], machine.cpu.regs[reg::RDX]) = (0, 0);
     assert_eq!(run(&mut machine, RDPKRU), UD, "keys are off");
     machine.cpu.cr4 |= cr4::PKE;
     machine.cpu.regs[reg::RAX] = 0xffff_ffff_0000_00c0;

@@ -63,6 +63,9 @@ pub(crate) fn model() -> Result<CpuModel> {
 /// Runs `snippet` on `tier`.
 pub(crate) fn run(snippet: &Snippet<'_>, tier: Tier, timers: &Arc<TimerService>) -> Result<Stopped> {
     let end = snippet.address + snippet.code.len() as u64;
+    if let Some(range) = snippet.memory.iter().find(|range| range.start > range.end || range.end > SYSTEM) {
+        bail!("memory at {range:x?} is not possible");
+    }
     let wanted = snippet.memory.iter().cloned().chain([snippet.address..end, SYSTEM..SYSTEM + SYSTEM_LEN]);
     let memory = GuestMemory::new(&merged(wanted)).context("memory for a test")?;
     write_system(&memory)?;

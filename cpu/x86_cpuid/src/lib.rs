@@ -164,6 +164,23 @@ const CONTROLS: &[Feature] = &[
     feature::SSBD,
 ];
 
+/// AVX-512, which models have that are asked for by name, and `max` if its parts are: four times the registers are to
+/// be moved whenever generated code is left, and C libraries use them for copying memory.
+pub const AVX512: &[Feature] = &[
+    feature::AVX512F,
+    feature::AVX512DQ,
+    feature::AVX512CD,
+    feature::AVX512BW,
+    feature::AVX512VL,
+    feature::AVX512IFMA,
+    feature::AVX512VBMI,
+    feature::AVX512VBMI2,
+    feature::AVX512VNNI,
+    feature::AVX512BITALG,
+    feature::AVX512VPOPCNTDQ,
+    feature::AVX512BF16,
+];
+
 /// The XSAVE family, which is done without the host's.
 const XSAVE: &[Feature] =
     &[feature::XSAVE, feature::XSAVEOPT, feature::XSAVEC, feature::XGETBV1, feature::XSAVES];
@@ -231,7 +248,8 @@ impl CpuModel {
         if name.eq_ignore_ascii_case("max") {
             let mut model = Self::blank();
             Feature::each(|feature| {
-                model.set(feature, Self::available(feature) && !CONTROLS.contains(&feature))
+                let wanted = ![CONTROLS, AVX512].iter().any(|list| list.contains(&feature));
+                model.set(feature, wanted && Self::available(feature));
             });
             return Ok(model);
         }

@@ -16,11 +16,17 @@ struct Rig {
     vcpu: Box<dyn Vcpu>,
 }
 
+/// The model with the most state on this host.
+fn widest() -> &'static str {
+    if CpuModel::by_name("x86-64-v4").is_ok() { "x86-64-v4" } else { "max" }
+}
+
 fn rig(tier: Tier) -> Rig {
     let memory = GuestMemory::new(std::slice::from_ref(&(0..0x10_0000))).unwrap();
     let clock = VmClock::new();
     let timers = TimerService::new(clock.clone()).unwrap();
-    let spec = VmSpec { tier, ..VmSpec::default() };
+    let cpu = widest().parse().unwrap();
+    let spec = VmSpec { tier, cpu, ..VmSpec::default() };
     let vm = DbtAccelerator.create_vm(&spec, &memory, &timers).unwrap();
     let vcpu = vm.create_vcpu(0).unwrap();
     Rig { clock, _timers: timers, vm, vcpu }
@@ -105,7 +111,7 @@ prop_compose! {
             state.fpu.st = st;
             state.fpu.vectors = vectors;
             // As wide as the model has them on this host.
-            let mask = CpuModel::by_name("max").unwrap().xcr0_mask();
+            let mask = CpuModel::by_name(widest()).unwrap().xcr0_mask();
             let words = if mask & 1 << 6 != 0 { 8 } else if mask & 4 != 0 { 4 } else { 2 };
             state.fpu.vectors.iter_mut().for_each(|vector| vector[words..].fill(0));
             if words == 8 {

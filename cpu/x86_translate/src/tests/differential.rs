@@ -4,6 +4,8 @@ use super::generate::{Mix, Program, Random, Roles, program};
 use super::{State, Translated, options};
 use crate::{Exit, Options};
 use iced_x86::{Decoder, Formatter, Instruction, IntelFormatter};
+use std::sync::{Arc, LazyLock};
+use x86_core::cpuid::{AVX512, CpuModel};
 use x86_core::testing::{CODE, DATA, HANDLERS, IDT, MMIO, Machine, STACK, selector};
 use x86_core::{Cpu, Flow, Seg, Segment, TableRegister, Trap, cr4, flags, reg};
 
@@ -200,6 +202,9 @@ fn prepare(kind: Kind, seed: u64) -> (Machine, Program) {
         let all = if kind.avx512 { 0xe7 } else { 7 };
         cpu.xcr0 = if random.chance(95) { all } else { 3 };
     }
+    if kind.avx512 {
+        cpu.model = wide_model();
+    }
     if kind.avx512 && seed % 3 == 1 {
         cpu.opmask = std::array::from_fn(|_| random.next() & random.next());
         for vector in &mut cpu.vectors[16..] {
@@ -215,6 +220,18 @@ fn prepare(kind: Kind, seed: u64) -> (Machine, Program) {
     let data: Vec<u8> = (0..0x8000).map(|_| random.next() as u8).collect();
     machine.memory.write(DATA, &data).expect("RAM");
     (machine, program)
+}
+
+/// `max` with all of AVX-512 that there is.
+fn wide_model() -> Arc<CpuModel> {
+    static MODEL: LazyLock<Arc<CpuModel>> = LazyLock::new(|| {
+        let mut model = CpuModel::by_name("max").expect("the model exists");
+        let there = AVX512.iter().filter(|feature| CpuModel::available(**feature));
+        let changes: Vec<_> = there.filter_map(|feature| Some((feature.name()?.to_owned(), true))).collect();
+        model.change_features(&changes).expect("they are available");
+        Arc::new(model)
+    });
+    MODEL.clone()
 }
 
 /// x87 state as it may be: all exceptions masked, with few exceptions.

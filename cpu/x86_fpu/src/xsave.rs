@@ -2,11 +2,10 @@
 
 use crate::operand::{check_alignment, long_code};
 use crate::save::{MXCSR, XMM, decode_mxcsr, decode_x87, decode_xmm, encode_mxcsr, encode_x87, encode_xmm};
-use crate::x87;
 use iced_x86::{Code, Instruction};
 use std::ops::Range;
 use x86_core::cpuid::{XSAVE_COMPONENTS, XSAVE_FIXED, XSAVE_MAX};
-use x86_core::{Core, Cpu, Seg, Trap, cr0, cr4, reg, width};
+use x86_core::{Core, Cpu, Seg, Trap, X87Area, cr0, cr4, reg, width};
 
 /// x87.
 const X87: u64 = 1 << 0;
@@ -329,8 +328,7 @@ impl Area {
         if loaded & X87 != 0 {
             decode_x87(&mut cpu.x87, self.wide, bytes);
         } else if self.mask & X87 != 0 {
-            cpu.x87.0.fill(0);
-            x87::init(&mut cpu.x87);
+            cpu.x87 = X87Area::default();
         }
         if loaded & SSE != 0 {
             decode_xmm(cpu, self.count, bytes);

@@ -212,6 +212,15 @@ impl Core<'_> {
         self.cpu.code_mapping_changed(world, !keep_global);
     }
 
+    /// Drops the cached translations of the world that does not run, if that bit of CR4 is set there.
+    pub(crate) fn flush_other_world(&mut self, bit: u64) {
+        if self.cpu.svm.other_cr4() & bit != 0 {
+            let world = 1 - self.cpu.world();
+            self.cpu.tlb.flush(world, false);
+            self.cpu.code_mapping_changed(world, true);
+        }
+    }
+
     /// Drops all cached translations of both worlds, as when the VM's memory has changed.
     pub fn flush_all_tlbs(&mut self) {
         self.cpu.flush_all_tlbs();

@@ -85,15 +85,18 @@ impl Core<'_> {
         let long = svm.host.efer & efer::LMA != 0;
         let pae = svm.host.cr4 & cr4::PAE != 0;
         let (format, mut table) = match (long, pae) {
-            (true, _) => (Format { entry: 8, bits: 9, levels: 4 }, root & pte::ADDRESS),
+            (true, _) => {
+                let levels = if svm.host.cr4 & cr4::LA57 == 0 { 4 } else { 5 };
+                (Format { entry: 8, bits: 9, levels }, root & pte::ADDRESS)
+            }
             (false, true) => (Format { entry: 8, bits: 9, levels: 3 }, root & 0xffff_ffe0),
             (false, false) => (Format { entry: 4, bits: 10, levels: 2 }, root & 0xffff_f000),
         };
-        if gpa >> (12 + format.bits * format.levels).min(if long { 48 } else { 32 }) != 0 {
+        if gpa >> (12 + format.bits * format.levels).min(if long { 57 } else { 32 }) != 0 {
             return Err(self.nested_fault(gpa, access, 0));
         }
         let (mut writable, mut user, mut no_execute) = (true, true, false);
-        let mut visited = [(0, 0); 4];
+        let mut visited = [(0, 0); 5];
         for (depth, level) in (1..=format.levels).rev().enumerate() {
             let shift = 12 + format.bits * (level - 1);
             let index = gpa >> shift & ((1 << format.bits) - 1);
@@ -137,7 +140,7 @@ impl Core<'_> {
         match (format.entry, level) {
             (4, _) => page_size && self.cpu.svm.host.cr4 & cr4::PSE != 0,
             (_, 2) => page_size,
-            (_, 3) if format.levels == 4 => page_size && self.cpu.model.gigabyte_pages(),
+            (_, 3) if format.levels > 3 => page_size && self.cpu.model.gigabyte_pages(),
             _ => false,
         }
     }
@@ -159,7 +162,7 @@ impl Core<'_> {
             (3, _, 3) => mask | pte::NX | 0x1e6,
             (2, true, _) => mask | 0x1f_e000,
             (3, true, _) => mask | 0x3fff_e000,
-            (4, ..) => mask | pte::PS | pte::G,
+            (4 | 5, ..) => mask | pte::PS | pte::G,
             (3, false, _) => mask | pte::PS,
             _ => mask,
         }

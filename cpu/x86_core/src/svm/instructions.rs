@@ -79,24 +79,26 @@ fn vmcb_address(core: &Core<'_>, insn: &Instruction) -> Result<u64, Trap> {
 impl Core<'_> {
     fn vmload(&mut self, pa: u64) {
         let vmcb = Vmcb::new(self, pa);
+        let cpu = &mut *self.cpu;
+        let model = cpu.model.clone();
+        let address = |va| canonical(&model, va);
         let segment = |offset| {
             let read = vmcb.read_segment(offset);
-            Segment { base: canonical(read.base), ..read }
+            Segment { base: address(read.base), ..read }
         };
-        let cpu = &mut *self.cpu;
         cpu.segments[Seg::Fs as usize] = segment(at::FS);
         cpu.segments[Seg::Gs as usize] = segment(at::GS);
         cpu.tr = segment(at::TR);
         cpu.ldtr = segment(at::LDTR);
         let msrs = &mut cpu.msrs;
-        msrs.kernel_gs_base = canonical(vmcb.read(at::KERNEL_GS_BASE));
+        msrs.kernel_gs_base = address(vmcb.read(at::KERNEL_GS_BASE));
         msrs.star = vmcb.read(at::STAR);
-        msrs.lstar = canonical(vmcb.read(at::LSTAR));
-        msrs.cstar = canonical(vmcb.read(at::CSTAR));
+        msrs.lstar = address(vmcb.read(at::LSTAR));
+        msrs.cstar = address(vmcb.read(at::CSTAR));
         msrs.sfmask = vmcb.read::<u64>(at::SFMASK) & 0xffff_ffff;
         msrs.sysenter_cs = vmcb.read::<u64>(at::SYSENTER_CS) & 0xffff;
-        msrs.sysenter_esp = canonical(vmcb.read(at::SYSENTER_ESP));
-        msrs.sysenter_eip = canonical(vmcb.read(at::SYSENTER_EIP));
+        msrs.sysenter_esp = address(vmcb.read(at::SYSENTER_ESP));
+        msrs.sysenter_eip = address(vmcb.read(at::SYSENTER_EIP));
     }
 
     fn vmsave(&mut self, pa: u64) {

@@ -33,6 +33,7 @@ pub use exit::{Exit, code};
 pub(crate) use instructions::execute;
 pub(crate) use intercepts::{PortAccess, check};
 
+use crate::cpuid::CpuModel;
 use crate::{Cpu, Segment, TableRegister};
 
 /// What VMRUN puts aside of the host, for #VMEXIT to load (AMD APM volume 2, 15.5.1). A processor may keep it in
@@ -108,6 +109,11 @@ impl Svm {
         *self = Self { gif: true, vm_cr, hsave, ..Self::default() };
     }
 
+    /// CR4 of the world that does not run: the host's, or that which the guest was left with.
+    pub(crate) fn other_cr4(&self) -> u64 {
+        if self.guest { self.host.cr4 } else { self.cached.cr4 }
+    }
+
     /// Whether the exit of that number is asked for (AMD APM volume 2, appendix C); false while no guest runs.
     #[inline]
     pub fn intercepts(&self, code: u64) -> bool {
@@ -116,9 +122,11 @@ impl Svm {
     }
 }
 
-/// An address with bit 47 in all bits above it, as VMRUN and VMLOAD make those that they load.
-fn canonical(va: u64) -> u64 {
-    ((va << 16) as i64 >> 16) as u64
+/// An address of as many bits as the processor could have, with the highest in all bits above it, as VMRUN and VMLOAD
+/// make those that they load.
+fn canonical(model: &CpuModel, va: u64) -> u64 {
+    let unused = if model.has(crate::cpuid::feature::LA57) { 7 } else { 16 };
+    ((va << unused) as i64 >> unused) as u64
 }
 
 impl Cpu {

@@ -173,14 +173,14 @@ impl Core<'_> {
         cpu.cr4 = guest.cr4;
         cpu.msrs.efer = guest.efer & !efer::LMA | if long { efer::LMA } else { 0 };
         cpu.segments[..4].copy_from_slice(&guest.segments);
-        for segment in &mut cpu.segments[..4] {
-            segment.base = if long { canonical(segment.base) } else { segment.base & 0xffff_ffff };
+        for index in 0..4 {
+            let base = cpu.segments[index].base;
+            cpu.segments[index].base = if long { canonical(&cpu.model, base) } else { base & 0xffff_ffff };
         }
         cpu.gdtr = vmcb.read_table(at::GDTR);
         cpu.idtr = vmcb.read_table(at::IDTR);
-        for table in [&mut cpu.gdtr, &mut cpu.idtr] {
-            table.base = canonical(table.base);
-        }
+        cpu.gdtr.base = canonical(&cpu.model, cpu.gdtr.base);
+        cpu.idtr.base = canonical(&cpu.model, cpu.idtr.base);
         cpu.dr[6] = guest.dr6 & 0xe00f | 0xffff_0ff0;
         cpu.dr[7] = guest.dr7 & 0xffff_2bff | 0x400;
         let mut rflags = vmcb.read::<u64>(at::RFLAGS) & flags::EXIST | flags::FIXED;

@@ -26,15 +26,24 @@ pub(super) fn execute(core: &mut Core, insn: &Instruction) -> Result<Flow, Trap>
 impl Core<'_> {
     /// Sets PKRU, by which cached rights to user pages may change.
     pub fn set_pkru(&mut self, value: u32) {
-        if std::mem::replace(&mut self.cpu.pkru, value) != value && self.cpu.cr4 & cr4::PKE != 0 {
-            self.flush_tlb(false);
+        if std::mem::replace(&mut self.cpu.pkru, value) != value {
+            self.rights_changed(cr4::PKE);
         }
     }
 
     /// The same for the register of supervisor pages.
     pub(super) fn set_pkrs(&mut self, value: u64) {
-        if std::mem::replace(&mut self.cpu.msrs.pkrs, value) != value && self.cpu.cr4 & cr4::PKS != 0 {
+        if std::mem::replace(&mut self.cpu.msrs.pkrs, value) != value {
+            self.rights_changed(cr4::PKS);
+        }
+    }
+
+    /// Drops what was translated with other rights where that bit of CR4 is set. A guest and its host have the registers
+    /// in common (AMD APM volume 2, 15.5.1).
+    fn rights_changed(&mut self, bit: u64) {
+        if self.cpu.cr4 & bit != 0 {
             self.flush_tlb(false);
         }
+        self.flush_other_world(bit);
     }
 }

@@ -171,3 +171,22 @@ fn nested_tables_may_be_anywhere() {
     let _ = machine.core().read::<u64>(Seg::Ds, DATA);
     let _ = machine.core().write::<u64>(Seg::Ds, NESTED, 0);
 }
+
+#[test]
+fn rights_by_protection_key_change_for_both_worlds() {
+    let mut machine = host();
+    machine.cpu.cr4 |= crate::cr4::PKE;
+    machine.poke(VMCB + at::CR4, machine.cpu.cr4);
+    // The page of 2 MiB has key 1.
+    let entry = PAGE_TABLES + 0x2000 + (DATA >> 21) * 8;
+    machine.poke(entry, machine.peek(entry) | 1 << 59);
+    let mut reads = |pkru: u32| {
+        machine.core().set_pkru(pkru);
+        let outside = machine.core().read::<u8>(Seg::Ds, DATA).is_ok();
+        enter(&mut machine);
+        let inside = machine.core().read::<u8>(Seg::Ds, DATA).is_ok();
+        leaves(&mut machine, CPUID);
+        (outside, inside)
+    };
+    assert_eq!([reads(0), reads(4), reads(0)], [(true, true), (false, false), (true, true)]);
+}

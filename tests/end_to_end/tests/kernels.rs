@@ -125,3 +125,22 @@ fn a_kernel_that_unpacks_itself_boots_too() {
     let guest = boot(&["debian:12", "--no-unpack", "-M", "microvm"]);
     power_off(guest);
 }
+
+#[test]
+fn programs_of_32_bit_code_run_under_a_64_bit_kernel() {
+    const ADDRESS: u32 = 0x0804_8000 + 52 + 32;
+    const SUCCESS: u8 = 42;
+    // The sum of the numbers up to a million, by way of the stack: mov ecx, 1000000; xor eax, eax; next: add eax, ecx;
+    // push eax; pop edx; dec ecx; jnz next
+    let mut code = vec![0xb9, 0x40, 0x42, 0x0f, 0x00, 0x31, 0xc0, 0x01, 0xc8, 0x50, 0x5a, 0x49, 0x75, 0xf9];
+    // mov ebx, SUCCESS; cmp edx, the sum; je done; mov bl, 1; done: mov eax, 1 (exit); int 0x80
+    code.extend([0xbb, SUCCESS, 0, 0, 0, 0x81, 0xfa]);
+    code.extend(((1..=1_000_000u64).sum::<u64>() as u32).to_le_bytes());
+    code.extend([0x74, 0x02, 0xb3, 0x01, 0xb8, 0x01, 0, 0, 0, 0xcd, 0x80]);
+    let file = elf32(ADDRESS, &[(1, &code, ADDRESS)]);
+    let escaped: String = file.iter().map(|byte| format!("\\x{byte:02x}")).collect();
+    let mut guest = boot(&["debian:13"]);
+    assert_eq!(guest.shell(&format!("printf '{escaped}' > /program && chmod +x /program")), 0);
+    assert_eq!(guest.shell("/program"), i32::from(SUCCESS));
+    power_off(guest);
+}

@@ -172,3 +172,27 @@ fn sums_that_wrap_stay_in_memory() {
         assert_eq!(*expected.platform.log.borrow(), *actual.platform.log.borrow(), "round {round}");
     }
 }
+
+#[test]
+fn aligned_vectors_of_32_bit_code_are_aligned_to_their_size() {
+    if !is_x86_feature_detected!("avx") {
+        return;
+    }
+    // vmovaps ymm0, [ebx]; vmovaps [ebx], ymm0; hlt, where EBX is a multiple of 16 only: in a page, and at its end
+    for (at, faults) in [(DATA, false), (DATA + 0x10, true), (DATA + 0xff0, true), (DATA + 0xfe0, false)] {
+        for warm in [false, true] {
+            let mut machine = Machine::protected();
+            // mov eax, [ebx], which has the page in the TLB
+            let before: &[u8] = if warm { b"\x8b\x03\x89\x03" } else { b"" };
+            machine.load(&[before, b"\xc5\xfc\x28\x03\xc5\xfc\x29\x03\xf4"].concat());
+            machine.cpu.cr4 |= cr4::OSXSAVE | cr4::OSFXSR;
+            machine.cpu.xcr0 = 7;
+            machine.cpu.mxcsr = 0x1f80;
+            machine.cpu.regs[reg::RBX] = at;
+            machine.core().mode_changed();
+            let mut actual = Translated::new(machine, &options());
+            actual.run();
+            assert_eq!(actual.vcpu.cpu().rip < CODE, faults, "{at:#x}");
+        }
+    }
+}

@@ -140,9 +140,9 @@ fn vmload_and_vmsave_move_the_rest_of_the_state() {
     machine.cpu.ldtr.attributes = 0x82;
     run(&mut machine, &[0x0f, 0x01, 0xda]).unwrap();
     assert_eq!((machine.cpu.msrs, machine.cpu.segments, machine.cpu.tr, machine.cpu.ldtr), before);
-    machine.poke(VMCB + at::FS + 8, 0x0000_8000_0000_0000);
+    machine.poke(VMCB + at::FS + 8, 1 << 56);
     run(&mut machine, &[0x0f, 0x01, 0xda]).unwrap();
-    assert_eq!(machine.cpu.segments[4].base, 0xffff_8000_0000_0000, "bases are made canonical");
+    assert_eq!(machine.cpu.segments[4].base, 0xff00_0000_0000_0000, "bases are made canonical");
 }
 
 #[test]

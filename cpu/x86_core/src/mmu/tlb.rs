@@ -14,9 +14,9 @@ pub const WORLDS: usize = 2;
 pub const BANKS: usize = RIGHTS * WORLDS;
 /// Entries for instruction fetches in each bank.
 pub const FETCH_ENTRIES: usize = 128;
-/// A tag that no page has, so that the entry never matches. Nor has a page's address with any of the low four
-/// bits set: that is what generated code compares with to find misaligned accesses of 16 bytes.
-pub const INVALID_TAG: u64 = 0x10;
+/// A tag that no page has, so that the entry never matches. Nor has a page's address with any of the low six bits set:
+/// that is what generated code compares with to find misaligned accesses of up to 64 bytes.
+pub const INVALID_TAG: u64 = 0x800;
 /// Large pages remembered one by one in each half of the address space.
 const LARGE_PAGES: usize = 24;
 

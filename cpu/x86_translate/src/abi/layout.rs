@@ -274,6 +274,8 @@ const _: () = {
     assert!(offset_of!(x86_core::FetchEntry, tag) == 0 && offset_of!(x86_core::FetchEntry, physical) == 8);
     assert!(slot(4) == slot(0) + 32 && reg::RSP == 4);
     assert!(vector_slot(0) % 64 == 0);
+    // Whatever bits a misaligned address keeps, it is no tag.
+    assert!(x86_core::INVALID_TAG & 0xfff > 63 && x86_core::INVALID_TAG & 63 == 0);
     // FXSAVE and FXRSTOR want it.
     assert!(offset_of!(JitVcpu, fx) % 16 == 0);
     assert!((offset_of!(JitVcpu, cpu) + offset_of!(Cpu, x87)) % 16 == 0);

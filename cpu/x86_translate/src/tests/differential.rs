@@ -223,7 +223,7 @@ fn prepare(kind: Kind, seed: u64) -> (Machine, Program) {
 }
 
 /// `max` with all of AVX-512 that there is.
-fn wide_model() -> Arc<CpuModel> {
+pub(super) fn wide_model() -> Arc<CpuModel> {
     static MODEL: LazyLock<Arc<CpuModel>> = LazyLock::new(|| {
         let mut model = CpuModel::by_name("max").expect("the model exists");
         let there = AVX512.iter().filter(|feature| CpuModel::available(**feature));

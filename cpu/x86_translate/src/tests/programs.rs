@@ -1,9 +1,11 @@
 //! Small programs with loops, calls, modified code.
 
+use super::differential::wide_model;
 use super::{State, Translated, interpret, options};
 use crate::Options;
+use x86_core::cpuid::host_has_avx512;
 use x86_core::testing::{CODE, DATA, HANDLERS, Machine, PAGE_TABLES};
-use x86_core::{flags, reg};
+use x86_core::{cr4, flags, reg};
 
 fn both(code: &[u8], set_up: impl Fn(&mut Machine)) -> (Machine, Translated) {
     both_with(code, &options(), set_up)
@@ -508,6 +510,30 @@ fn misaligned_accesses_match_no_entry() {
 }
 
 #[test]
+fn misaligned_long_vectors_match_no_entry() {
+    // vmovaps [rax], ymm0 and vmovaps [rax], zmm0
+    let stores: [(bool, u64, &[u8]); 2] = [
+        (is_x86_feature_detected!("avx"), 32, b"\xc5\xfc\x29\x00"),
+        (host_has_avx512(), 64, b"\x62\xf1\x7c\x48\x29\x00"),
+    ];
+    for (_, size, store) in stores.into_iter().filter(|(there, ..)| *there) {
+        // mov [rbx], rcx, which has page 0 in the TLB; mov rdx, cr3; mov cr3, rdx, so that it is there no more; the
+        // store; hlt
+        let code = [b"\x48\x89\x0b\x0f\x20\xda\x0f\x22\xda", store, b"\xf4"].concat();
+        for misaligned in 1..size {
+            let (_, actual) = both(&code, |machine| {
+                machine.cpu.cr4 |= cr4::OSXSAVE | cr4::OSFXSR;
+                machine.cpu.model = wide_model();
+                machine.cpu.xcr0 = machine.cpu.model.xcr0_mask();
+                machine.cpu.regs[reg::RBX] = 8;
+                machine.cpu.regs[reg::RAX] = misaligned;
+            });
+            assert_eq!(actual.vcpu.cpu().rip, HANDLERS + 16 * 13 + 1, "{size} bytes at {misaligned:#x}");
+        }
+    }
+}
+
+#[test]
 fn full_turns_through_carry_write_flags() {
     // stc or clc; rcl byte [rbx], 9; seto al; rcr word [rbx], 17; seto cl; hlt, with OF set before or not
     for (start, overflow) in [(0xf8, 0), (0xf9, 0), (0xf8, 0x7f), (0xf9, 0x7f)] {
@@ -634,7 +660,7 @@ fn the_time_stamp_counter_is_read_in_translated_code() {
     // In user code TSD forbids it.
     let mut machine = Machine::user();
     machine.load(code);
-    machine.cpu.cr4 |= x86_core::cr4::TSD;
+    machine.cpu.cr4 |= cr4::TSD;
     machine.platform.host_tsc_offset = Some(0);
     let mut actual = Translated::new(machine, &options());
     actual.run();

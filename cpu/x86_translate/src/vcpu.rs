@@ -484,8 +484,7 @@ impl TranslatorVcpu {
         let fetch = self.core(platform).fetch_physical()?;
         let rip = self.jit.cpu.rip;
         // A restored state may have any RIP; the interpreter cuts it.
-        let last = if mode.bits() == 16 { 0xffff } else { mode.ip_mask() };
-        if fetch.host.is_null() || rip > last {
+        if fetch.host.is_null() || rip > mode.last_ip() {
             return Ok(Lookup::Step);
         }
         let va = linear_rip(&self.jit.cpu, mode);
@@ -563,11 +562,9 @@ impl TranslatorVcpu {
         let mut source = Source { sequence, next: None };
         let (settings, stubs) = (&translator.settings, &translator.stubs);
         let Key { page_va, base, mode, .. } = key;
-        // 16-bit code ends with the last offset of 16 bits.
-        let end = match mode.bits() {
-            16 => (u64::from(offset) + 0x1_0000 - core.cpu.rip).min(4096) as u16,
-            _ => 4096,
-        };
+        // No instruction goes on beyond the highest offset, which with a base may be in the middle of a page.
+        let room = mode.last_ip() - core.cpu.rip;
+        let end = room.saturating_add(u64::from(offset) + 1).min(4096) as u16;
         let mut output = {
             let has = |insn: &iced_x86::Instruction| has(&core, insn);
             let page = &self.page[..4096];
@@ -593,11 +590,6 @@ impl TranslatorVcpu {
         if output.is_none() {
             // The instruction goes on in the next page, unless the segment ends before.
             let ahead = 4096 - u64::from(offset);
-            let room = match mode.bits() {
-                64 => u64::MAX,
-                32 => mode.ip_mask() - core.cpu.rip,
-                _ => 0xffff - core.cpu.rip,
-            };
             if room < ahead + LONGEST as u64 {
                 return Ok(Lookup::Step);
             }

@@ -134,6 +134,11 @@ impl Mode {
         usize::from(self.has(Self::USER)) + 2 * self.world()
     }
 
+    /// The highest instruction pointer that there can be code at.
+    pub(crate) fn last_ip(self) -> u64 {
+        if self.bits() == 16 { 0xffff } else { self.ip_mask() }
+    }
+
     /// Bits of the instruction pointer.
     pub(crate) fn ip_mask(self) -> u64 {
         if self.bits() == 64 { u64::MAX } else { 0xffff_ffff }

@@ -190,18 +190,23 @@ fn the_instruction_pointer_wraps() {
 
 #[test]
 fn code_wraps_at_4_gib() {
-    for ip in 0xffff_fff0..=0xffff_ffffu64 {
+    // At the end of a page, and with a base in the middle of one.
+    for (base, ip) in
+        [0, 0x7800].into_iter().flat_map(|base| (0xffff_fff0..=0xffff_ffffu64).map(move |ip| (base, ip)))
+    {
         for code in [&b"\xeb\x20"[..], b"\xe8\x30\x00\x00\x00", b"\x40\x40\x40", b"\xb8\x78\x56\x34\x12\x90"]
         {
             let end = both(|| {
                 let mut machine = Mode::Compatibility.machine();
                 machine.poke(PAGE_TABLES + 0x5000 + 511 * 8, 0xa0_00e7);
-                machine.memory.write(0xbf_f000, &[0x0f, 0x0b].repeat(0x800)).expect("RAM");
-                machine.memory.write(0, &[0x0f, 0x0b].repeat(0x800)).expect("RAM");
-                let at = 0xbf_f000 + (ip & 0xfff);
-                let here = code.len().min(0x1000 - (ip & 0xfff) as usize);
-                machine.memory.write(at, &code[..here]).expect("RAM");
-                machine.memory.write(0, &code[here..]).expect("RAM");
+                for page in [0xbf_f000, 0, 0x7000] {
+                    machine.memory.write(page, &[0x0f, 0x0b].repeat(0x800)).expect("RAM");
+                }
+                for (byte, linear) in code.iter().zip(ip + base..) {
+                    let at = if linear >> 32 == 0 { linear - 0xff40_0000 } else { linear & 0xffff_ffff };
+                    machine.memory.write(at, &[*byte]).expect("RAM");
+                }
+                machine.cpu.segments[Seg::Cs as usize].base = base;
                 machine.cpu.rip = ip;
                 machine
             });

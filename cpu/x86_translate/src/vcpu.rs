@@ -64,8 +64,8 @@ const WIDTH_PERIOD: u64 = 64;
 #[derive(Debug, Clone, Copy, Default)]
 struct World {
     generation: Generation,
-    /// Whether the tables of supervisor code hold addresses whose mappings are not global, or in the lower
-    /// half.
+    /// Whether the tables of supervisor code, or the numbers of pages, hold addresses whose mappings are not global,
+    /// or in the lower half.
     tainted: bool,
 }
 
@@ -513,7 +513,7 @@ impl TranslatorVcpu {
         };
         // Global mappings of the upper half outlive loads of CR3.
         self.worlds[mode.world()].tainted |=
-            !mode.has(Mode::USER) && (fetch.physical & 1 == 0 || rip >> 63 == 0);
+            !mode.is_relative() && (fetch.physical & 1 == 0 || rip >> 63 == 0);
         let jit = &mut *self.jit;
         let recent = &mut self.recent[(gpa ^ gpa >> 12) as usize & (RECENT - 1)];
         let invalidations = translator.invalidations.load(Ordering::SeqCst);

@@ -9,6 +9,7 @@ mod svm;
 
 use crate::{Exit, Options, Translator, TranslatorVcpu};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use x86_core::testing::{FlatPlatform, Machine};
 use x86_core::{Cpu, Flow, VecReg};
 
@@ -31,6 +32,14 @@ impl Translated {
         memory.set_code_hook(translator.clone());
         let vcpu = TranslatorVcpu::new(&translator, cpu);
         Self { memory, platform, vcpu, translator }
+    }
+
+    /// Has runs stop at these linear addresses.
+    pub(crate) fn set_breakpoints(&mut self, addresses: &[u64]) {
+        self.translator.set_breakpoints(addresses.iter().copied());
+        self.vcpu.set_breakpoints(addresses.to_vec());
+        // All were asked to leave generated code.
+        self.vcpu.cpu().exit_request.store(0, Ordering::Relaxed);
     }
 
     /// Runs until HLT.

@@ -216,6 +216,34 @@ fn code_wraps_at_4_gib() {
 }
 
 #[test]
+fn user_code_with_a_base_is_looked_up_anew_in_another_address_space() {
+    let mut machine = Mode::Compatibility.machine();
+    let base = 0x1000;
+    // l: nop; jmp to DATA; there: inc eax or inc ebx; jmp to DATA + 0x100
+    let distance = (DATA - CODE - 6) as u32;
+    machine.memory.write(CODE, &[&b"\x90\xe9"[..], &distance.to_le_bytes()].concat()).expect("RAM");
+    for (at, code) in [(DATA, b"\x40\xe9\xfa\x00\x00\x00"), (DATA + 0x20_0000, b"\x43\xe9\xfa\x00\x00\x00")] {
+        machine.memory.write(at, code).expect("RAM");
+    }
+    machine.cpu.segments[Seg::Cs as usize].base = base;
+    machine.core().mode_changed();
+    let mut actual = Translated::new(machine, &options());
+    actual.set_breakpoints(&[DATA + 0x100]);
+    // Without any code of the kernel: first until the jump is linked, then with other memory where it leads.
+    for (frame, want) in [(DATA, (1, 0)), (DATA, (2, 0)), (DATA + 0x20_0000, (2, 1))] {
+        let entry = frame | 0xe7;
+        actual.memory.write(PAGE_TABLES + 0x2000 + 8 * (DATA >> 21), &entry.to_le_bytes()).expect("RAM");
+        let mut core = actual.vcpu.core(&actual.platform);
+        let root = core.cpu.cr3;
+        core.set_cr3(root).expect("the same table");
+        core.cpu.rip = CODE - base;
+        assert_eq!(actual.vcpu.run(&actual.platform), Ok(Exit::Breakpoint));
+        let regs = &actual.vcpu.cpu().regs;
+        assert_eq!((regs[reg::RAX] as u32, regs[reg::RBX] as u32), want);
+    }
+}
+
+#[test]
 fn limits_are_met_exactly() {
     // inc byte [bx]; mov ax, [bx]; movups/mov dword with a prefix; push [bx]
     let short: [&[u8]; 5] =

@@ -31,7 +31,7 @@ impl Translation<'_> {
         let most =
             if input.next_page.is_some() { 1 } else { self.settings.max_instructions.min(MAX_INSTRUCTIONS) };
         while self.guest.len() < most && at < usize::from(input.end) {
-            if at != start && input.stops.binary_search(&(at as u16)).is_ok() {
+            if at != start && self.stops.binary_search(&(at as u16)).is_ok() {
                 break;
             }
             let insn = decoder.decode();

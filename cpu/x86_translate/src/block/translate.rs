@@ -59,6 +59,7 @@ pub(crate) fn translate(
         depends: vec![],
         kept: vec![],
         slots: input.slots,
+        stops: input.stops,
         next_access: 0,
         ends: vec![],
     };

@@ -57,6 +57,8 @@ pub(crate) struct Translation<'a> {
     pub(crate) kept: Vec<Box<Instruction>>,
     /// Slots of jumps between pages given out.
     pub(crate) slots: &'a AtomicU32,
+    /// Offsets in the page where a block ends, ascending: a debugger looks at the processor there.
+    pub(crate) stops: &'a [u16],
     /// Accesses of the current instruction that code was written for.
     pub(crate) next_access: usize,
     /// Where the code of each instruction ends.
@@ -99,17 +101,20 @@ impl Translation<'_> {
         if self.mode.bits() == 64 { target } else { i64::from(target as i32) }
     }
 
-    /// The flags that may be live at `target`, from a look at the code there. What was looked at becomes part
-    /// of what the block depends on.
+    /// The flags that may be live at `target`, from a look at the code there: all if a debugger stops on the way. What
+    /// was looked at becomes part of what the block depends on.
     pub(crate) fn peek(&mut self, target: i64) -> Flags {
         if self.settings.strict || !(0..4096).contains(&target) {
             return ALL;
         }
         let start = target as usize;
         let (live, looked_at) = live_at(self.mode.bits(), &self.page[start..4096], target as u64);
-        if live != ALL {
-            self.depends.push((target as u16, (start + looked_at) as u16));
+        if live == ALL
+            || self.stops.iter().any(|stop| (start..start + looked_at).contains(&usize::from(*stop)))
+        {
+            return ALL;
         }
+        self.depends.push((target as u16, (start + looked_at) as u16));
         live
     }
 

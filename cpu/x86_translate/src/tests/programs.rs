@@ -2,7 +2,7 @@
 
 use super::differential::wide_model;
 use super::{State, Translated, interpret, options};
-use crate::Options;
+use crate::{Exit, Options};
 use x86_core::cpuid::host_has_avx512;
 use x86_core::testing::{CODE, DATA, HANDLERS, Machine, PAGE_TABLES};
 use x86_core::{cr4, flags, reg};
@@ -153,8 +153,8 @@ fn the_cache_fills_and_is_emptied() {
     let mut actual = Translated::new(machine, &Options { cache_bytes: 4 << 20, ..options() });
     loop {
         match actual.vcpu.run(&actual.platform) {
-            Ok(crate::Exit::Halt) => break,
-            Ok(crate::Exit::Requested) => {
+            Ok(Exit::Halt) => break,
+            Ok(Exit::Requested) => {
                 actual.vcpu.cpu().exit_request.store(0, std::sync::atomic::Ordering::Relaxed);
             }
             other => panic!("{other:?}"),
@@ -179,7 +179,7 @@ fn an_exit_request_ends_any_loop() {
             unsafe { &*(request as *const std::sync::atomic::AtomicU32) }
                 .store(1, std::sync::atomic::Ordering::Release);
         });
-        assert_eq!(actual.vcpu.run(&actual.platform), Ok(crate::Exit::Requested));
+        assert_eq!(actual.vcpu.run(&actual.platform), Ok(Exit::Requested));
         asker.join().expect("the thread ends");
     }
 }
@@ -529,6 +529,40 @@ fn misaligned_long_vectors_match_no_entry() {
                 machine.cpu.regs[reg::RAX] = misaligned;
             });
             assert_eq!(actual.vcpu.cpu().rip, HANDLERS + 16 * 13 + 1, "{size} bytes at {misaligned:#x}");
+        }
+    }
+}
+
+#[test]
+fn flags_are_exact_where_a_debugger_stops() {
+    // add al, al; mov [rbx], ecx; xor edx, edx; jmp l; nop; l: xor edx, edx; hlt
+    let code = b"\x00\xc0\x89\x0b\x31\xd2\xeb\x01\x90\x31\xd2\xf4";
+    // Before an instruction that sets all flags, in what was one block; and that a jump leads to.
+    for (at, instructions) in [(4, 2), (9, 4)] {
+        for early in [false, true] {
+            let prepare = || {
+                let mut machine = Machine::long();
+                machine.load(code);
+                machine.cpu.regs[reg::RAX] = 0xc0;
+                machine.cpu.regs[reg::RBX] = DATA;
+                machine
+            };
+            let mut expected = prepare();
+            for _ in 0..instructions {
+                x86_interp::step(&mut expected.core()).expect("no fault");
+            }
+            let mut actual = Translated::new(prepare(), &options());
+            if !early {
+                actual.run();
+                let (cpu, start) = (actual.vcpu.cpu_mut(), prepare().cpu);
+                (cpu.regs, cpu.rip, cpu.rflags, cpu.halted) = (start.regs, start.rip, start.rflags, false);
+            }
+            actual.set_breakpoints(&[CODE + at]);
+            let exit = actual.vcpu.run(&actual.platform);
+            assert_eq!((exit, actual.vcpu.cpu().rip), (Ok(Exit::Breakpoint), CODE + at));
+            assert_eq!(actual.vcpu.cpu().rflags, expected.cpu.rflags, "at {at}, {early}");
+            actual.set_breakpoints(&[]);
+            actual.run();
         }
     }
 }

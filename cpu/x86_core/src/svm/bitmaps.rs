@@ -1,5 +1,6 @@
 //! The maps of MSRs and ports that are intercepted (AMD APM volume 2, 15.10 and 15.11). They are read where the
-//! host has put them; what is no RAM reads as all ones, which intercepts.
+//! host has put them; what is no RAM reads as all ones, which intercepts. (VMRUN looks where they end, but a restored
+//! state may have them anywhere.)
 
 use crate::{Core, Scalar};
 
@@ -28,7 +29,7 @@ impl Core<'_> {
     pub(super) fn msr_is_mapped(&self, msr: u32, write: bool) -> bool {
         let Some(bit) = msr_bits(msr) else { return true };
         let bit = bit + u64::from(write);
-        self.map_byte(self.cpu.svm.control.msrpm + bit / 8) >> (bit % 8) & 1 != 0
+        self.map_byte(self.cpu.svm.control.msrpm.wrapping_add(bit / 8)) >> (bit % 8) & 1 != 0
     }
 
     /// Whether the map has the guest's access to one of the `size` ports from `port` on intercepted.
@@ -36,6 +37,6 @@ impl Core<'_> {
         let map = self.cpu.svm.control.iopm;
         // The map goes three bits beyond the last port.
         (u64::from(port)..u64::from(port) + u64::from(size))
-            .any(|port| self.map_byte(map + port / 8) >> (port % 8) & 1 != 0)
+            .any(|port| self.map_byte(map.wrapping_add(port / 8)) >> (port % 8) & 1 != 0)
     }
 }

@@ -76,6 +76,7 @@ pub mod code {
     pub const ICEBP: u64 = 0x88;
     pub const WBINVD: u64 = 0x89;
     pub const XSETBV: u64 = 0x8d;
+    pub const INVPCID: u64 = 0xa2;
     /// A nested page fault.
     pub const NPF: u64 = 0x400;
     /// The VMCB makes no sense.

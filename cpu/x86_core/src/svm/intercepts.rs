@@ -2,6 +2,7 @@
 //! instructions, before they are executed. Exceptions that come before the intercept are found here too.
 
 use super::{Exit, code};
+use crate::cpuid::feature;
 use crate::transfers::TaskSwitch;
 use crate::{Core, Trap, cr0, cr4, effective_address, flags, reg, vector};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
@@ -48,9 +49,7 @@ pub(crate) fn check(core: &mut Core<'_>, insn: &Instruction) -> Result<(), Trap>
         M::Lldt if supervisor && protected => code::LDTR_WRITE,
         M::Ltr if supervisor && protected => code::TR_WRITE,
         M::Rdtsc if supervisor || cpu.cr4 & cr4::TSD == 0 => code::RDTSC,
-        M::Rdtscp
-            if (supervisor || cpu.cr4 & cr4::TSD == 0) && cpu.model.has(crate::cpuid::feature::RDTSCP) =>
-        {
+        M::Rdtscp if (supervisor || cpu.cr4 & cr4::TSD == 0) && cpu.model.has(feature::RDTSCP) => {
             code::RDTSCP
         }
         M::Rdpmc if supervisor || cpu.cr4 & cr4::PCE != 0 => code::RDPMC,
@@ -75,11 +74,24 @@ pub(crate) fn check(core: &mut Core<'_>, insn: &Instruction) -> Result<(), Trap>
             let (_, info1) = effective_address(core.cpu, insn, 0);
             return instruction_with(core, insn, Exit { info1, ..Exit::plain(code::INVLPG) });
         }
+        M::Invpcid if supervisor && cpu.model.has(feature::INVPCID) => return context(core, insn),
         M::Xsetbv if supervisor && cpu.cr4 & cr4::OSXSAVE != 0 => code::XSETBV,
         M::Rdmsr | M::Wrmsr if supervisor => return registers(core, insn),
         _ => return Ok(()),
     };
     instruction(core, insn, code)
+}
+
+/// INVPCID at CPL 0: the exit tells where the descriptor is, and the type.
+fn context(core: &mut Core<'_>, insn: &Instruction) -> Result<(), Trap> {
+    if insn.op1_kind() != OpKind::Memory || !core.cpu.svm.intercepts(code::INVPCID) {
+        return Ok(());
+    }
+    let (seg, offset) = effective_address(core.cpu, insn, 1);
+    let info1 = core.linear(seg, offset, 16, false)?;
+    let mask = if core.cpu.long64 { u64::MAX } else { 0xffff_ffff };
+    let info2 = core.cpu.regs[insn.op0_register().number()] & mask;
+    Err(leave(core, insn, Exit { info1, info2, ..Exit::plain(code::INVPCID) }))
 }
 
 /// MOV to and from control and debug registers at CPL 0.

@@ -38,6 +38,23 @@ fn maps_that_are_no_memory_intercept_everything() {
     assert_eq!(leaves(&mut machine, &[0x0f, 0x32]).code, code::MSR);
 }
 
+#[test]
+fn maps_of_a_restored_guest_may_be_anywhere() {
+    let mut machine = host();
+    intercept(&machine, code::MSR);
+    intercept(&machine, code::IOIO);
+    machine.poke(VMCB + at::MSRPM, MSRPM);
+    machine.poke(VMCB + at::IOPM, IOPM);
+    enter(&mut machine);
+    let control = &mut machine.cpu.svm.control;
+    (control.msrpm, control.iopm) = (!0xfff, !0xfff);
+    machine.cpu.regs[reg::RDX] = 0xffff;
+    machine.cpu.regs[reg::RCX] = 0xc001_1fff;
+    // Beyond the highest address there is the lowest.
+    assert_eq!(run(&mut machine, &[0xec]), Ok(Flow::Next));
+    assert!(!machine.core().msr_is_mapped(0xc001_1fff, true));
+}
+
 proptest! {
     #[test]
     fn whatever_the_vmcb_says_the_processor_goes_on(

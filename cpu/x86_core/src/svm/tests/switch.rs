@@ -214,6 +214,24 @@ fn instructions_leave_with_what_the_host_needs() {
 }
 
 #[test]
+fn intercepted_invalidations_of_contexts_tell_of_what() {
+    let mut machine = host();
+    // invpcid rcx, [rbx + 8]
+    let bytes = &[0x66, 0x0f, 0x38, 0x82, 0x4b, 0x08];
+    machine.cpu.regs[reg::RBX] = DATA;
+    machine.cpu.regs[reg::RCX] = 2;
+    enter(&mut machine);
+    assert_eq!(run(&mut machine, bytes), Ok(Flow::Next), "it is not intercepted");
+    assert_eq!(run(&mut machine, CPUID), Err(Trap::Intercepted));
+    finish(&mut machine);
+    intercept(&machine, code::INVPCID);
+    machine.poke(VMCB + at::RIP, GUEST);
+    enter(&mut machine);
+    let wanted = Exit { info1: DATA + 8, info2: 2, next_rip: GUEST + 6, ..Exit::plain(code::INVPCID) };
+    assert_eq!(leaves(&mut machine, bytes), wanted);
+}
+
+#[test]
 fn only_writes_of_cr0_that_change_much_meet_the_selective_intercept() {
     let mut machine = host();
     intercept(&machine, code::CR0_SEL_WRITE);

@@ -5,7 +5,7 @@ mod svm;
 use crate::events::Events;
 use accel::{EventState, FpuState, LapicState, MpState, X86State};
 use clock::Nanos;
-use x86_core::cpuid::CpuModel;
+use x86_core::cpuid::{CpuModel, feature};
 use x86_core::{Core, Cpu, Msrs, Segment, TableRegister, VecReg, cr0, efer, flags, shadow};
 
 /// Bits of MXCSR that exist; loading others would fault on the host.
@@ -214,6 +214,9 @@ pub(crate) fn check(state: &X86State, model: &CpuModel) -> Result<(), (&'static 
         if efer & !EFER_VALID != 0 {
             return Err(("efer", format!("{efer:#x}")));
         }
+    }
+    if state.svm.is_some() && !model.has(feature::SVM) {
+        return Err(("svm", "of a processor that has it, which this one has not".into()));
     }
     if !model.xcr0_valid(state.xcr0 | 1) {
         return Err(("xcr0", format!("{:#x}", state.xcr0)));

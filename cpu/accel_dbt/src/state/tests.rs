@@ -21,11 +21,16 @@ fn widest() -> &'static str {
     if CpuModel::by_name("x86-64-v4").is_ok() { "x86-64-v4" } else { "max" }
 }
 
+/// A vCPU of the widest model, with SVM.
 fn rig(tier: Tier) -> Rig {
+    rig_of(tier, &format!("{},+svm", widest()))
+}
+
+fn rig_of(tier: Tier, model: &str) -> Rig {
     let memory = GuestMemory::new(std::slice::from_ref(&(0..0x10_0000))).unwrap();
     let clock = VmClock::new();
     let timers = TimerService::new(clock.clone()).unwrap();
-    let cpu = widest().parse().unwrap();
+    let cpu = model.parse().unwrap();
     let spec = VmSpec { tier, cpu, ..VmSpec::default() };
     let vm = DbtAccelerator.create_vm(&spec, &memory, &timers).unwrap();
     let vcpu = vm.create_vcpu(0).unwrap();
@@ -160,6 +165,15 @@ proptest! {
             let _ = rig.vcpu.save().unwrap();
         }
     }
+}
+
+#[test]
+fn a_processor_without_svm_refuses_its_state() {
+    let mut rig = rig_of(Tier::Interpreter, "x86-64-v2");
+    let mut state = rig.vcpu.save().unwrap();
+    state.svm = Some(Box::default());
+    let error = rig.vcpu.restore(&state).unwrap_err();
+    assert!(error.to_string().contains("svm"), "{error}");
 }
 
 #[test]

@@ -14,7 +14,7 @@ impl CpuModel {
         (6, 1),
         (7, 2),
         (0xb, 3),
-        (0xd, 8),
+        (0xd, 10),
         (0x4000_0000, 1),
         (0x4000_0010, 1),
         (0x8000_0000, 1),
@@ -154,4 +154,19 @@ fn little(bytes: &[u8]) -> u32 {
 
 fn text4(eax: u32, text: &[u8; 12]) -> [u32; 4] {
     [eax, little(text), little(&text[4..]), little(&text[8..])]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_parts_of_the_xsave_area_are_listed() {
+        let model = CpuModel::named("Icelake-Server", |_| true).expect("a model");
+        let (_, listed) = CpuModel::LEAVES.iter().find(|(leaf, _)| *leaf == 0xd).expect("the leaf");
+        for sub in (0..64).filter(|sub| model.leaf(0xd, *sub, 0, 0) != [0; 4]) {
+            assert!(sub < *listed, "subleaf {sub}");
+        }
+        assert_ne!(model.leaf(0xd, listed - 1, 0, 0), [0; 4], "there is one less");
+    }
 }

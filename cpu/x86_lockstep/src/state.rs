@@ -2,9 +2,6 @@
 
 use x86_core::Cpu;
 
-/// Vector registers that there are.
-const VECTORS: usize = 32;
-
 /// Compares fields that can be copied: equality of all, a list of those that differ, and taking over.
 macro_rules! fields {
     ($($field:ident),* $(,)?) => {
@@ -39,6 +36,7 @@ fields!(
     cr3,
     cr4,
     xcr0,
+    pkru,
     opmask,
     dr,
     pdpte,
@@ -52,7 +50,7 @@ pub(crate) fn equal(a: &Cpu, b: &Cpu) -> bool {
         && a.regs == b.regs
         && a.rflags == b.rflags
         && plain_equal(a, b)
-        && a.vectors[..VECTORS] == b.vectors[..VECTORS]
+        && a.vectors == b.vectors
         && a.x87 == b.x87
 }
 
@@ -74,10 +72,9 @@ pub fn differences(t1: &Cpu, t0: &Cpu) -> Vec<String> {
     }
     number("rflags", t1.rflags, t0.rflags);
     plain_differences(t1, t0, &mut list);
-    for index in 0..VECTORS {
-        let (a, b) = (&t1.vectors[index].0, &t0.vectors[index].0);
+    for (index, (a, b)) in t1.vectors.iter().zip(&t0.vectors).enumerate() {
         if a != b {
-            list.push(format!("vector {index}: T1 {}, T0 {}", hex(a), hex(b)));
+            list.push(format!("vector {index}: T1 {}, T0 {}", hex(&a.0), hex(&b.0)));
         }
     }
     for (at, (a, b)) in t1.x87.0.chunks(16).zip(t0.x87.0.chunks(16)).enumerate() {

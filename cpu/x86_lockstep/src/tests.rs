@@ -92,10 +92,12 @@ fn code_of_32_and_of_16_bits_is_compared() {
 #[test]
 fn wrong_registers_flags_and_vectors_are_reported() {
     type Fault = fn(&mut Core<'_>);
-    let faults: [(Fault, &str); 4] = [
+    let faults: [(Fault, &str); 6] = [
         (|core| core.cpu.regs[reg::RAX] ^= 0x100, "rax"),
         (|core| core.cpu.rflags ^= 0x10, "rflags"),
         (|core| core.cpu.vectors[3].0[5] ^= 1, "vector 3"),
+        (|core| core.cpu.vectors[31].0[63] ^= 1, "vector 31"),
+        (|core| core.cpu.pkru ^= 4, "pkru"),
         (|core| core.cpu.mxcsr ^= 1, "mxcsr"),
     ];
     for (fault, name) in faults {

@@ -262,15 +262,20 @@ impl Debugging {
         }
         if exit.exception == BP
             && let Ok(Some(gpa)) = translate(fd, exit.pc)
-            && vm.patches.contains(gpa)
         {
-            // The same code at another address, or another vCPU's.
-            vm.patches.pass(gpa);
-            self.passing = Some(gpa);
-            let block = if vm.blocks_interrupts { kb::KVM_GUESTDBG_BLOCKIRQ } else { 0 };
-            let step = kb::KVM_GUESTDBG_ENABLE | kb::KVM_GUESTDBG_SINGLESTEP | block;
-            self.tell(fd, self.control | step)?;
-            return Ok(None);
+            if vm.patches.contains(gpa) {
+                // The same code at another address, or another vCPU's.
+                vm.patches.pass(gpa);
+                self.passing = Some(gpa);
+                let block = if vm.blocks_interrupts { kb::KVM_GUESTDBG_BLOCKIRQ } else { 0 };
+                let step = kb::KVM_GUESTDBG_ENABLE | kb::KVM_GUESTDBG_SINGLESTEP | block;
+                self.tell(fd, self.control | step)?;
+                return Ok(None);
+            }
+            if !vm.patches.is_int3(gpa) {
+                // It was another vCPU's, whose run has ended since. What stands there now is executed.
+                return Ok(None);
+            }
         }
         self.give_to_guest(exit, fd)?;
         Ok(None)

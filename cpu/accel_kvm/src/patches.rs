@@ -64,6 +64,12 @@ impl Patches {
         self.places.lock().contains_key(&gpa)
     }
 
+    /// Whether INT3 stands there, whoever's.
+    pub(crate) fn is_int3(&self, gpa: u64) -> bool {
+        let _places = self.places.lock();
+        self.byte(gpa, |byte| byte.load(Ordering::SeqCst)) == Some(INT3)
+    }
+
     /// A run of a vCPU begins that wants one there.
     pub(crate) fn insert(&self, gpa: u64) {
         self.change(gpa, |patch| patch.wanted += 1);
@@ -132,6 +138,7 @@ mod tests {
         patches.insert(5);
         patches.insert(5);
         assert_eq!(byte(), INT3);
+        assert!(patches.is_int3(5) && !patches.is_int3(6));
         patches.pass(5);
         assert_eq!(byte(), 7);
         patches.passed(5);
@@ -155,6 +162,7 @@ mod tests {
         assert_eq!(byte, [1]);
         assert!(!patches.is_possible(0x1000));
         patches.insert(0x1000); // no memory: nothing happens
+        assert!(!patches.is_int3(0x1000));
         patches.remove(0x1000);
     }
 }

@@ -11,6 +11,7 @@ mod terminal;
 pub use endpoint::{ChardevError, Endpoint, InputEvent};
 pub use escape::{EscapeKeys, HELP as ESCAPE_HELP};
 pub use port::{PortConnection, PortEvents, connect_console, connect_output, connect_serial};
+pub use socket::bind_unix;
 pub use spec::{ChardevSpec, ChardevSpecError};
 pub use terminal::RawTerminal;
 

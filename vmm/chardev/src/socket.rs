@@ -2,6 +2,7 @@
 
 use parking_lot::{Condvar, Mutex};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
@@ -19,12 +20,23 @@ pub(crate) struct PeerOutput(Arc<Peer>);
 /// Input from one client after the other. It never ends.
 pub(crate) struct PeerInput(Arc<Peer>);
 
-/// Listens at `path`, one client at a time. A socket that nobody listens on any more is replaced.
-pub(crate) fn listen(path: &Path, wait: bool) -> io::Result<(PeerOutput, PeerInput)> {
-    if UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
+/// Makes a socket at `path` to listen on. One that nobody listens on any more is replaced.
+///
+/// # Errors
+/// The host's; among them that something else is there.
+pub fn bind_unix(path: &Path) -> io::Result<UnixListener> {
+    // Connections to files of any kind are refused.
+    let is_socket = || std::fs::symlink_metadata(path).is_ok_and(|data| data.file_type().is_socket());
+    let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+    if UnixStream::connect(path).is_err_and(refused) && is_socket() {
         std::fs::remove_file(path)?;
     }
-    let listener = UnixListener::bind(path)?;
+    UnixListener::bind(path)
+}
+
+/// Listens at `path`, one client at a time.
+pub(crate) fn listen(path: &Path, wait: bool) -> io::Result<(PeerOutput, PeerInput)> {
+    let listener = bind_unix(path)?;
     let peer = Arc::new(Peer::default());
     if wait {
         let (stream, _) = listener.accept()?;

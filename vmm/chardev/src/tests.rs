@@ -68,6 +68,22 @@ fn sockets_carry_both_ways_for_one_client_after_the_other() {
 }
 
 #[test]
+fn only_sockets_that_were_left_behind_are_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, left, link) =
+        (folder.path().join("file"), folder.path().join("left"), folder.path().join("link"));
+    std::fs::write(&file, "a disk").unwrap();
+    std::os::unix::fs::symlink(&file, &link).unwrap();
+    drop(bind_unix(&left).unwrap());
+    assert!(left.exists());
+    drop(bind_unix(&left).unwrap());
+    for path in [&file, &link] {
+        assert_eq!(bind_unix(path).unwrap_err().kind(), std::io::ErrorKind::AddrInUse);
+        assert_eq!(std::fs::read(path).unwrap(), b"a disk");
+    }
+}
+
+#[test]
 fn pseudo_terminals_carry_both_ways() {
     let (port, _connection, name) = port_on("pty");
     let mut other = std::fs::File::options().read(true).write(true).open(name.unwrap()).unwrap();

@@ -111,11 +111,7 @@ impl Listener {
                 Ok(Self { socket: Socket::Tcp(socket), endpoint })
             }
             Endpoint::Unix(path) => {
-                let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
-                if UnixStream::connect(path).is_err_and(refused) {
-                    std::fs::remove_file(path).map_err(failed)?;
-                }
-                let socket = Socket::Unix(UnixListener::bind(path).map_err(failed)?);
+                let socket = Socket::Unix(chardev::bind_unix(path).map_err(failed)?);
                 Ok(Self { socket, endpoint: endpoint.clone() })
             }
         }
@@ -242,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn sockets_that_were_left_behind_are_replaced() {
+    fn sockets_that_were_left_behind_are_replaced_and_files_are_not() {
         let folder = tempfile::tempdir().unwrap();
         let endpoint = Endpoint::Unix(folder.path().join("gdb"));
         drop(UnixListener::bind(folder.path().join("gdb")).unwrap());
@@ -250,5 +246,8 @@ mod tests {
         assert!(Listener::bind(&endpoint).is_err());
         drop(listener);
         assert!(!folder.path().join("gdb").exists());
+        std::fs::write(folder.path().join("gdb"), "a disk").unwrap();
+        assert!(matches!(Listener::bind(&endpoint), Err(EndpointError::Host { .. })));
+        assert!(folder.path().join("gdb").exists());
     }
 }

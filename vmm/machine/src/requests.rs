@@ -30,6 +30,17 @@ pub(crate) enum Request {
     Quit,
 }
 
+impl Request {
+    /// Whether it comes from the host: the guest's own, and what a debugger has it stop for, are of no account while
+    /// the VM stands still.
+    pub(crate) fn is_of_host(&self) -> bool {
+        match self {
+            Self::Quit | Self::Pause | Self::InternalError(_) => true,
+            Self::Power(_) | Self::TripleFault { .. } | Self::Debug { .. } => false,
+        }
+    }
+}
+
 /// A queue of requests.
 #[derive(Debug, Default)]
 pub(crate) struct Requests {
@@ -65,9 +76,15 @@ impl Requests {
 
     /// Waits for the next request.
     pub(crate) fn wait(&self) -> Request {
+        self.wait_for(|_| true)
+    }
+
+    /// Waits for the next request that is `wanted`; the others stay.
+    pub(crate) fn wait_for(&self, wanted: impl Fn(&Request) -> bool) -> Request {
         let mut queue = self.queue.lock();
         loop {
-            if let Some(request) = queue.pop_front() {
+            let found = queue.iter().position(&wanted).and_then(|at| queue.remove(at));
+            if let Some(request) = found {
                 return request;
             }
             self.arrived.wait(&mut queue);
@@ -83,5 +100,28 @@ impl Requests {
 impl PowerEvents for Requests {
     fn request(&self, event: PowerEvent) {
         self.push(Request::Power(event));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use accel::{WatchKind, Watchpoint};
+
+    #[test]
+    fn what_the_guest_asked_for_stays_while_it_stands_still() {
+        let requests = Requests::default();
+        let point = Watchpoint { address: 0x1000, len: 4, kind: WatchKind::Write };
+        let watched = Request::Debug { vcpu: 1, stop: DebugStop::Watchpoint(point) };
+        let stepped = Request::Debug { vcpu: 1, stop: DebugStop::Step };
+        let guests = [Request::Power(PowerEvent::Reset), Request::TripleFault { vcpu: 1 }, watched, stepped];
+        guests.iter().for_each(|request| requests.push(request.clone()));
+        requests.push(Request::Pause);
+        requests.push(Request::Quit);
+        assert_eq!(requests.wait_for(Request::is_of_host), Request::Pause);
+        assert_eq!(requests.wait_for(Request::is_of_host), Request::Quit);
+        requests.clear_stops();
+        let left: Vec<_> = std::iter::from_fn(|| requests.take()).collect();
+        assert_eq!(left, guests[..3], "a step comes again by itself");
     }
 }

@@ -219,16 +219,12 @@ impl Vm {
         }
     }
 
-    /// Waits, while the VM stands still, until it is to end, or somebody calls [`VmHandle::pause`].
+    /// Waits, while the VM stands still, until it is to end, or somebody calls [`VmHandle::pause`]. What the guest asked
+    /// for before it stopped comes when it goes on.
     pub fn wait(&mut self) -> Pause {
         loop {
-            match self.requests.wait() {
-                Request::Debug { .. } => {}
-                request => {
-                    if let Some(pause) = pause(request) {
-                        return pause;
-                    }
-                }
+            if let Some(pause) = pause(self.requests.wait_for(Request::is_of_host)) {
+                return pause;
             }
         }
     }

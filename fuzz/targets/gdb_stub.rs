@@ -2,10 +2,11 @@
 //! line, and raw bytes.
 #![no_main]
 
-use accel::{Accelerator, DebugStop, Tier, Vcpu, VmSpec, WatchKind, Watchpoint};
+use accel::{Accelerator, DebugStop, Tier, VmSpec, WatchKind, Watchpoint};
 use accel_dbt::DbtAccelerator;
 use clock::{TimerService, VmClock};
-use gdb::{Debuggee, Session};
+use gdb::fuzzing::Processors;
+use gdb::{Architecture, Session};
 use guest_memory::GuestMemory;
 use libfuzzer_sys::fuzz_target;
 
@@ -13,30 +14,6 @@ use libfuzzer_sys::fuzz_target;
 const RAM: u64 = 1 << 20;
 /// What the stub says to one byte of a client's, at most on average: a register packet is the longest answer.
 const MOST_PER_BYTE: usize = 64 << 10;
-
-struct Machine {
-    memory: GuestMemory,
-    vcpus: Vec<Box<dyn Vcpu>>,
-}
-
-impl Debuggee for Machine {
-    fn vcpus(&self) -> &[Box<dyn Vcpu>] {
-        &self.vcpus
-    }
-
-    fn vcpus_mut(&mut self) -> &mut [Box<dyn Vcpu>] {
-        &mut self.vcpus
-    }
-
-    fn memory(&self) -> &GuestMemory {
-        &self.memory
-    }
-
-    fn reset(&mut self) -> Result<(), String> {
-        self.vcpus.iter_mut().for_each(|vcpu| vcpu.reset());
-        Ok(())
-    }
-}
 
 /// What a client sends: each line of the input is a packet, unless it begins with a raw byte's mark.
 fn stream(data: &[u8]) -> Vec<u8> {
@@ -59,11 +36,12 @@ fuzz_target!(|data: &[u8]| {
     let Some((mode, data)) = data.split_first() else { return };
     let memory = GuestMemory::new(std::slice::from_ref(&(0..RAM))).expect("the host has some memory");
     let timers = TimerService::without_thread(VmClock::new());
+    let architecture = if mode & 1 == 0 { Architecture::X86_64 } else { Architecture::I386 };
     let tier = if mode & 2 != 0 { Tier::Translator } else { Tier::Interpreter };
     let spec = VmSpec { vcpus: 2, tier, ..VmSpec::default() };
     let vm = DbtAccelerator.create_vm(&spec, &memory, &timers).expect("a VM");
     let vcpus = (0..2).map(|id| vm.create_vcpu(id).expect("a vCPU")).collect();
-    let mut session = Session::new(Machine { memory, vcpus }, mode & 1 != 0);
+    let mut session = Session::new(Processors { memory, vcpus }, architecture);
     let mut stops = data.iter().rev().copied();
     let bytes = stream(data);
     let said = gdb::fuzzing::converse(&mut session, &bytes, |_| {

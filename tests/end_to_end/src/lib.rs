@@ -1,5 +1,6 @@
 //! Guests booted with the program as users run it: starting it, typing into it, waiting for what it says.
 
+pub mod elf;
 pub mod gdb;
 pub mod in_lab;
 

@@ -1,5 +1,6 @@
 //! A stock kernel debugged with the real gdb.
 
+use end_to_end::elf::{elf32, multiboot_header};
 use end_to_end::gdb::{Debugger, Symbols, gdb, symbols};
 use end_to_end::{Guest, PATIENCE, PROMPT, boot, power_off, run};
 use std::net::TcpListener;
@@ -169,6 +170,105 @@ fn ctrl_c_stops_a_kernel_and_breakpoints_come_and_go() {
     let said = client.finish();
     assert!(said.contains("Breakpoint 1, 0x") && said.contains("in panic ()"), "{said}");
     assert_eq!(guest.wait().code(), Some(0), "gdb has killed it");
+}
+
+/// Starts a guest with `boot`, which waits for gdb; has gdb take it for `architecture` and carry out `commands`, the last
+/// of which kills it. Gives what gdb printed.
+fn debug_small_guest(boot: [&str; 2], architecture: &str, commands: &[&str]) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("gdb.sock");
+    let place = format!("unix:{}", socket.display());
+    let [option, file] = boot;
+    let mut guest =
+        Guest::start(["--accel", "dbt", "-m", "16M", option, file, "--gdb", place.as_str(), "--paused"]);
+    wait_for(&socket);
+    let target = format!("target remote {}", socket.display());
+    let again = format!("monitor arch {architecture}");
+    let said = gdb(&[&[target.as_str(), &again, "disconnect", &target], commands].concat());
+    assert_eq!(guest.wait().code(), Some(0), "{said}");
+    assert!(said.contains("killed]"), "{said}");
+    said
+}
+
+#[test]
+fn code_of_32_bits_is_shown_as_it_is() {
+    const LOAD_ADDRESS: u32 = 0x10_0000;
+    let mut text = multiboot_header();
+    let entry = LOAD_ADDRESS + text.len() as u32;
+    // mov eax, 0x11223344; mov ebx, 0x55667788; next: inc ecx; jmp next
+    text.extend(b"\xb8\x44\x33\x22\x11\xbb\x88\x77\x66\x55\x41\xeb\xfd");
+    let folder = tempfile::tempdir().unwrap();
+    let kernel = folder.path().join("kernel");
+    std::fs::write(&kernel, elf32(entry, &[(1, &text, LOAD_ADDRESS)])).unwrap();
+    let said = debug_small_guest(
+        ["--kernel", kernel.to_str().unwrap()],
+        "i386",
+        &[
+            "x/3i $pc",
+            "stepi",
+            "stepi",
+            "printf \"%x %x %x\\n\", $eax, $ebx, $eip",
+            "set var $edx = 0x99aabbcc",
+            "p/x $edx",
+            &format!("break *{:#x}", entry + 11),
+            "continue",
+            "continue",
+            "p $ecx",
+            "info registers",
+            "kill",
+        ],
+    );
+    for expected in [
+        "=> 0x10000c:\tmov    $0x11223344,%eax",
+        "   0x100016:\tinc    %ecx",
+        "11223344 55667788 100016",
+        "$1 = 0x99aabbcc",
+        "Breakpoint 1, 0x00100017",
+        "$2 = 2",
+        "eip            0x100017",
+    ] {
+        assert!(said.contains(expected), "no {expected:?} in:\n{said}");
+    }
+    assert!(!said.contains("r15 "), "{said}");
+}
+
+#[test]
+fn code_of_16_bits_is_shown_from_the_reset_vector_on() {
+    // At 16 bytes below the end: mov ax, 0x1234; next: inc ax; jmp next
+    let mut rom = vec![0xf4; 4096];
+    rom[0xff0..0xff6].copy_from_slice(b"\xb8\x34\x12\x40\xeb\xfd");
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("rom");
+    std::fs::write(&image, rom).unwrap();
+    let said = debug_small_guest(
+        ["--bios", image.to_str().unwrap()],
+        "i8086",
+        &[
+            "x/2i $pc",
+            "stepi",
+            "p/x $ax",
+            "hbreak *0xfffffff4",
+            "continue",
+            "continue",
+            "p/x $ax",
+            // A far jump by hand: the base follows the selector.
+            "set var $cs = 0x1000",
+            "set var $eip = 0x10005",
+            "monitor info registers",
+            "kill",
+        ],
+    );
+    for expected in [
+        "=> 0xfffffff0:\tmov    $0x1234,%ax",
+        "   0xfffffff3:\tinc    %ax",
+        "$1 = 0x1234",
+        "Breakpoint 1, 0xfffffff4",
+        "$2 = 0x1236",
+        "RIP=0000000000000005",
+        "CS =1000 base=0000000000010000",
+    ] {
+        assert!(said.contains(expected), "no {expected:?} in:\n{said}");
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Ways to boot: multiboot and PVH with guests of a few instructions, and bzImages unpacked or not, with
 //! and without randomized addresses.
 
+use end_to_end::elf::{elf32, multiboot_header};
 use end_to_end::{boot, power_off, run};
 use std::io::Write;
 
@@ -37,37 +38,9 @@ fn program(address: u32, check: &[u8]) -> Vec<u8> {
     code
 }
 
-/// A program header's type, contents and address.
-type Part<'a> = (u32, &'a [u8], u32);
-
-fn elf32(entry: u32, parts: &[Part<'_>]) -> Vec<u8> {
-    let mut file = b"\x7fELF\x01\x01\x01".to_vec();
-    file.resize(16, 0);
-    file.extend([2, 0, 3, 0, 1, 0, 0, 0]);
-    for word in [entry, 52, 0, 0] {
-        file.extend(word.to_le_bytes());
-    }
-    for half in [52u16, 32, parts.len() as u16, 0, 0, 0] {
-        file.extend(half.to_le_bytes());
-    }
-    let mut offset = 52 + 32 * parts.len() as u32;
-    for (kind, bytes, address) in parts {
-        let len = bytes.len() as u32;
-        for word in [*kind, offset, *address, *address, len, len, 7, 4] {
-            file.extend(word.to_le_bytes());
-        }
-        offset += len;
-    }
-    parts.iter().for_each(|(_, bytes, _)| file.extend_from_slice(bytes));
-    file
-}
-
 /// An ELF file for multiboot 1: EAX has the loader's magic number.
 fn multiboot() -> Vec<u8> {
-    let mut text: Vec<u8> = [0x1bad_b002u32, 0, 0u32.wrapping_sub(0x1bad_b002)]
-        .iter()
-        .flat_map(|word| word.to_le_bytes())
-        .collect();
+    let mut text = multiboot_header();
     let entry = LOAD_ADDRESS + text.len() as u32;
     text.extend(program(entry, &[0x3d, 0x02, 0xb0, 0xad, 0x2b])); // cmp eax, 0x2badb002
     elf32(entry, &[(1, &text, LOAD_ADDRESS)])

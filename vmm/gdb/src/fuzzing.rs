@@ -1,14 +1,42 @@
-//! For fuzzing: a client's bytes, without a connection and without a machine around the processors.
+//! For fuzzing and tests: a client's bytes, without a connection and without a machine around the processors.
 
 use crate::server::stop_reason;
 use crate::session::{Debuggee, Session};
 use crate::target::{PACKET_BYTES, thread};
-use accel::DebugStop;
+use accel::{DebugStop, Vcpu};
 use gdbstub::common::Signal;
 use gdbstub::conn::Connection;
 use gdbstub::stub::state_machine::GdbStubStateMachine;
 use gdbstub::stub::{GdbStub, MultiThreadStopReason};
+use guest_memory::GuestMemory;
 use std::convert::Infallible;
+
+/// Processors and their memory, without a machine around them.
+pub struct Processors {
+    /// The memory.
+    pub memory: GuestMemory,
+    /// The processors, by number.
+    pub vcpus: Vec<Box<dyn Vcpu>>,
+}
+
+impl Debuggee for Processors {
+    fn vcpus(&self) -> &[Box<dyn Vcpu>] {
+        &self.vcpus
+    }
+
+    fn vcpus_mut(&mut self) -> &mut [Box<dyn Vcpu>] {
+        &mut self.vcpus
+    }
+
+    fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    fn reset(&mut self) -> Result<(), String> {
+        self.vcpus.iter_mut().for_each(|vcpu| vcpu.reset());
+        Ok(())
+    }
+}
 
 /// Counts what is said.
 struct Counter<'a>(&'a mut usize);

@@ -18,7 +18,7 @@
 mod architecture;
 mod endpoint;
 mod feed;
-#[cfg(feature = "fuzzing")]
+#[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod monitor;
 mod registers;
@@ -30,6 +30,7 @@ mod target;
 mod tests;
 
 pub use endpoint::{Endpoint, EndpointError, Listener};
+pub use registers::Architecture;
 pub use server::{Start, run};
 pub use session::{Debuggee, Session, SessionError};
 pub use target::PACKET_BYTES;

@@ -15,7 +15,7 @@ info registers [VCPU]    the registers of a vCPU, segments' hidden parts include
 xp [/COUNT[b|h|w|g]] GPA guest memory at a physical address
 gva2gpa ADDRESS [VCPU]   the physical address that a virtual one is mapped to
 stepirq [on|off]         whether single steps take interrupts
-arch [x86-64|i386]       what gdb takes the processors for, from its next connection on
+arch [x86-64|i386|i8086] what gdb takes the processors for, from its next connection on
 reset                    resets the machine; it stays stopped
 ";
 
@@ -184,10 +184,12 @@ fn step_interrupts<D: Debuggee>(session: &mut Session<D>, words: &[&str]) -> Res
 }
 
 fn architecture<D: Debuggee>(session: &mut Session<D>, words: &[&str]) -> Result<String, String> {
-    if let [name] = words {
-        let named = Architecture::NAMES.iter().find(|(known, _)| known == name);
-        session.architecture = named.ok_or("accepted are x86-64 and i386")?.1;
-    }
+    let named = |name: &str| Architecture::NAMES.iter().find(|(known, _)| *known == name);
+    session.architecture = match words {
+        [] => session.architecture,
+        [name] if let Some((_, architecture)) = named(name) => *architecture,
+        _ => return Err("accepted are x86-64, i386 and i8086".into()),
+    };
     let name = Architecture::NAMES.iter().find(|(_, architecture)| *architecture == session.architecture);
     Ok(format!("From the next connection on: {}.\n", name.map_or("", |(name, _)| name)))
 }

@@ -14,21 +14,25 @@ const VM86: u64 = 1 << 17;
 
 /// What gdb takes the processor for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum Architecture {
+pub enum Architecture {
     /// 64-bit code.
     #[default]
     X86_64,
-    /// 32- and 16-bit code.
+    /// 32-bit code.
     I386,
+    /// 16-bit code, with the registers of 32-bit code.
+    I8086,
 }
 
 impl Architecture {
-    pub(crate) const NAMES: [(&'static str, Self); 2] = [("x86-64", Self::X86_64), ("i386", Self::I386)];
+    pub(crate) const NAMES: [(&'static str, Self); 3] =
+        [("x86-64", Self::X86_64), ("i386", Self::I386), ("i8086", Self::I8086)];
 
     fn gdb_name(self) -> &'static str {
         match self {
             Self::X86_64 => "i386:x86-64",
             Self::I386 => "i386",
+            Self::I8086 => "i8086",
         }
     }
 }
@@ -82,7 +86,7 @@ struct Entry {
 /// A feature of gdb's: registers that belong together.
 struct Feature {
     name: &'static str,
-    types: &'static str,
+    types: String,
     entries: Vec<Entry>,
 }
 
@@ -97,16 +101,42 @@ pub(crate) struct Layout {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Refused;
 
-const FLAGS: &str = "<flags id=\"i386_eflags\" size=\"4\">\
-<field name=\"CF\" start=\"0\" end=\"0\"/><field name=\"\" start=\"1\" end=\"1\"/>\
-<field name=\"PF\" start=\"2\" end=\"2\"/><field name=\"AF\" start=\"4\" end=\"4\"/>\
-<field name=\"ZF\" start=\"6\" end=\"6\"/><field name=\"SF\" start=\"7\" end=\"7\"/>\
-<field name=\"TF\" start=\"8\" end=\"8\"/><field name=\"IF\" start=\"9\" end=\"9\"/>\
-<field name=\"DF\" start=\"10\" end=\"10\"/><field name=\"OF\" start=\"11\" end=\"11\"/>\
-<field name=\"NT\" start=\"14\" end=\"14\"/><field name=\"RF\" start=\"16\" end=\"16\"/>\
-<field name=\"VM\" start=\"17\" end=\"17\"/><field name=\"AC\" start=\"18\" end=\"18\"/>\
-<field name=\"VIF\" start=\"19\" end=\"19\"/><field name=\"VIP\" start=\"20\" end=\"20\"/>\
-<field name=\"ID\" start=\"21\" end=\"21\"/></flags>";
+/// Bits of RFLAGS and of MXCSR, as gdb names them.
+const EFLAGS: &[(&str, u32)] = &[
+    ("CF", 0),
+    ("", 1),
+    ("PF", 2),
+    ("AF", 4),
+    ("ZF", 6),
+    ("SF", 7),
+    ("TF", 8),
+    ("IF", 9),
+    ("DF", 10),
+    ("OF", 11),
+    ("NT", 14),
+    ("RF", 16),
+    ("VM", 17),
+    ("AC", 18),
+    ("VIF", 19),
+    ("VIP", 20),
+    ("ID", 21),
+];
+const MXCSR: &[(&str, u32)] = &[
+    ("IE", 0),
+    ("DE", 1),
+    ("ZE", 2),
+    ("OE", 3),
+    ("UE", 4),
+    ("PE", 5),
+    ("DAZ", 6),
+    ("IM", 7),
+    ("DM", 8),
+    ("ZM", 9),
+    ("OM", 10),
+    ("UM", 11),
+    ("PM", 12),
+    ("FZ", 15),
+];
 
 const VECTORS: &str = "<vector id=\"v4f\" type=\"ieee_single\" count=\"4\"/>\
 <vector id=\"v2d\" type=\"ieee_double\" count=\"2\"/><vector id=\"v16i8\" type=\"int8\" count=\"16\"/>\
@@ -114,15 +144,14 @@ const VECTORS: &str = "<vector id=\"v4f\" type=\"ieee_single\" count=\"4\"/>\
 <vector id=\"v2i64\" type=\"int64\" count=\"2\"/><union id=\"vec128\"><field name=\"v4_float\" type=\"v4f\"/>\
 <field name=\"v2_double\" type=\"v2d\"/><field name=\"v16_int8\" type=\"v16i8\"/>\
 <field name=\"v8_int16\" type=\"v8i16\"/><field name=\"v4_int32\" type=\"v4i32\"/>\
-<field name=\"v2_int64\" type=\"v2i64\"/><field name=\"uint128\" type=\"uint128\"/></union>\
-<flags id=\"i386_mxcsr\" size=\"4\"><field name=\"IE\" start=\"0\" end=\"0\"/>\
-<field name=\"DE\" start=\"1\" end=\"1\"/><field name=\"ZE\" start=\"2\" end=\"2\"/>\
-<field name=\"OE\" start=\"3\" end=\"3\"/><field name=\"UE\" start=\"4\" end=\"4\"/>\
-<field name=\"PE\" start=\"5\" end=\"5\"/><field name=\"DAZ\" start=\"6\" end=\"6\"/>\
-<field name=\"IM\" start=\"7\" end=\"7\"/><field name=\"DM\" start=\"8\" end=\"8\"/>\
-<field name=\"ZM\" start=\"9\" end=\"9\"/><field name=\"OM\" start=\"10\" end=\"10\"/>\
-<field name=\"UM\" start=\"11\" end=\"11\"/><field name=\"PM\" start=\"12\" end=\"12\"/>\
-<field name=\"FZ\" start=\"15\" end=\"15\"/></flags>";
+<field name=\"v2_int64\" type=\"v2i64\"/><field name=\"uint128\" type=\"uint128\"/></union>";
+
+/// The type of a 32-bit register that is made of single bits.
+fn flags(id: &str, bits: &[(&str, u32)]) -> String {
+    let field = |(name, bit): &(&str, u32)| format!("<field name=\"{name}\" start=\"{bit}\" end=\"{bit}\"/>");
+    let fields: String = bits.iter().map(field).collect();
+    format!("<flags id=\"{id}\" size=\"4\">{fields}</flags>")
+}
 
 fn entry(register: Register, name: impl Into<String>, bits: usize, kind: &'static str) -> Entry {
     Entry { register, name: name.into(), bits, kind }
@@ -130,9 +159,9 @@ fn entry(register: Register, name: impl Into<String>, bits: usize, kind: &'stati
 
 /// General registers, segments and the x87 unit.
 fn core(architecture: Architecture) -> Feature {
-    // gdb's order, as indices into the encoding's.
-    const ORDER: [usize; 8] = [0, 3, 1, 2, 6, 7, 5, 4];
-    const NAMES: [&str; 8] = ["ax", "bx", "cx", "dx", "si", "di", "bp", "sp"];
+    // In the order of encodings, and gdb's order of these in 64-bit code; in 32-bit code it is the same.
+    const NAMES: [&str; 8] = ["ax", "cx", "dx", "bx", "sp", "bp", "si", "di"];
+    const LONG_ORDER: [usize; 8] = [0, 3, 1, 2, 6, 7, 5, 4];
     const SEGMENTS: [(&str, usize); 6] = [
         ("cs", X86State::CS),
         ("ss", X86State::SS),
@@ -154,7 +183,8 @@ fn core(architecture: Architecture) -> Feature {
     let long = architecture == Architecture::X86_64;
     let (prefix, bits, integer) = if long { ("r", 64, "int64") } else { ("e", 32, "int32") };
     let mut entries = Vec::new();
-    for (index, name) in ORDER.into_iter().zip(NAMES) {
+    for index in if long { LONG_ORDER } else { [0, 1, 2, 3, 4, 5, 6, 7] } {
+        let name = NAMES[index];
         let kind = if matches!(name, "bp" | "sp") { "data_ptr" } else { integer };
         entries.push(entry(Register::General(index), format!("{prefix}{name}"), bits, kind));
     }
@@ -167,7 +197,7 @@ fn core(architecture: Architecture) -> Feature {
     entries.extend(SEGMENTS.map(|(name, index)| entry(Register::Selector(index), name, 32, "int32")));
     entries.extend((0..8).map(|index| entry(Register::St(index), format!("st{index}"), 80, "i387_ext")));
     entries.extend(FPU.map(|(name, register)| entry(Register::Fpu(register), name, 32, "int")));
-    Feature { name: "org.gnu.gdb.i386.core", types: FLAGS, entries }
+    Feature { name: "org.gnu.gdb.i386.core", types: flags("i386_eflags", EFLAGS), entries }
 }
 
 fn features(architecture: Architecture, avx: bool) -> Vec<Feature> {
@@ -176,19 +206,20 @@ fn features(architecture: Architecture, avx: bool) -> Vec<Feature> {
     let mut sse: Vec<_> =
         (0..vectors).map(|index| entry(Register::Xmm(index), format!("xmm{index}"), 128, "vec128")).collect();
     sse.push(entry(Register::Mxcsr, "mxcsr", 32, "i386_mxcsr"));
+    let types = VECTORS.to_owned() + &flags("i386_mxcsr", MXCSR);
     let mut features =
-        vec![core(architecture), Feature { name: "org.gnu.gdb.i386.sse", types: VECTORS, entries: sse }];
+        vec![core(architecture), Feature { name: "org.gnu.gdb.i386.sse", types, entries: sse }];
     if avx {
         let high = |index| entry(Register::YmmHigh(index), format!("ymm{index}h"), 128, "uint128");
         let entries = (0..vectors).map(high).collect();
-        features.push(Feature { name: "org.gnu.gdb.i386.avx", types: "", entries });
+        features.push(Feature { name: "org.gnu.gdb.i386.avx", types: String::new(), entries });
     }
     let bits = if long { 64 } else { 32 };
     let kind = if long { "int64" } else { "int32" };
     if long {
         let bases = [("fs_base", X86State::FS), ("gs_base", X86State::GS)];
         let entries = bases.map(|(name, index)| entry(Register::Base(index), name, 64, "int64")).into();
-        features.push(Feature { name: "org.gnu.gdb.i386.segments", types: "", entries });
+        features.push(Feature { name: "org.gnu.gdb.i386.segments", types: String::new(), entries });
     }
     let mut system: Vec<_> =
         [0, 2, 3, 4].map(|number| entry(Register::Control(number), format!("cr{number}"), bits, kind)).into();
@@ -197,7 +228,7 @@ fn features(architecture: Architecture, avx: bool) -> Vec<Feature> {
         system.push(entry(Register::KernelGsBase, "k_gs_base", 64, kind));
     }
     system.push(entry(Register::Efer, "efer", bits, kind));
-    features.push(Feature { name: "org.vireo.x86.system", types: "", entries: system });
+    features.push(Feature { name: "org.vireo.x86.system", types: String::new(), entries: system });
     features
 }
 

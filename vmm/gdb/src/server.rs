@@ -2,6 +2,7 @@
 
 use crate::endpoint::{Listener, Stream};
 use crate::feed::Feed;
+use crate::registers::Architecture;
 use crate::session::{Debuggee, Session, SessionError};
 use crate::target::{PACKET_BYTES, thread};
 use accel::{DebugStop, Vcpu, WatchKind};
@@ -77,17 +78,17 @@ fn serve(
     start: Start,
     exit_code: &dyn Fn(&Ending) -> u8,
 ) -> Result<Ending, MachineError> {
-    let (mut running, mut i386) = (start == Start::Running, false);
+    let (mut running, mut architecture) = (start == Start::Running, Architecture::default());
     loop {
         let pause = if running { vm.run_until_pause(&RunOptions::default())? } else { vm.wait() };
         if let Pause::Ended(ending) = pause {
             return Ok(ending);
         }
         let Some(client) = feed.take_client() else { continue };
-        let mut session = Session::new(&mut *vm, i386);
+        let mut session = Session::new(&mut *vm, architecture);
         let after = converse(&mut session, &client, feed, exit_code);
         session.end();
-        i386 = session.is_i386();
+        architecture = session.architecture();
         feed.release(&client);
         running = match after? {
             After::Detached => true,
@@ -183,7 +184,10 @@ fn converse(
             }
             GdbStubStateMachine::Disconnected(end) => {
                 return Ok(match end.get_reason() {
-                    DisconnectReason::Kill => After::Ended(Ending::Quit),
+                    DisconnectReason::Kill => {
+                        acknowledge_kill(client);
+                        After::Ended(Ending::Quit)
+                    }
                     _ => After::Detached,
                 });
             }
@@ -192,6 +196,14 @@ fn converse(
             Ok(machine) => machine,
             Err(error) => return broken(&error, running),
         };
+    }
+}
+
+/// Answers `vKill`, which gdb waits for, and the protocol's crate does not. (To `k` nobody listens for an answer.)
+fn acknowledge_kill(client: &Stream) {
+    let answered = client.try_clone().and_then(|mut stream| stream.write_all(b"$OK#9a"));
+    if let Err(error) = answered {
+        tracing::debug!("gdb went before it was told that the VM ends: {error}");
     }
 }
 
@@ -224,7 +236,7 @@ fn go_on<'s, 'v>(
     session.forget();
     let reason = match pause {
         Pause::Asked => return Ok(Went::On(Ok(stub.into()))),
-        Pause::Debug { vcpu, stop: DebugStop::Step } if session.goes_on(vcpu as usize) => {
+        Pause::Debug { vcpu, stop } if session.goes_on(vcpu as usize, stop) => {
             return Ok(Went::On(Ok(stub.into())));
         }
         Pause::Debug { vcpu, stop } => stop_reason(session, vcpu, stop),

@@ -1,7 +1,7 @@
 //! What one client has set up, and what its packets do.
 
 use crate::registers::{Architecture, Layout, Refused, code_address};
-use accel::{AccelError, DebugSettings, Vcpu, WatchKind, Watchpoint, X86State};
+use accel::{AccelError, DebugSettings, DebugStop, Vcpu, WatchKind, Watchpoint, X86State};
 use guest_memory::GuestMemory;
 use std::collections::BTreeSet;
 
@@ -71,9 +71,8 @@ pub struct Session<D> {
 }
 
 impl<D: Debuggee> Session<D> {
-    /// A session with nothing set up yet; `i386` has the client take the processors for 32-bit ones.
-    pub fn new(debuggee: D, i386: bool) -> Self {
-        let architecture = if i386 { Architecture::I386 } else { Architecture::X86_64 };
+    /// A session with nothing set up yet, whose client takes the processors for what `architecture` says.
+    pub fn new(debuggee: D, architecture: Architecture) -> Self {
         let count = debuggee.vcpus().len();
         let avx = debuggee
             .vcpus()
@@ -97,9 +96,9 @@ impl<D: Debuggee> Session<D> {
         &mut self.debuggee
     }
 
-    /// Whether the next client is to take the processors for 32-bit ones.
-    pub fn is_i386(&self) -> bool {
-        self.architecture == Architecture::I386
+    /// What the next client is to take the processors for.
+    pub fn architecture(&self) -> Architecture {
+        self.architecture
     }
 
     /// Debugs nothing any more.
@@ -243,13 +242,15 @@ impl<D: Debuggee> Session<D> {
         self.states.fill(None);
     }
 
-    /// Whether a vCPU that has made a step goes on by itself.
-    pub(crate) fn goes_on(&mut self, vcpu: usize) -> bool {
-        match self.actions.get(vcpu) {
-            Some(Some(Action::Range(start, end))) => {
+    /// Whether a vCPU that met `stop` goes on by itself.
+    pub(crate) fn goes_on(&mut self, vcpu: usize, stop: DebugStop) -> bool {
+        match (stop, self.actions.get(vcpu)) {
+            (DebugStop::Step, Some(Some(Action::Range(start, end)))) => {
                 let (start, end) = (*start, *end);
                 self.code_address(vcpu).is_ok_and(|address| (start..end).contains(&address))
             }
+            // It was met as another vCPU stopped, and is gone since.
+            (DebugStop::Watchpoint(point), _) => !self.points.watched.contains(&point),
             _ => false,
         }
     }

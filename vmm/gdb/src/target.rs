@@ -17,8 +17,9 @@ use gdbstub::target::{Target, TargetError, TargetResult};
 
 /// The longest packet that a client may send, in bytes.
 pub const PACKET_BYTES: usize = 16 << 10;
-/// The protocol's number for memory that is not there.
+/// The protocol's numbers for memory that is not there, and for what cannot be asked.
 const EFAULT: u8 = 14;
+const EINVAL: u8 = 22;
 
 /// The thread of a vCPU.
 pub(crate) fn thread(vcpu: u32) -> Tid {
@@ -87,6 +88,11 @@ impl<D: Debuggee> threads::MultiThreadBase for Session<D> {
 
     fn read_addrs(&mut self, address: u64, data: &mut [u8], tid: Tid) -> TargetResult<usize, Self> {
         let vcpu = self.vcpu_of::<Self>(tid)?;
+        // An answer is as long as a packet at most, in two digits a byte. The protocol's crate would read what was
+        // asked for beyond that piece by piece, to the end of addresses and on.
+        if data.len() > PACKET_BYTES / 2 {
+            return Err(TargetError::Errno(EINVAL));
+        }
         match self.read_memory(vcpu, address, data) {
             0 if !data.is_empty() => Err(TargetError::Errno(EFAULT)),
             read => Ok(read),

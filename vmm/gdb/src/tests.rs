@@ -1,46 +1,23 @@
 //! Registers and memory of a processor as gdb sees them.
 
+use crate::fuzzing::{Processors, converse};
 use crate::registers::{Architecture, Layout, code_address};
-use crate::session::{Debuggee, Session};
+use crate::session::Session;
 use crate::{PACKET_BYTES, monitor};
-use accel::{Accelerator, Vcpu, VmSpec, X86State};
+use accel::{Accelerator, DebugStop, VmSpec, WatchKind, Watchpoint, X86State};
 use accel_dbt::DbtAccelerator;
 use clock::{TimerService, VmClock};
 use guest_memory::GuestMemory;
 
-struct Rig {
-    memory: GuestMemory,
-    vcpus: Vec<Box<dyn Vcpu>>,
-}
-
-impl Debuggee for Rig {
-    fn vcpus(&self) -> &[Box<dyn Vcpu>] {
-        &self.vcpus
-    }
-
-    fn vcpus_mut(&mut self) -> &mut [Box<dyn Vcpu>] {
-        &mut self.vcpus
-    }
-
-    fn memory(&self) -> &GuestMemory {
-        &self.memory
-    }
-
-    fn reset(&mut self) -> Result<(), String> {
-        self.vcpus.iter_mut().for_each(|vcpu| vcpu.reset());
-        Ok(())
-    }
-}
-
-fn session() -> Session<Rig> {
+fn session() -> Session<Processors> {
     let memory = GuestMemory::new(std::slice::from_ref(&(0..1 << 20))).unwrap();
     let timers = TimerService::new(VmClock::new()).unwrap();
     let vm = DbtAccelerator.create_vm(&VmSpec { vcpus: 2, ..VmSpec::default() }, &memory, &timers).unwrap();
     let vcpus = (0..2).map(|id| vm.create_vcpu(id).unwrap()).collect();
-    Session::new(Rig { memory, vcpus }, false)
+    Session::new(Processors { memory, vcpus }, Architecture::default())
 }
 
-fn numbers(layout: &Layout) -> impl Fn(&str) -> usize {
+fn numbers(layout: &Layout) -> impl Fn(&str) -> usize + use<> {
     let description = layout.description().to_owned();
     move |name| {
         let names: Vec<_> = description.split("<reg name=\"").skip(1).collect();
@@ -56,6 +33,7 @@ fn registers_are_read_as_they_were_written() {
         (Architecture::X86_64, false, 17 * 8 + 7 * 4 + 80 + 32 + 256 + 4 + 16 + 7 * 8),
         (Architecture::X86_64, true, 17 * 8 + 7 * 4 + 80 + 32 + 256 + 4 + 256 + 16 + 7 * 8),
         (Architecture::I386, false, 9 * 4 + 7 * 4 + 80 + 32 + 128 + 4 + 5 * 4),
+        (Architecture::I8086, false, 9 * 4 + 7 * 4 + 80 + 32 + 128 + 4 + 5 * 4),
     ] {
         let layout = Layout::new(architecture, avx);
         let mut state = session.state(0).unwrap().clone();
@@ -134,6 +112,47 @@ fn memory_ends_where_it_is_not() {
     assert_eq!(session.read_memory(0, 0, &mut [0; PACKET_BYTES]), PACKET_BYTES);
 }
 
+/// What a client sends for a packet, with its acknowledgement of the answer.
+fn packet(text: &str) -> Vec<u8> {
+    let sum = text.bytes().fold(0u8, |sum, byte| sum.wrapping_add(byte));
+    format!("${text}#{sum:02x}+").into_bytes()
+}
+
+#[test]
+fn answers_are_no_longer_than_packets() {
+    let mut session = session();
+    // Digits that repeat would be shortened.
+    session.write_memory(0, 0, &[0x12; PACKET_BYTES]);
+    let mut said = |text: &str| converse(&mut session, &packet(text), |_| None);
+    // "+", "$", two digits a byte, "#" and a checksum.
+    assert_eq!(said("m0,2000"), 1 + 1 + PACKET_BYTES + 3);
+    for endless in ["m0,2001", "m0,ffffffffffffffff", "mfffffffffffff000,ffffffffffffffff"] {
+        assert!(said(endless) < 16, "{endless}");
+    }
+}
+
+#[test]
+fn watchpoints_that_are_gone_stop_nobody() {
+    let mut session = session();
+    let point = Watchpoint { address: 0x1000, len: 4, kind: WatchKind::Write };
+    assert!(session.change_points(|points| points.watched.push(point)));
+    assert!(!session.goes_on(1, DebugStop::Watchpoint(point)));
+    assert!(session.goes_on(1, DebugStop::Watchpoint(Watchpoint { address: 0x2000, ..point })));
+    assert!(!session.goes_on(1, DebugStop::Step));
+}
+
+#[test]
+fn registers_of_32_bit_code_are_in_its_order() {
+    let number = numbers(&Layout::new(Architecture::I386, false));
+    let names = ["eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi", "eip", "eflags", "cs"];
+    assert_eq!(names.map(number), std::array::from_fn(|index| index));
+    let number = numbers(&Layout::new(Architecture::X86_64, false));
+    assert_eq!(
+        ["rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp"].map(number),
+        [0, 1, 2, 3, 4, 5, 6, 7]
+    );
+}
+
 #[test]
 fn breakpoints_are_bounded() {
     let mut session = session();
@@ -171,6 +190,7 @@ fn monitor_commands_answer_and_refuse_in_a_line() {
         "info registers 2",
         "gva2gpa x",
         "arch arm",
+        "arch i386 please",
         "stepirq maybe",
     ] {
         let answer = say(wrong);

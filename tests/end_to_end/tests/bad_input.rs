@@ -35,6 +35,9 @@ fn wrong_words_are_named() {
         (&["--serial", "tcp:1"], "tcp:1"),
         (&["--tier", "t9"], "lockstep"),
         (&["--debug-exit", "0x12345"], "0xffff"),
+        (&["--device", "isa-floppy"], "isa-debugcon[,iobase=PORT]"),
+        (&["--device", "isa-debug-exit,iosize=5"], "1 to 4"),
+        (&["--device", "pc-testdev,iobase=1"], "no option of pc-testdev"),
         (&["--pin", "0"], "TARGET=CPUS"),
         (&["--pin", "everything=0"], "everything"),
         (&["--pin", "0=2-1"], "2-1"),
@@ -54,6 +57,29 @@ fn wrong_words_are_named() {
         refused(&arguments, 2, &[named]);
     }
     refused(&["run"], 2, &["IMAGE"]);
+}
+
+#[test]
+fn devices_and_firmware_that_do_not_fit_are_named() {
+    let image = file(&[0xf4; 4096]);
+    let image = image.path().to_str().unwrap();
+    for (device, machine, named) in [
+        // What of a pc is there: the firmware configuration device, PCI's configuration ports, the serial port.
+        ("isa-debugcon,iobase=0x511", "pc", "the device isa-debugcon cannot be put there"),
+        ("isa-debug-exit,iobase=0xcf8", "pc", "the device isa-debug-exit cannot be put there"),
+        ("isa-debug-exit,iobase=0x3f8", "microvm", "the device isa-debug-exit cannot be put there"),
+        ("isa-debug-exit,iobase=0xffff,iosize=4", "pc", "the device isa-debug-exit cannot be put there"),
+        ("isa-debugcon,chardev=file=/nowhere/log", "pc", "/nowhere/log"),
+    ] {
+        refused(&["run", "--accel", "dbt", "-M", machine, "--bios", image, "--device", device], 1, &[named]);
+    }
+    let odd = file(&[0xf4; 4097]);
+    let odd = odd.path().to_str().unwrap();
+    refused(&["run", "--bios", odd], 1, &[odd, "whole pages"]);
+    refused(&["run", "--bios", "/nowhere"], 1, &["firmware image", "/nowhere"]);
+    refused(&["run", "--bios", "/"], 1, &["firmware image", "/"]);
+    refused(&["run", "--bios", image, "--append", "x"], 2, &["--append"]);
+    refused(&["run", "--bios", image, "debian"], 2, &["IMAGE"]);
 }
 
 #[test]

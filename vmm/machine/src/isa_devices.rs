@@ -9,7 +9,8 @@ use chipset_x86::{Board, DebugConsole, DebugExit, PcTestdev, PortRegion, PowerEv
 use device::Device;
 use std::sync::Arc;
 
-/// Adds what `spec` asks for; what is returned keeps outputs connected.
+/// Adds what `spec` asks for; what is returned keeps outputs connected. All other devices are to be there already, as
+/// people choose the places of these.
 pub(super) fn add(
     assembly: &mut Assembly,
     spec: &MachineSpec,
@@ -18,10 +19,6 @@ pub(super) fn add(
 ) -> Result<Vec<PortConnection>, MachineError> {
     let events: Arc<dyn PowerEvents> = requests.clone();
     let mut connections = Vec::new();
-    if let Some(port) = spec.debug_exit {
-        let exit = DebugExit::new(port, events.clone());
-        place(assembly, "isa-debug-exit", exit.clone(), exit.port_regions())?;
-    }
     for device in &spec.devices {
         let name = device.name();
         match device {

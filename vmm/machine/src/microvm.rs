@@ -68,10 +68,10 @@ pub(crate) fn build(
     add_power(&mut assembly, requests)?;
     assembly.map_ports(ABSENT_PIT.0, ABSENT_PIT.1, Arc::new(ReadsZero))?;
     let mut connections = serials::add(&mut assembly, &board, &spec.serials, requests)?;
-    connections.extend(isa_devices::add(&mut assembly, spec, requests, &board)?);
     let nodes =
         Nodes { free: Mutex::new(acpi.virtio.into_iter()), board: &board, memory: &memory, accel: &accel };
     connections.extend(virtio_devices::add(&mut assembly, &nodes, spec, requests)?);
+    connections.extend(isa_devices::add(&mut assembly, spec, requests, &board)?);
 
     let bus = MachineBus { mmio: assembly.mmio, pio: assembly.pio, pic: None };
     let devices = assembly.devices;

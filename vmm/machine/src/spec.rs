@@ -61,8 +61,6 @@ pub struct MachineSpec {
     pub rng: bool,
     /// Whether there is a virtio balloon.
     pub balloon: bool,
-    /// The port of a debug-exit device, if there is one.
-    pub debug_exit: Option<u16>,
     /// Other devices.
     pub devices: Vec<DeviceSpec>,
     /// Whether a reset ends the program instead of rebooting the guest.

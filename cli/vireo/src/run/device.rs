@@ -1,4 +1,4 @@
-//! `--device NAME,KEY=VALUE,…`
+//! `--device NAME,KEY=VALUE,…`, and `--debug-exit`
 
 use super::words::{number, split};
 use chardev::ChardevSpec;
@@ -7,6 +7,14 @@ use machine::DeviceSpec;
 /// What `--device` takes.
 const ACCEPTED: &str = "isa-debug-exit[,iobase=PORT][,iosize=N], isa-debugcon[,iobase=PORT][,chardev=WHERE], \
                         pc-testdev";
+
+const PORTS: &str = "ports from 0 to 0xffff";
+
+/// Reads the port of a debug-exit device, which takes writes of up to 32 bits.
+pub(crate) fn parse_debug_exit(text: &str) -> Result<DeviceSpec, String> {
+    let port = number(text).ok_or_else(|| format!("accepted are {PORTS}"))?;
+    Ok(DeviceSpec::DebugExit { port, count: 4 })
+}
 
 /// Reads a device's name and options. A comma in a value is written twice.
 pub(crate) fn parse(text: &str) -> Result<DeviceSpec, String> {
@@ -25,7 +33,7 @@ pub(crate) fn parse(text: &str) -> Result<DeviceSpec, String> {
         let wrong = |accepted: &str| format!("{key}={value} is not possible; accepted are {accepted}");
         match (&mut device, key) {
             (DeviceSpec::DebugExit { port, .. } | DeviceSpec::DebugConsole { port, .. }, "iobase") => {
-                *port = number(value).ok_or_else(|| wrong("ports from 0 to 0xffff"))?;
+                *port = number(value).ok_or_else(|| wrong(PORTS))?;
             }
             (DeviceSpec::DebugExit { count, .. }, "iosize") => {
                 *count = number(value)

@@ -90,8 +90,7 @@ fn spec(options: &Options) -> Result<MachineSpec> {
         console: options.console.clone(),
         rng: !options.no_rng,
         balloon: !options.no_balloon,
-        debug_exit: options.debug_exit,
-        devices: options.device.clone(),
+        devices: options.debug_exit.iter().chain(&options.device).cloned().collect(),
         no_reboot: options.no_reboot,
     })
 }

@@ -1,7 +1,7 @@
 //! The words of `vireo run`.
 
 use super::numa::NumaWord;
-use super::{device, drive, memory_backing, numa, size, words};
+use super::{device, drive, memory_backing, numa, size};
 use crate::accelerator::{self, Preference};
 use crate::exit;
 use accel::{CpuSpec, Tier};
@@ -97,8 +97,8 @@ pub(crate) struct Options {
     #[arg(long)]
     pub(super) no_balloon: bool,
     /// A debug-exit device at this I/O port: a guest's write of N ends the program with 2 * N + 1.
-    #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "0x501", value_parser = parse_port)]
-    pub(super) debug_exit: Option<u16>,
+    #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "0x501", value_parser = device::parse_debug_exit)]
+    pub(super) debug_exit: Option<DeviceSpec>,
     /// Another device: isa-debug-exit[,iobase=PORT][,iosize=N], isa-debugcon[,iobase=PORT][,chardev=WHERE],
     /// with WHERE as for --serial, or pc-testdev, which CPU test programs use.
     #[arg(long, value_name = "OPTIONS", value_parser = device::parse)]
@@ -186,10 +186,6 @@ fn parse_tier(text: &str) -> Result<Tier, String> {
         let names: Vec<_> = Tier::NAMES.iter().map(|(name, _)| *name).collect();
         format!("accepted are {}", names.join(", "))
     })
-}
-
-fn parse_port(text: &str) -> Result<u16, String> {
-    words::number(text).ok_or_else(|| "accepted are ports from 0 to 0xffff".to_owned())
 }
 
 #[cfg(test)]

@@ -46,11 +46,11 @@ pub(crate) fn build(
     let mut assembly = Assembly::new();
     let chipset = chipset::add(&mut assembly, &acpi, spec, &layout, &accel, &timers, requests)?;
     let mut connections = serials::add(&mut assembly, &chipset.board, &spec.serials, requests)?;
-    connections.extend(isa_devices::add(&mut assembly, spec, requests, &chipset.board)?);
     fw_cfg_device::add(&mut assembly, spec, &memory)?;
     let root = pci_devices::add_root(&mut assembly, &acpi, &chipset)?;
     let slots = pci_devices::Slots { root, board: &chipset.board, memory: &memory, accel: &accel };
     connections.extend(virtio_devices::add(&mut assembly, &slots, spec, requests)?);
+    connections.extend(isa_devices::add(&mut assembly, spec, requests, &chipset.board)?);
 
     let bus = MachineBus { mmio: assembly.mmio, pio: assembly.pio, pic: Some(chipset.pic) };
     let devices = assembly.devices;

@@ -27,13 +27,18 @@ pub(crate) fn run(root: &Path) -> Outcome {
         command.current_dir(root).args(["test", "--quiet", "--package", package]).args(*arguments);
         command.args(["--", "--nocapture", "--test-threads", "1"]).stderr(Stdio::inherit());
         let output = command.output().context("starting cargo")?;
+        let mut compared = 0;
         for line in String::from_utf8_lossy(&output.stdout).lines() {
             if let Some((extension, count)) = parse(line) {
                 let entry = table.entry(extension.to_owned()).or_default();
                 // The same forms are compared in several modes.
                 entry.instructions = entry.instructions.max(count.instructions);
                 entry.comparisons += count.comparisons;
+                compared += count.comparisons;
             }
+        }
+        if output.status.success() && compared == 0 {
+            bail!("the tests of {package} compare nothing");
         }
         if !output.status.success() {
             failed.push(*package);

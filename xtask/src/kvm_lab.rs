@@ -1,11 +1,11 @@
 //! `cargo xtask kvm-lab`: a command where `/dev/kvm` is real.
 
 use ::kvm_lab::{Lab, Outer};
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use image_store::{DebianImageName, Flavour, Progress, Release};
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::Duration;
 
 const EXAMPLES: &str = "\
@@ -75,10 +75,8 @@ fn run_lab(root: &Path, options: &Options) -> Result<i32> {
         lab = with_vireo(root, lab)?;
     }
     if options.own {
-        if !inside {
-            build_vireo(root)?;
-        }
-        lab = lab.outer(Outer::Vireo(crate::vireo(root)));
+        let program = if inside { crate::vireo(root) } else { crate::build_vireo(root)? };
+        lab = lab.outer(Outer::Vireo(program));
     }
     let mut console = std::io::stdout().lock();
     let status = lab.run_with(
@@ -92,19 +90,10 @@ fn run_lab(root: &Path, options: &Options) -> Result<i32> {
 
 /// Adds our program, as it is now, and the images that it boots.
 pub(crate) fn with_vireo(root: &Path, lab: Lab) -> Result<Lab> {
-    build_vireo(root)?;
+    let program = crate::build_vireo(root)?;
     let images = [Release::Bookworm, Release::Trixie]
         .map(|release| DebianImageName { release, flavour: Flavour::Cloud });
-    Ok(images.into_iter().fold(lab.file(crate::vireo(root), "/bin/vireo"), Lab::image))
-}
-
-fn build_vireo(root: &Path) -> Result<()> {
-    let build = ["build", "--release", "--quiet", "--package", "vireo"];
-    let status = Command::new("cargo").current_dir(root).args(build).status().context("starting cargo")?;
-    if !status.success() {
-        bail!("cargo {} failed: {status}", build.join(" "));
-    }
-    Ok(())
+    Ok(images.into_iter().fold(lab.file(program, "/bin/vireo"), Lab::image))
 }
 
 /// A line on standard error for each thing that is fetched.

@@ -8,10 +8,10 @@ mod lint;
 mod suites;
 mod test;
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 /// Chores of the project.
 #[derive(Parser)]
@@ -69,6 +69,16 @@ fn root() -> PathBuf {
 fn vireo(root: &Path) -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
     target.join("release/vireo")
+}
+
+/// Builds our program, and says where it is.
+fn build_vireo(root: &Path) -> Result<PathBuf> {
+    let build = ["build", "--release", "--quiet", "--package", "vireo"];
+    let status = Command::new("cargo").current_dir(root).args(build).status().context("starting cargo")?;
+    if !status.success() {
+        bail!("cargo {} failed: {status}", build.join(" "));
+    }
+    Ok(vireo(root))
 }
 
 /// What chores return.

@@ -49,13 +49,7 @@ impl Guest {
         run(compiler.arg("-lm"))?;
         let initrd = folder.path().join("initrd");
         std::fs::write(&initrd, initramfs(&std::fs::read(&program)?, boot_only))?;
-        run(Command::new("cargo").current_dir(root).args([
-            "build",
-            "--release",
-            "--quiet",
-            "--package",
-            "vireo",
-        ]))?;
+        crate::build_vireo(root)?;
         let kernel = match &options.kernel {
             Some(kernel) => kernel.clone(),
             None => debian_kernel()?,

@@ -9,10 +9,9 @@ mod sources;
 mod test386;
 
 use crate::Outcome;
-use anyhow::{Context, bail};
+use anyhow::Context;
 use report::{Report, Row};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -120,7 +119,7 @@ impl Bench<'_> {
 pub(crate) fn run(root: &Path, options: &Options) -> Outcome {
     let program = match &options.vireo {
         Some(program) => program.clone(),
-        None => build_vireo(root)?,
+        None => crate::build_vireo(root)?,
     };
     let both = ["translator".to_owned(), "interpreter".to_owned()];
     let tiers = if options.tier.is_empty() { &both[..] } else { &options.tier[..] };
@@ -159,13 +158,4 @@ pub(crate) fn run(root: &Path, options: &Options) -> Outcome {
         }
     }
     Ok(())
-}
-
-fn build_vireo(root: &Path) -> anyhow::Result<PathBuf> {
-    let build = ["build", "--release", "--quiet", "--package", "vireo"];
-    let status = Command::new("cargo").current_dir(root).args(build).status().context("starting cargo")?;
-    if !status.success() {
-        bail!("cargo {} failed: {status}", build.join(" "));
-    }
-    Ok(crate::vireo(root))
 }

@@ -27,11 +27,10 @@ pub(crate) fn clone(bench: &Bench<'_>, repository: &Repository) -> Result<PathBu
     };
     fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
     let mut git = Command::new("git");
-    git.args(["clone", "--quiet", "--depth", "1"]);
-    if bench.sources.is_some() {
-        // A clone of a clone takes no time whole, and no history may be missing in it.
-        git = Command::new("git");
-        git.args(["clone", "--quiet"]);
+    git.args(["clone", "--quiet"]);
+    if bench.sources.is_none() {
+        // A clone of a clone takes no time whole.
+        git.args(["--depth", "1"]);
     }
     let done = git.arg(&from).arg(&clone).output().context("the sources need git, which does not start")?;
     if !done.status.success() {

@@ -51,8 +51,7 @@ impl Parts {
     pub(super) fn prepare(root: &Path, folder: &Path, build: bool) -> Result<Self> {
         let parts = Self::at(folder);
         if build {
-            let words = ["build", "--release", "--quiet", "--package", "vireo"];
-            command(Command::new("cargo").current_dir(root).args(words))?;
+            crate::build_vireo(root)?;
         }
         let program = folder.join("init");
         let sources = root.join("xtask/guest");

@@ -50,11 +50,7 @@ struct Table {
 
 pub(super) fn run(root: &Path, options: &Options) -> Outcome {
     let image = Image::get(root)?;
-    let words = ["build", "--release", "--quiet", "--package", "vireo"];
-    let built = Command::new("cargo").current_dir(root).args(words).status().context("starting cargo")?;
-    if !built.success() {
-        bail!("building vireo failed: {built}");
-    }
+    crate::build_vireo(root)?;
     let targets = if options.no_qemu { vec![Target::Vireo] } else { vec![Target::Tcg, Target::Vireo] };
     let mut table = Table::default();
     for round in 0..options.runs {

@@ -32,8 +32,10 @@ const FEATURES: u32 = 0b11;
 /// Why an item was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FwCfgError {
-    /// A file's name is empty, too long or not ASCII.
-    #[error("{0:?} is no name of a firmware configuration file; accepted are 1 to 55 ASCII characters")]
+    /// A file's name is empty, too long, or has other than visible ASCII characters.
+    #[error(
+        "{0:?} is no name of a firmware configuration file; accepted are 1 to 55 ASCII characters other than spaces"
+    )]
     Name(String),
     /// Two files of the same name.
     #[error("there are two firmware configuration files named {0:?}")]

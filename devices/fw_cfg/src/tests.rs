@@ -3,9 +3,12 @@
 use super::*;
 use proptest::prelude::*;
 
+/// Bytes of guest memory, from address 0.
+const MEMORY: u64 = 0x1_0000;
+
 fn device() -> Arc<FwCfg> {
     let items = Items::new().u16(key::NB_CPUS, 3).file("etc/a", b"hello".to_vec()).unwrap();
-    FwCfg::new(items, GuestMemory::new(std::slice::from_ref(&(0..0x1_0000))).unwrap())
+    FwCfg::new(items, GuestMemory::new(std::slice::from_ref(&(0..MEMORY))).unwrap())
 }
 
 fn select(device: &Arc<FwCfg>, key: u16) {
@@ -21,13 +24,19 @@ fn read(device: &Arc<FwCfg>, count: usize) -> Vec<u8> {
     (0..count).map(byte).collect()
 }
 
+/// Has the description at `address` carried out.
+fn start(device: &Arc<FwCfg>, address: u64) {
+    let (high, low) = ((address >> 32) as u32, address as u32);
+    device.dma().pio_write(0, &high.to_be_bytes());
+    device.dma().pio_write(4, &low.to_be_bytes());
+}
+
 /// Has the description at 0x100 carried out; returns its control field.
 fn copy(device: &Arc<FwCfg>, control: u32, length: u32, target: u64) -> u32 {
     let mut description = [control.to_be_bytes(), length.to_be_bytes()].concat();
     description.extend(target.to_be_bytes());
     device.memory.write(0x100, &description).unwrap();
-    device.dma().pio_write(0, &0u32.to_be_bytes());
-    device.dma().pio_write(4, &0x100u32.to_be_bytes());
+    start(device, 0x100);
     let mut result = [0; 4];
     device.memory.read(0x100, &mut result).unwrap();
     u32::from_be_bytes(result)
@@ -76,7 +85,31 @@ fn impossible_files_are_refused() {
     assert!(matches!(once.file("a", vec![]), Err(FwCfgError::Twice(_))));
 }
 
+fn all_memory(device: &Arc<FwCfg>) -> Vec<u8> {
+    let mut bytes = vec![0; MEMORY as usize];
+    device.memory.read(0, &mut bytes).unwrap();
+    bytes
+}
+
 proptest! {
+    #[test]
+    fn any_description_changes_its_target_and_itself_alone(
+        control: u32,
+        length in prop_oneof![0u32..0x200, any::<u32>()],
+        target in prop_oneof![0..MEMORY + 0x100, any::<u64>()],
+        at in prop_oneof![0..MEMORY + 0x10, any::<u64>()],
+    ) {
+        let device = device();
+        device.memory.write(0, &[0xaa; MEMORY as usize]).unwrap();
+        let description = [u64::from(control) << 32 | u64::from(length), target].map(u64::to_be_bytes).concat();
+        let there = device.memory.write(at, &description).is_ok();
+        let before = all_memory(&device);
+        start(&device, at);
+        let mut all = before.iter().zip(all_memory(&device)).zip(0u64..);
+        let own = |gpa: u64| gpa.wrapping_sub(at) < 4 || gpa.wrapping_sub(target) < length.into();
+        prop_assert!(all.all(|((old, new), gpa)| *old == new || there && own(gpa)));
+    }
+
     #[test]
     fn any_state_is_restored(selected: u16, offset: u32, dma_high: u32) {
         let (from, to) = (device(), device());

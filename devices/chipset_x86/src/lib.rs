@@ -34,7 +34,7 @@ pub use ioapic::IoApic;
 pub use pc_testdev::PcTestdev;
 pub use pic::Pic;
 pub use pit::Pit;
-pub use pm::{Pm, PmConfig};
+pub use pm::{Pm, PmConfig, WakeState};
 pub use ports::PortRegion;
 pub use power::{A20Gate, FastReset, PowerEvent, PowerEvents, ResetControl};
 pub use rtc::{Rtc, RtcConfig};
@@ -53,8 +53,8 @@ pub mod addresses {
     pub use crate::pit::{PIT_HZ, PIT_PORTS, SYSTEM_CONTROL_B_PORT};
     pub use crate::pm::{
         ACPI_DISABLE, ACPI_ENABLE, GPE0_LEN, GPE0_OFFSET, PM_PORT_BASE, PM_PORT_COUNT, PM_TIMER_HZ,
-        PM_TIMER_OFFSET, PM1_CONTROL_OFFSET, PM1_EVENT_OFFSET, SCI_GSI, SLEEP_TYPE_S0, SLEEP_TYPE_S5,
-        SMI_COMMAND_PORT,
+        PM_TIMER_OFFSET, PM1_CONTROL_OFFSET, PM1_EVENT_OFFSET, SCI_GSI, SLEEP_TYPE_S0, SLEEP_TYPE_S3,
+        SLEEP_TYPE_S5, SMI_COMMAND_PORT,
     };
     pub use crate::power::{FAST_RESET_PORT, RESET_CONTROL_PORT, RESET_CONTROL_VALUE};
     pub use crate::rtc::{CMOS_CENTURY, RTC_PORTS};

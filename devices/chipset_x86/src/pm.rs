@@ -6,7 +6,7 @@ use crate::ports::{PortRegion, PortSet, decode_checked, region, take_over};
 use crate::{PowerEvent, PowerEvents};
 use clock::{TimerService, VmClock, nanos_for, ticks_in};
 use device::{Device, SavedState, StateError, encode};
-use irq::{IrqLine, OrderedLine};
+use irq::{IrqLine, IrqSink, OrderedLine};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -32,6 +32,8 @@ pub const PM_TIMER_HZ: u64 = 3_579_545;
 pub const SCI_GSI: u32 = 9;
 /// The sleep type of S0 for ACPI's `\_S0`.
 pub const SLEEP_TYPE_S0: u8 = 0;
+/// The sleep type of S3, "suspend to RAM", for ACPI's `\_S3`.
+pub const SLEEP_TYPE_S3: u8 = 1;
 /// The sleep type of S5, "soft off", for ACPI's `\_S5`.
 pub const SLEEP_TYPE_S5: u8 = 5;
 /// The SMI command port; the one after it is a scratch register.
@@ -68,6 +70,9 @@ pub struct PmConfig {
 }
 
 /// The power management block.
+///
+/// A guest that sleeps in S3 is a [`PowerEvent::Sleep`], and what ends its sleep a [`PowerEvent::Wake`]. The machine
+/// resets everything then, and calls [`Pm::woken`] after that.
 pub struct Pm {
     // Fixed configuration.
     config: PmConfig,
@@ -91,12 +96,36 @@ struct PmState {
     smi_scratch: u8,
     /// How often the timer's highest bit had changed when the status bit was last brought up to date.
     timer_toggles: u64,
+    /// The machine sleeps in S3, and nothing has woken it yet.
+    asleep: bool,
+}
+
+/// What [`Pm::waking`] keeps.
+#[derive(Debug, Clone, Copy)]
+pub struct WakeState {
+    status: u16,
+    control: u16,
 }
 
 impl PmState {
+    /// Whether something has come that the guest wants to hear of.
+    fn is_event_pending(&self) -> bool {
+        self.status & self.enable & ENABLE_MASK != 0 || self.gpe_status & self.gpe_enable != 0
+    }
+
     fn sci(&self) -> bool {
-        let fixed = self.status & self.enable & ENABLE_MASK;
-        self.control & SCI_ENABLE != 0 && (fixed != 0 || self.gpe_status & self.gpe_enable != 0)
+        self.control & SCI_ENABLE != 0 && self.is_event_pending()
+    }
+
+    /// Ends the sleep if something has come that ends it: an event that was enabled for that, or the power button
+    /// (ACPI 6.5, 4.8.2.3 and 4.8.3.1). Whether it did.
+    fn wakes(&mut self) -> bool {
+        let wakes = self.asleep && (self.is_event_pending() || self.status & POWER_BUTTON != 0);
+        if wakes {
+            self.asleep = false;
+            self.status |= WAKE_STATUS;
+        }
+        wakes
     }
 
     fn sound(&self) -> bool {
@@ -109,7 +138,7 @@ impl PmState {
 impl Pm {
     /// The block's kind in saved states.
     pub const KIND: &'static str = "acpi-pm";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
 
     /// A block that interrupts by `sci` and asks `events` to switch the machine off.
     pub fn new(
@@ -154,6 +183,37 @@ impl Pm {
         self.refresh();
     }
 
+    /// A line whose rise is the clock's alarm (RTC_STS).
+    pub fn alarm_line(self: &Arc<Self>) -> IrqLine {
+        struct Alarm(Weak<Pm>);
+        impl IrqSink for Alarm {
+            fn set_level(&self, _pin: u32, level: bool) {
+                if let (true, Some(pm)) = (level, self.0.upgrade()) {
+                    pm.state.lock().status |= RTC_ALARM;
+                    pm.refresh();
+                }
+            }
+        }
+        IrqLine::new(Arc::new(Alarm(Arc::downgrade(self))), 0)
+    }
+
+    /// What of the block's state outlasts the reset that comes between sleep and waking: what woke the machine is to
+    /// be read, and the guest still owns power management.
+    pub fn waking(&self) -> WakeState {
+        let state = self.state.lock();
+        WakeState { status: state.status, control: state.control & SCI_ENABLE }
+    }
+
+    /// The machine has woken and was reset: `kept` is there again.
+    pub fn woken(&self, kept: WakeState) {
+        {
+            let mut state = self.state.lock();
+            state.status = kept.status;
+            state.control = state.control & !SCI_ENABLE | kept.control;
+        }
+        self.refresh();
+    }
+
     /// Whether the guest would hear of the power button now.
     pub fn power_button_is_heard(&self) -> bool {
         let state = self.state.lock();
@@ -194,7 +254,7 @@ impl Pm {
     /// Arms the timer for the next change of the highest bit, if the guest wants to hear of it, and drives
     /// the interrupt.
     fn refresh(&self) {
-        {
+        let wakes = {
             let mut state = self.state.lock();
             self.advance(&mut state);
             if state.enable & TIMER_STATUS != 0 {
@@ -204,8 +264,12 @@ impl Pm {
             } else {
                 self.overflow.set(None);
             }
-        }
+            state.wakes()
+        };
         self.sci.update(|| self.state.lock().sci());
+        if wakes {
+            self.events.request(PowerEvent::Wake);
+        }
     }
 
     fn read_register(&self, state: &PmState, now: u64, offset: u16) -> u8 {
@@ -240,9 +304,13 @@ impl Pm {
             0x05 => {
                 set(&mut state.control, 1, CONTROL_MASK);
                 let written = u16::from(value) << 8;
-                let sleep_type = (written >> SLEEP_TYPE_SHIFT & 7) as u8;
-                if written & SLEEP_ENABLE != 0 && sleep_type == SLEEP_TYPE_S5 {
-                    return Some(PowerEvent::PowerOff);
+                match (written >> SLEEP_TYPE_SHIFT & 7) as u8 {
+                    SLEEP_TYPE_S5 if written & SLEEP_ENABLE != 0 => return Some(PowerEvent::PowerOff),
+                    SLEEP_TYPE_S3 if written & SLEEP_ENABLE != 0 && !state.asleep => {
+                        state.asleep = true;
+                        return Some(PowerEvent::Sleep);
+                    }
+                    _ => {}
                 }
             }
             0x20..=0x27 => state.gpe_status &= !(u64::from(value) << (8 * (offset - 0x20))),
@@ -292,10 +360,11 @@ impl PortSet for Pm {
                 }
             }
         }
-        self.refresh();
+        // What it asks for comes before the end of its sleep, which may be at hand already.
         if let Some(event) = event {
             self.events.request(event);
         }
+        self.refresh();
     }
 }
 
@@ -405,8 +474,51 @@ mod tests {
         assert!(bench.events.take().is_empty());
         bench.ports.write_wide(0x604, 2, 5 << 10 | 1 << 13);
         assert_eq!(bench.events.take(), [PowerEvent::PowerOff]);
-        bench.ports.write_wide(0x604, 2, 1 << 10 | 1 << 13);
+        bench.ports.write_wide(0x604, 2, 2 << 10 | 1 << 13);
         assert!(bench.events.take().is_empty());
+    }
+
+    #[test]
+    fn sleep_ends_by_what_was_enabled_for_it_and_by_the_power_button() {
+        let bench = bench(PmConfig { acpi_at_reset: true, ..PmConfig::default() });
+        let alarm = bench.pm.alarm_line();
+        let sleep = |enable: u16| {
+            bench.ports.write_wide(0x600, 2, u16::MAX.into());
+            bench.ports.write_wide(0x602, 2, enable.into());
+            bench.ports.write_wide(0x604, 2, 1 << 10 | 1 << 13);
+        };
+        sleep(0);
+        alarm.set(true);
+        alarm.set(false);
+        assert_eq!(bench.events.take(), [PowerEvent::Sleep]);
+        assert_eq!(bench.ports.read_wide(0x600, 2), RTC_ALARM.into());
+        bench.pm.press_power_button();
+        assert_eq!(bench.events.take(), [PowerEvent::Wake]);
+
+        sleep(RTC_ALARM);
+        alarm.set(true);
+        assert_eq!(bench.events.take(), [PowerEvent::Sleep, PowerEvent::Wake]);
+        let kept = bench.pm.waking();
+        bench.pm.reset();
+        bench.pm.woken(kept);
+        assert_eq!(bench.ports.read_wide(0x600, 2), u32::from(WAKE_STATUS | RTC_ALARM));
+        assert_eq!(bench.ports.read_wide(0x602, 4), 1 << 16, "nothing but SCI_EN is kept of the rest");
+
+        // What is pending already ends it at once; a machine that sleeps cannot fall asleep again.
+        bench.ports.write_wide(0x602, 2, RTC_ALARM.into());
+        bench.ports.write_wide(0x604, 2, 1 << 10 | 1 << 13);
+        assert_eq!(bench.events.take(), [PowerEvent::Sleep, PowerEvent::Wake]);
+        sleep(0);
+        let copy = Pm::new(
+            PmConfig::default(),
+            &bench.time.timers,
+            SignalLog::new().line(SCI_GSI),
+            bench.events.clone(),
+        );
+        copy.restore(&bench.pm.save()).unwrap();
+        bench.events.take();
+        copy.press_power_button();
+        assert_eq!(bench.events.take(), [PowerEvent::Wake]);
     }
 
     #[test]

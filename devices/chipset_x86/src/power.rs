@@ -23,6 +23,10 @@ pub enum PowerEvent {
     Reset,
     /// Switch the machine off.
     PowerOff,
+    /// Suspend to RAM (ACPI's S3): stop the processors where they are, and keep memory.
+    Sleep,
+    /// What ends such a sleep has come.
+    Wake,
     /// The guest's program has ended, with this exit code (always odd).
     DebugExit(u8),
     /// The guest's kernel panicked, and will do nothing more.

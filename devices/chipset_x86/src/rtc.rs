@@ -11,7 +11,7 @@ use irq::{IrqLine, OrderedLine};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 /// First port and number of ports: index, then data.
 pub const RTC_PORTS: (u16, u16) = (0x70, 2);
@@ -384,6 +384,7 @@ pub struct Rtc {
     clock: VmClock,
     timer: DeviceTimer,
     line: OrderedLine,
+    alarm: OnceLock<OrderedLine>,
     // Guest-visible state.
     state: Mutex<RtcState>,
 }
@@ -407,8 +408,16 @@ impl Rtc {
                     }
                 }),
                 line: OrderedLine::new(line),
+                alarm: OnceLock::new(),
             }
         })
+    }
+
+    /// Has `line` be high while the alarm's interrupt is pending: an event of power management. The first such line is
+    /// the one.
+    pub fn connect_alarm(&self, line: IrqLine) {
+        let _ = self.alarm.set(OrderedLine::new(line));
+        self.access(|_, _| {});
     }
 
     /// The ports to map.
@@ -427,6 +436,9 @@ impl Rtc {
             self.timer.set(state.deadline(now));
         }
         self.line.update(|| self.state.lock().interrupts() != 0);
+        if let Some(alarm) = self.alarm.get() {
+            alarm.update(|| self.state.lock().interrupts() & C_ALARM != 0);
+        }
     }
 
     /// Puts another state in place of the present one, which has no more effects.

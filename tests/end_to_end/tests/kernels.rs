@@ -117,3 +117,17 @@ fn programs_of_32_bit_code_run_under_a_64_bit_kernel() {
     assert_eq!(guest.shell("/program"), i32::from(SUCCESS));
     power_off(guest);
 }
+
+#[test]
+fn a_kernel_sleeps_in_memory_until_its_alarm() {
+    let mut guest = boot(&["debian:13", "--smp", "2"]);
+    assert_eq!(guest.shell("grep -q '\\[deep\\]' /sys/power/mem_sleep && echo here > /kept"), 0);
+    let alarm = "/sys/class/rtc/rtc0/wakealarm";
+    for _ in 0..2 {
+        let sleep = format!("echo 0 > {alarm}; echo +2 > {alarm} && echo mem > /sys/power/state");
+        assert_eq!(guest.shell(&sleep), 0);
+    }
+    assert_eq!(guest.shell("[ $(cat /kept) = here ] && [ $(nproc) = 2 ]"), 0);
+    assert_eq!(guest.shell("[ $(dmesg | grep -c 'Low-level resume complete') = 2 ]"), 0);
+    power_off(guest);
+}

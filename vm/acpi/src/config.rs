@@ -73,6 +73,8 @@ pub struct PowerPorts {
     pub reset_port: u16,
     /// What resets when written to it.
     pub reset_value: u8,
+    /// SLP_TYPx for S3, suspend to RAM: 3 bits.
+    pub s3_sleep_type: u8,
     /// SLP_TYPx for S5, soft off: 3 bits.
     pub s5_sleep_type: u8,
 }
@@ -122,7 +124,7 @@ impl AcpiConfig {
     pub const MAX_SERIALS: usize = 4;
 
     /// The machine `pc` with vCPUs of these APIC ids and its usual addresses: configuration space for 256
-    /// buses at `0xb000_0000`, BARs from `0xc000_0000` to the I/O APIC, a 64-bit window of 256 GiB at
+    /// buses at `0xc000_0000`, BARs from `0xd000_0000` to the I/O APIC, a 64-bit window of 256 GiB at
     /// 512 GiB.
     pub fn pc(apic_ids: Vec<u32>) -> Self {
         Self {
@@ -130,9 +132,9 @@ impl AcpiConfig {
             local_apic_address: 0xfee0_0000,
             io_apic: IoApic { id: 0, address: 0xfec0_0000 },
             pci: PciHost {
-                ecam_base: 0xb000_0000,
+                ecam_base: 0xc000_0000,
                 buses: 256,
-                windows32: std::iter::once(0xc000_0000..0xfe00_0000).collect(),
+                windows32: std::iter::once(0xd000_0000..0xfe00_0000).collect(),
                 window64: Some(0x80_0000_0000..0xc0_0000_0000),
                 vga: false,
                 pic_irqs: [10, 11, 10, 11, 10, 11, 10, 11],
@@ -150,6 +152,7 @@ impl AcpiConfig {
                 sci_irq: 9,
                 reset_port: 0xcf9,
                 reset_value: 6,
+                s3_sleep_type: 1,
                 s5_sleep_type: 5,
             },
             hpet: Some(0xfed0_0000),

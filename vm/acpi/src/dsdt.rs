@@ -37,7 +37,8 @@ fn bytes_of(object: &dyn Aml) -> Raw {
 pub(crate) fn build(config: &AcpiConfig) -> Vec<u8> {
     let mut aml = Vec::new();
     interrupt_model(&mut aml);
-    soft_off(config, &mut aml);
+    sleep_state("\\_S3_", config.power.s3_sleep_type, &mut aml);
+    sleep_state("\\_S5_", config.power.s5_sleep_type, &mut aml);
     let host = host_bridge(config);
     let lpc = lpc_bridge(config);
     let reserved = reservations(config);
@@ -57,14 +58,14 @@ fn interrupt_model(aml: &mut Vec<u8>) {
         .to_aml_bytes(aml);
 }
 
-/// `\_S5` (ACPI 6.5, 7.4.2).
-fn soft_off(config: &AcpiConfig, aml: &mut Vec<u8>) {
+/// A sleep state (ACPI 6.5, 7.4.2) that is entered by this SLP_TYPx.
+fn sleep_state(name: &str, sleep_type: u8, aml: &mut Vec<u8>) {
     let mut package = PackageBuilder::new();
-    package.add_element(&config.power.s5_sleep_type);
-    package.add_element(&config.power.s5_sleep_type);
+    package.add_element(&sleep_type);
+    package.add_element(&sleep_type);
     package.add_element(&ZERO);
     package.add_element(&ZERO);
-    Name::new(Path::new("\\_S5_"), &package).to_aml_bytes(aml);
+    Name::new(Path::new(name), &package).to_aml_bytes(aml);
 }
 
 pub(crate) fn processor(uid: u32, aml: &mut Vec<u8>) {

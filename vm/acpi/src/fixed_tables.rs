@@ -34,12 +34,15 @@ pub(crate) fn xsdt(tables: &[u64]) -> Vec<u8> {
     with_body(b"XSDT", 1, &body)
 }
 
-/// Firmware ACPI control structure (ACPI 6.5, 5.2.10): no header, no checksum.
+/// Where a FACS has the address that the processor begins at when it wakes: 32 bits.
+pub(crate) const WAKING_VECTOR: u64 = 12;
+
+/// Firmware ACPI control structure (ACPI 6.5, 5.2.10): no header, no checksum. Its version is the first, which has the
+/// waking vector for real mode only.
 pub(crate) fn facs() -> Vec<u8> {
     let mut bytes = vec![0; 64];
     bytes[..4].copy_from_slice(b"FACS");
     bytes[4..8].copy_from_slice(&64u32.to_le_bytes());
-    bytes[32] = 2;
     bytes
 }
 
@@ -59,7 +62,7 @@ const WBINVD: u32 = 1;
 const PROC_C1: u32 = 1 << 2;
 /// No sleep button in the fixed registers (nor elsewhere). The power button is there: bit 4 stays zero.
 const SLP_BUTTON: u32 = 1 << 5;
-/// The clock's alarm isn't in the fixed registers.
+/// The clock's alarm isn't in the fixed registers, so that there's none to wake the machine.
 const FIX_RTC: u32 = 1 << 6;
 const TMR_VAL_EXT: u32 = 1 << 8;
 const RESET_REG_SUP: u32 = 1 << 10;
@@ -106,7 +109,8 @@ pub(crate) fn fadt(config: &AcpiConfig, facs: u32, dsdt: u32) -> Vec<u8> {
         | when(!config.rtc, BOOT_NO_CMOS_RTC);
     put(109, &boot.to_le_bytes());
     let timer = if power.timer_32_bit { TMR_VAL_EXT } else { 0 };
-    let flags = WBINVD | PROC_C1 | SLP_BUTTON | FIX_RTC | RESET_REG_SUP | timer;
+    let alarm = if config.rtc { 0 } else { FIX_RTC };
+    let flags = WBINVD | PROC_C1 | SLP_BUTTON | RESET_REG_SUP | alarm | timer;
     put(112, &flags.to_le_bytes());
     put(116, &port_address(power.reset_port, 1, 1));
     put(128, &[power.reset_value]);

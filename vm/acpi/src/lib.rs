@@ -37,6 +37,9 @@ pub struct Tables {
     pub bytes: Vec<u8>,
     /// The guest physical address of the root: ACPI's RSDP, or SMBIOS's entry point.
     pub root: u64,
+    /// The guest physical address of the 32-bit word in which a guest says where the processor is to begin, in real
+    /// mode, when it wakes from S3 (ACPI 6.5, 5.2.10). `None` if the machine does not sleep.
+    pub waking_vector: Option<u64>,
 }
 
 /// Builds all ACPI tables, to be placed from the start of `window` on.
@@ -59,7 +62,8 @@ pub fn build(config: &AcpiConfig, window: Range<u64>) -> Result<Tables, AcpiErro
         listed.push(layout.append(&numa::srat(numa), 16));
         listed.push(layout.append(&numa::slit(numa), 16));
     }
-    layout.finish_with_roots(root, &listed)
+    let tables = layout.finish_with_roots(root, &listed)?;
+    Ok(Tables { waking_vector: Some(facs + fixed_tables::WAKING_VECTOR), ..tables })
 }
 
 /// Addresses handed out one after the other in a window.
@@ -106,7 +110,7 @@ impl Layout {
         if self.bytes.len() as u64 > have {
             return Err(AcpiError::WindowTooSmall { need: self.bytes.len() as u64, window: self.window });
         }
-        Ok(Tables { base: self.window.start, bytes: self.bytes, root })
+        Ok(Tables { base: self.window.start, bytes: self.bytes, root, waking_vector: None })
     }
 }
 

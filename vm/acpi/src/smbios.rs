@@ -141,7 +141,7 @@ pub fn build(config: &SmbiosConfig, window: Range<u64>) -> Result<Tables, AcpiEr
     if root + bytes.len() as u64 > window.end {
         return Err(AcpiError::WindowTooSmall { need: bytes.len() as u64, window });
     }
-    Ok(Tables { base: root, bytes, root })
+    Ok(Tables { base: root, bytes, root, waking_vector: None })
 }
 
 /// Type 0 (7.1).

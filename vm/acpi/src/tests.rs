@@ -64,10 +64,12 @@ fn pointers_lengths_and_checksums_add_up() {
         (0x600, 0x604, 0x608, 0x620)
     );
     assert_eq!(fadt[116..129], [1, 8, 0, 1, 0xf9, 0xc, 0, 0, 0, 0, 0, 0, 6]);
-    assert_eq!(u32_at(fadt, 112), 0x465);
+    assert_eq!(u32_at(fadt, 112), 0x425);
     assert_eq!(fadt[109], 0b1_0111);
+    let facs = u64::from(u32_at(fadt, 36));
+    assert_eq!((tables.waking_vector, u32_at(tables.at(facs), 12)), (Some(facs + 12), 0));
     let mcfg = tables.named(b"MCFG");
-    assert_eq!((u64_at(mcfg, 44), mcfg[54], mcfg[55], mcfg.len()), (0xb000_0000, 0, 255, 60));
+    assert_eq!((u64_at(mcfg, 44), mcfg[54], mcfg[55], mcfg.len()), (0xc000_0000, 0, 255, 60));
     let hpet = tables.named(b"HPET");
     assert_eq!((u64_at(hpet, 44), hpet.len()), (0xfed0_0000, 56));
 }

@@ -36,6 +36,11 @@ impl BootSource {
         }
     }
 
+    /// Whether processors begin as after a reset.
+    pub(crate) fn is_firmware(&self) -> bool {
+        matches!(self, Self::Firmware(_))
+    }
+
     /// Has a word stand on Linux's command line: see [`KernelImage::add_word`].
     pub(crate) fn add_word(&mut self, name: &'static str, word: &str) {
         if let Self::Kernel(kernel) = self {

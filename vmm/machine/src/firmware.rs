@@ -1,6 +1,7 @@
 //! The tables that firmware would leave in memory.
 
-use crate::{MachineError, MachineSpec};
+use crate::{MachineError, MachineSpec, bios};
+use accel::X86State;
 use acpi::smbios::SmbiosConfig;
 use acpi::{ACPI_WINDOW, AcpiConfig, AcpiError, MicroConfig, SMBIOS_WINDOW, SerialPort, Tables, smbios};
 use chipset_x86::addresses;
@@ -29,6 +30,28 @@ pub(crate) struct Firmware {
     smbios: Tables,
 }
 
+/// How the boot processor begins after a sleep (ACPI 6.5, 16.3.2): at the waking vector, in real mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RealModeEntry {
+    segment: u16,
+    offset: u16,
+}
+
+impl RealModeEntry {
+    fn new(vector: u32) -> Option<Self> {
+        let segment = u16::try_from(vector >> 4).ok()?;
+        (vector != 0).then_some(Self { segment, offset: (vector & 0xf) as u16 })
+    }
+
+    /// Changes `state`, that of a processor after reset.
+    pub(crate) fn apply(&self, state: &mut X86State) {
+        let code = &mut state.segments[X86State::CS];
+        code.selector = self.segment;
+        code.base = u64::from(self.segment) << 4;
+        state.rip = self.offset.into();
+    }
+}
+
 /// What the ACPI tables say of the machine; everything else is wired by this.
 pub(super) fn acpi_config(spec: &MachineSpec) -> AcpiConfig {
     let mut config = AcpiConfig::pc((0..spec.vcpus).collect());
@@ -44,6 +67,7 @@ pub(super) fn acpi_config(spec: &MachineSpec) -> AcpiConfig {
     ports.acpi_disable = addresses::ACPI_DISABLE;
     ports.reset_port = addresses::RESET_CONTROL_PORT;
     ports.reset_value = addresses::RESET_CONTROL_VALUE;
+    ports.s3_sleep_type = addresses::SLEEP_TYPE_S3;
     ports.s5_sleep_type = addresses::SLEEP_TYPE_S5;
     ports.timer_32_bit = chipset_x86::PmConfig::default().timer_32_bits;
     config.pvpanic = Some(addresses::PVPANIC_PORT);
@@ -81,7 +105,7 @@ impl Firmware {
         let wiring = |error: AcpiError| MachineError::Wiring(error.to_string());
         Ok(Self {
             acpi: acpi.map_err(wiring)?,
-            smbios: smbios::build(&SmbiosConfig::pc(vcpus as u16, ram), SMBIOS_WINDOW.start..RESET_VECTOR)
+            smbios: smbios::build(&SmbiosConfig::pc(vcpus as u16, ram), SMBIOS_WINDOW.start..bios::HANDLERS)
                 .map_err(wiring)?,
         })
     }
@@ -92,5 +116,25 @@ impl Firmware {
         memory.write(self.smbios.base, &self.smbios.bytes)?;
         memory.write(RESET_VECTOR, &RESET_CODE)?;
         Ok(self.acpi.root)
+    }
+
+    /// Where the guest wants the boot processor to begin in real mode after its sleep; `None` if it did not say, or
+    /// said what is no address of real mode's.
+    pub(crate) fn waking_vector(&self, memory: &guest_memory::GuestMemory) -> Option<RealModeEntry> {
+        let mut vector = [0; 4];
+        memory.read(self.acpi.waking_vector?, &mut vector).ok()?;
+        RealModeEntry::new(u32::from_le_bytes(vector))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waking_vectors_are_of_real_mode() {
+        assert_eq!(RealModeEntry::new(0), None);
+        assert_eq!(RealModeEntry::new(0x10_0000), None);
+        assert_eq!(RealModeEntry::new(0x9_a01c), Some(RealModeEntry { segment: 0x9a01, offset: 0xc }));
     }
 }

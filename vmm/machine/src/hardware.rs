@@ -1,13 +1,14 @@
 //! A machine of any type, all but its vCPUs: what the types build, and what is done to it as a whole.
 
-use crate::MachineError;
 use crate::assembly::MachineBus;
 use crate::boot_source::BootSource;
-use crate::firmware::Firmware;
+use crate::firmware::{Firmware, RealModeEntry};
 use crate::kernel::KernelEntry;
+use crate::{MachineError, bios};
 use accel::AccelVm;
 use boot::MemoryMap;
 use chardev::PortConnection;
+use chipset_x86::Pm;
 use clock::TimerService;
 use device::Device;
 use guest_memory::GuestMemory;
@@ -28,13 +29,20 @@ pub(crate) struct Hardware {
     pub(crate) connections: Vec<PortConnection>,
     pub(crate) firmware: Firmware,
     pub(crate) boot: BootSource,
+    /// Power management, where there is any.
+    pub(crate) pm: Option<Arc<Pm>>,
 }
 
 impl Hardware {
     /// Writes what the machine begins with into memory; `fresh` says that nothing ever ran there. Returns how
     /// the boot processor begins, if not as after a reset.
     pub(crate) fn load(&self, fresh: bool) -> Result<Option<KernelEntry>, MachineError> {
-        self.boot.load(&self.memory, &self.map, &self.firmware, fresh)
+        let entry = self.boot.load(&self.memory, &self.map, &self.firmware, fresh)?;
+        if entry.as_ref().is_some_and(KernelEntry::is_after_bios) && self.pm.is_some() {
+            bios::write_handlers(&self.memory)?;
+            bios::program_chipset(&*self.bus);
+        }
+        Ok(entry)
     }
 
     /// All devices and the clock begin to run.
@@ -52,6 +60,20 @@ impl Hardware {
         self.timers.clock_changed();
         for device in &self.devices {
             device.stop();
+        }
+    }
+
+    /// Everything is as after power-on, but what the chipset keeps of the sleep that has ended. Returns how the boot
+    /// processor begins, if there is something that it can go on with.
+    pub(crate) fn wake(&self) -> Option<RealModeEntry> {
+        let kept = self.pm.as_ref().map(|pm| (pm, pm.waking()));
+        self.reset();
+        if let Some((pm, kept)) = kept {
+            pm.woken(kept);
+        }
+        match self.boot {
+            BootSource::Kernel(_) => self.firmware.waking_vector(&self.memory),
+            BootSource::Firmware(_) => None,
         }
     }
 

@@ -6,7 +6,7 @@ use guest_memory::PAGE_SIZE;
 use std::ops::Range;
 
 /// Memory below 4 GiB ends here at the latest; above it are configuration space, BARs and the APICs.
-const LOW_END: u64 = 0x8000_0000;
+const LOW_END: u64 = 0xc000_0000;
 /// The rest of the memory starts here.
 const HIGH_START: u64 = 1 << 32;
 
@@ -59,7 +59,7 @@ mod tests {
     #[test]
     fn memory_goes_around_the_hole() {
         assert_eq!(Layout::new(1 << 30).unwrap().regions(), vec![0..1 << 30]);
-        assert_eq!(Layout::new(3 << 30).unwrap().regions(), [0..LOW_END, HIGH_START..HIGH_START + (1 << 30)]);
+        assert_eq!(Layout::new(4 << 30).unwrap().regions(), [0..LOW_END, HIGH_START..HIGH_START + (1 << 30)]);
         for memory in [0, 4096, MIN_MEMORY + 1, MAX_MEMORY + 4096] {
             assert!(Layout::new(memory).is_err(), "{memory}");
         }

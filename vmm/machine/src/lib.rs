@@ -4,6 +4,7 @@
 //! to its end.
 
 mod assembly;
+mod bios;
 mod boot_source;
 mod doorbells;
 mod error;

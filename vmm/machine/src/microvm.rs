@@ -75,7 +75,18 @@ pub(crate) fn build(
 
     let bus = MachineBus { mmio: assembly.mmio, pio: assembly.pio, pic: None };
     let devices = assembly.devices;
-    Ok(Hardware { accel, bus: Arc::new(bus), memory, map, timers, devices, connections, firmware, boot })
+    Ok(Hardware {
+        accel,
+        bus: Arc::new(bus),
+        memory,
+        map,
+        timers,
+        devices,
+        connections,
+        firmware,
+        boot,
+        pm: None,
+    })
 }
 
 /// What the ACPI tables say of the machine; everything else is wired by this.

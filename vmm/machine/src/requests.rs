@@ -1,6 +1,6 @@
 //! What guest, host and people ask of the whole machine, and the thread that carries it out hears.
 
-use accel::DebugStop;
+use accel::{DebugStop, StopToken};
 use chipset_x86::{PowerEvent, PowerEvents};
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
@@ -46,6 +46,8 @@ impl Request {
 pub(crate) struct Requests {
     queue: Mutex<VecDeque<Request>>,
     arrived: Condvar,
+    /// What stops the vCPUs that run.
+    running: Mutex<Option<StopToken>>,
 }
 
 impl Requests {
@@ -91,6 +93,11 @@ impl Requests {
         }
     }
 
+    /// Has requests of the guest's stop the vCPUs that run with `stop`.
+    pub(crate) fn set_running(&self, stop: Option<StopToken>) {
+        *self.running.lock() = stop;
+    }
+
     /// Forgets what a guest asked for before a reset; people's wishes stay.
     pub(crate) fn clear(&self) {
         self.queue.lock().retain(|request| matches!(request, Request::Quit | Request::Pause));
@@ -100,6 +107,10 @@ impl Requests {
 impl PowerEvents for Requests {
     fn request(&self, event: PowerEvent) {
         self.push(Request::Power(event));
+        // The vCPU that asks does nothing after the instruction by which it asks.
+        if let Some(stop) = &*self.running.lock() {
+            stop.stop();
+        }
     }
 }
 

@@ -111,6 +111,8 @@ pub struct Vm {
     placement: Arc<Placement>,
     meter: Arc<CpuMeter>,
     no_reboot: bool,
+    /// The guest sleeps in S3.
+    asleep: bool,
     /// The vCPU that shut down, if the machine is to reset for that when it goes on.
     shut_down: Option<u32>,
 }
@@ -148,8 +150,16 @@ impl Vm {
         };
         let vcpus =
             (0..spec.vcpus).map(|id| hardware.accel.create_vcpu(id)).collect::<Result<Vec<_>, _>>()?;
-        let mut vm =
-            Self { hardware, vcpus, requests, placement, meter, no_reboot: spec.no_reboot, shut_down: None };
+        let mut vm = Self {
+            hardware,
+            vcpus,
+            requests,
+            placement,
+            meter,
+            no_reboot: spec.no_reboot,
+            asleep: false,
+            shut_down: None,
+        };
         vm.load(true)?;
         Ok(vm)
     }
@@ -198,9 +208,12 @@ impl Vm {
             // What came while the VM stood still comes first.
             let request = match self.requests.take() {
                 Some(request) => request,
+                None if self.asleep => self.sleep_until_request(),
                 None => self.run_until_request(options.vcpus)?,
             };
             match request {
+                Request::Power(PowerEvent::Sleep) => self.asleep = true,
+                Request::Power(PowerEvent::Wake) if self.asleep => self.wake()?,
                 Request::Power(PowerEvent::Reset) if !self.no_reboot => self.reset()?,
                 Request::TripleFault { vcpu } if options.stop_at_triple_fault => {
                     self.shut_down = Some(vcpu);
@@ -251,11 +264,43 @@ impl Vm {
     pub fn reset(&mut self) -> Result<(), MachineError> {
         self.requests.clear();
         self.shut_down = None;
+        self.asleep = false;
         self.hardware.reset();
         for vcpu in &mut self.vcpus {
             vcpu.reset();
         }
         self.load(false)
+    }
+
+    /// Resets the machine, but for its memory, and has the guest go on where it wants to after a sleep.
+    fn wake(&mut self) -> Result<(), MachineError> {
+        let entry = self.hardware.wake();
+        self.asleep = false;
+        for vcpu in &mut self.vcpus {
+            vcpu.reset();
+        }
+        match (entry, self.vcpus.first_mut(), self.hardware.boot.is_firmware()) {
+            (Some(entry), Some(first), _) => {
+                let mut state = first.save()?;
+                entry.apply(&mut state);
+                first.restore(&state)?;
+                Ok(())
+            }
+            // It looks after that itself.
+            (_, _, true) => Ok(()),
+            _ => {
+                tracing::warn!("the guest slept without saying where it goes on; the machine resets");
+                self.reset()
+            }
+        }
+    }
+
+    /// Lets devices and the clock run, but no vCPU, until somebody asks for something.
+    fn sleep_until_request(&mut self) -> Request {
+        self.hardware.start();
+        let request = self.requests.wait();
+        self.hardware.stop();
+        request
     }
 
     /// Lets everything run until somebody asks for something, and stops it again.
@@ -264,6 +309,7 @@ impl Vm {
         let (hardware, requests, placement, meter) =
             (&self.hardware, &self.requests, &self.placement, &self.meter);
         let bus: &dyn VcpuBus = &*hardware.bus;
+        requests.set_running(Some(stop.clone()));
         let request = std::thread::scope(|scope| {
             hardware.start();
             let mut failed = None;
@@ -286,6 +332,7 @@ impl Vm {
             stop.stop();
             failed.map_or(Ok(request), Err)
         });
+        self.requests.set_running(None);
         self.hardware.stop();
         Ok(request?.unwrap_or(Request::Quit))
     }
@@ -314,7 +361,7 @@ fn pause(request: Request) -> Option<Pause> {
         Request::Power(PowerEvent::PowerOff) => Ending::PowerOff,
         Request::Power(PowerEvent::DebugExit(code)) => Ending::DebugExit(code),
         Request::Power(PowerEvent::Panicked) => Ending::Panicked,
-        Request::Power(PowerEvent::CrashLoaded) => return None,
+        Request::Power(PowerEvent::CrashLoaded | PowerEvent::Sleep | PowerEvent::Wake) => return None,
         Request::Power(PowerEvent::Reset) => Ending::Reset,
         Request::TripleFault { vcpu } => Ending::TripleFault { vcpu },
         Request::Debug { vcpu, stop } => return Some(Pause::Debug { vcpu, stop }),

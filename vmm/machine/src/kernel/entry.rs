@@ -1,20 +1,33 @@
 //! The state that the boot processor starts in.
 
+use crate::bios;
 use accel::X86State;
-use boot::EntryState;
+use boot::{EntryState, Loaded, Protocol};
 
 /// How the boot processor starts.
 #[derive(Debug)]
-pub(crate) struct KernelEntry(EntryState);
+pub(crate) struct KernelEntry {
+    state: EntryState,
+    /// It expects a PC as a BIOS leaves it.
+    after_bios: bool,
+}
 
 impl KernelEntry {
-    pub(super) fn new(state: EntryState) -> Self {
-        Self(state)
+    pub(super) fn new(loaded: Loaded) -> Self {
+        Self { after_bios: loaded.protocol == Protocol::Multiboot, state: loaded.entry }
+    }
+
+    /// Whether the kernel expects what a BIOS leaves behind.
+    pub(crate) fn is_after_bios(&self) -> bool {
+        self.after_bios
     }
 
     /// Changes `state`, that of a processor after reset, to the one that the boot protocol prescribes.
     pub(crate) fn apply(&self, state: &mut X86State) {
-        let entry = &self.0;
+        let entry = &self.state;
+        if self.after_bios {
+            bios::program_apic(state);
+        }
         let segment = |from: &boot::Segment| accel::Segment {
             selector: from.selector,
             base: from.base,

@@ -137,7 +137,7 @@ impl KernelImage {
         for placed in &loaded.placed {
             tracing::debug!("{:#x}..{:#x}: {}", placed.range.start, placed.range.end, placed.what);
         }
-        Ok(KernelEntry::new(loaded.entry))
+        Ok(KernelEntry::new(loaded))
     }
 }
 

@@ -20,6 +20,7 @@ pub(super) struct Chipset {
     pub(super) board: Arc<Board>,
     pub(super) pic: Arc<Pic>,
     pub(super) reset_control: Arc<ResetControl>,
+    pub(super) pm: Arc<Pm>,
 }
 
 /// The accelerator's INTR input.
@@ -43,10 +44,11 @@ pub(super) fn add(
 ) -> Result<Chipset, MachineError> {
     let events: Arc<dyn PowerEvents> = requests.clone();
     let (board, pic) = add_interrupt_controllers(assembly, acpi, accel)?;
-    add_timers(assembly, acpi, spec, layout, timers, &board)?;
-    let reset_control = add_power(assembly, timers, &board, &events)?;
+    let rtc = add_timers(assembly, acpi, spec, layout, timers, &board)?;
+    let (pm, reset_control) = add_power(assembly, timers, &board, &events)?;
+    rtc.connect_alarm(pm.alarm_line());
     add_debug_ports(assembly, &events)?;
-    Ok(Chipset { board, pic, reset_control })
+    Ok(Chipset { board, pic, reset_control, pm })
 }
 
 fn add_interrupt_controllers(
@@ -71,16 +73,16 @@ fn add_timers(
     layout: &Layout,
     timers: &Arc<TimerService>,
     board: &Arc<Board>,
-) -> Result<(), MachineError> {
+) -> Result<Arc<Rtc>, MachineError> {
     let pit = Pit::new(timers, board.pit_line());
     assembly.add_at_ports(pit.clone(), pit.port_regions())?;
-    add_clock(assembly, spec, layout, timers, board)?;
+    let rtc = add_clock(assembly, spec, layout, timers, board)?;
     if let Some(address) = acpi.hpet {
         let hpet = Hpet::new(timers, board.hpet_wiring());
         assembly.map_memory(address.into(), addresses::HPET_LEN, hpet.clone())?;
         assembly.add(hpet);
     }
-    Ok(())
+    Ok(rtc)
 }
 
 /// The CMOS clock.
@@ -90,7 +92,7 @@ pub(crate) fn add_clock(
     layout: &Layout,
     timers: &Arc<TimerService>,
     board: &Arc<Board>,
-) -> Result<(), MachineError> {
+) -> Result<Arc<Rtc>, MachineError> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let seconds = now.map_or(0, |since| since.as_secs() as i64);
     let config = RtcConfig {
@@ -100,7 +102,8 @@ pub(crate) fn add_clock(
         vcpus: spec.vcpus as u8,
     };
     let rtc = Rtc::new(&config, timers, board.rtc_line());
-    assembly.add_at_ports(rtc.clone(), rtc.port_regions())
+    assembly.add_at_ports(rtc.clone(), rtc.port_regions())?;
+    Ok(rtc)
 }
 
 /// Power management, the ways to reset, and the keyboard controller, which is one of them.
@@ -109,7 +112,7 @@ fn add_power(
     timers: &Arc<TimerService>,
     board: &Arc<Board>,
     events: &Arc<dyn PowerEvents>,
-) -> Result<Arc<ResetControl>, MachineError> {
+) -> Result<(Arc<Pm>, Arc<ResetControl>), MachineError> {
     let pm = Pm::new(PmConfig::default(), timers, board.gsi_line(addresses::SCI_GSI), events.clone());
     assembly.add_at_ports(pm.clone(), pm.port_regions())?;
     let gate = A20Gate::new();
@@ -122,7 +125,7 @@ fn add_power(
     // Its port lies among those of PCI configuration access, which hands it on.
     let reset_control = ResetControl::new(events.clone());
     assembly.add(reset_control.clone());
-    Ok(reset_control)
+    Ok((pm, reset_control))
 }
 
 fn add_debug_ports(assembly: &mut Assembly, events: &Arc<dyn PowerEvents>) -> Result<(), MachineError> {

@@ -53,6 +53,16 @@ pub(crate) fn build(
     connections.extend(isa_devices::add(&mut assembly, spec, requests, &chipset.board)?);
 
     let bus = MachineBus { mmio: assembly.mmio, pio: assembly.pio, pic: Some(chipset.pic) };
-    let devices = assembly.devices;
-    Ok(Hardware { accel, bus: Arc::new(bus), memory, map, timers, devices, connections, firmware, boot })
+    Ok(Hardware {
+        accel,
+        bus: Arc::new(bus),
+        memory,
+        map,
+        timers,
+        devices: assembly.devices,
+        connections,
+        firmware,
+        boot,
+        pm: Some(chipset.pm),
+    })
 }

@@ -1,7 +1,7 @@
 //! What the guest's CPUID says: a model's features as far as the host has them, in the machine's topology.
 
 use crate::error::{NAME, refused};
-use crate::state::XsaveLayout;
+use crate::state::{self, XsaveLayout};
 use accel::{AccelError, CpuSpec};
 use kvm_bindings::{self as kb, CpuId};
 use kvm_ioctls::Kvm;
@@ -61,6 +61,8 @@ pub(crate) struct CpuTemplate {
     model: Option<CpuModel>,
     vcpus: u32,
     xsave: XsaveLayout,
+    /// The revision of the host's microcode, if KVM says it.
+    microcode: Option<u64>,
 }
 
 /// A set of CPUID leaves.
@@ -132,7 +134,8 @@ impl CpuTemplate {
         let mut host = Leaves(supported.as_slice().to_vec());
         // KVM does the deadline timer by itself, and says so elsewhere.
         host.set(feature::TSC_DEADLINE, kvm.check_extension_raw(kb::KVM_CAP_TSC_DEADLINE_TIMER.into()) > 0);
-        Self::of(host, spec, vcpus)
+        let microcode = state::host_microcode(kvm);
+        Ok(Self { microcode, ..Self::of(host, spec, vcpus)? })
     }
 
     /// What they say on a host that can do `host`.
@@ -172,7 +175,12 @@ impl CpuTemplate {
         })?;
         let offset = |part| host.find(0xd, part).map_or(0, |leaf| leaf.ebx as usize);
         let xsave = XsaveLayout::new(parts, offset);
-        Ok(Self { leaves, model, vcpus, xsave })
+        Ok(Self { leaves, model, vcpus, xsave, microcode: None })
+    }
+
+    /// What MSR 0x8b is to say, if it is known.
+    pub(crate) fn microcode(&self) -> Option<u64> {
+        self.model.as_ref().map(CpuModel::microcode).or(self.microcode)
     }
 
     pub(crate) fn xsave_layout(&self) -> &XsaveLayout {

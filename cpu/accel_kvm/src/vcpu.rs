@@ -46,6 +46,11 @@ impl KvmVcpu {
             fd.enable_cap(&request).map_err(refused("only those of KVM's features that are announced"))?;
         }
         fd.set_cpuid2(&vm.cpu.cpuid(id, vm.time.hertz())?).map_err(refused("a vCPU's CPUID"))?;
+        if let Some(revision) = vm.cpu.microcode()
+            && let Err(error) = state::set_microcode(&fd, revision)
+        {
+            tracing::debug!("a revision of microcode that is not the model's: {error}");
+        }
         let has_tsc_offset = ioctl::tsc_offset(&fd).is_ok();
         let kernel = KernelVcpu::new(id, fd, vm.cpu.xsave_layout(), vm.has_sregs2, &vm.msrs);
         let debugging = Debugging::default();

@@ -39,8 +39,13 @@ const fn signature(family: u32, model: u32, stepping: u32) -> u32 {
     extended << 20 | (model >> 4) << 16 | base << 8 | (model & 15) << 4 | stepping
 }
 
-/// Family 0x1a, which kernels know to need few mitigations.
-pub(crate) const MODERN: u32 = 0x00b0_0f10;
+/// Family 0x1a, model 2, stepping 1, which kernels know to need few mitigations.
+pub(crate) const MODERN: u32 = 0x00b0_0f21;
+/// The revision of its microcode: kernels know it to have a sound RDSEED from this one on.
+const MODERN_MICROCODE: u64 = 0x0b00_215a;
+/// A revision of which kernels know nothing, as AMD's processors and Intel's report theirs.
+const AMD_MICROCODE: u64 = 0x0100_0065;
+const INTEL_MICROCODE: u64 = 1 << 32;
 
 const V3: &[Feature] = &[f::AVX, f::AVX2, f::BMI1, f::BMI2, f::F16C, f::FMA, f::ABM, f::MOVBE];
 const V4: &[Feature] = &[f::AVX512F, f::AVX512BW, f::AVX512CD, f::AVX512DQ, f::AVX512VL];
@@ -339,6 +344,16 @@ pub struct Listed {
 }
 
 impl CpuModel {
+    /// The revision of the microcode as MSR 0x8b has it: PATCH_LEVEL (AMD APM volume 2, appendix A), or IA32_BIOS_SIGN_ID
+    /// (Intel SDM volume 4).
+    pub fn microcode(&self) -> u64 {
+        match (self.vendor(), self.signature()) {
+            (_, MODERN) => MODERN_MICROCODE,
+            (Vendor::Amd, _) => AMD_MICROCODE,
+            (Vendor::Intel, _) => INTEL_MICROCODE,
+        }
+    }
+
     /// All models, the default first, on a host or an accelerator that has the features that `available` says.
     pub fn list(available: impl Fn(Feature) -> bool) -> Vec<Listed> {
         let max = Listed { name: "max", description: "everything that can be had here", missing: Vec::new() };
@@ -365,6 +380,13 @@ mod tests {
         assert_eq!(of("EPYC"), 0x0080_0f12);
         assert_eq!(of("EPYC-Rome"), 0x0083_0f10);
         assert_eq!(of("EPYC-Genoa"), 0x00a1_0f10);
+    }
+
+    #[test]
+    fn microcode_is_where_the_vendor_has_it() {
+        let of = |name: &str| CpuModel::named(name, |_| true).unwrap().microcode();
+        assert_eq!(of("x86-64-v3"), 0x0b00_215a);
+        assert_eq!((of("EPYC") >> 32, of("Haswell") as u32), (0, 0));
     }
 
     #[test]

@@ -6,7 +6,7 @@ mod msrs;
 mod registers;
 mod xsave;
 
-pub(crate) use msrs::{TSC, saved_msrs};
+pub(crate) use msrs::{TSC, host_microcode, saved_msrs, set_microcode};
 pub(crate) use xsave::Layout as XsaveLayout;
 
 use crate::error::{errno, host};

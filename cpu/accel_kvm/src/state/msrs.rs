@@ -2,7 +2,7 @@
 
 use crate::error::errno;
 use kvm_bindings::{self as kb, Msrs};
-use kvm_ioctls::VcpuFd;
+use kvm_ioctls::{Kvm, VcpuFd};
 use std::io;
 use std::ops::RangeInclusive;
 
@@ -10,6 +10,22 @@ use std::ops::RangeInclusive;
 pub(crate) const TSC: u32 = 0x10;
 /// IA32_TSC_DEADLINE.
 pub(crate) const TSC_DEADLINE: u32 = 0x6e0;
+
+/// IA32_BIOS_SIGN_ID, AMD's PATCH_LEVEL: the revision of the microcode. It is the model's, and no part of saved states.
+const MICROCODE: u32 = 0x8b;
+
+/// The revision of the host's microcode, if KVM says it.
+pub(crate) fn host_microcode(kvm: &Kvm) -> Option<u64> {
+    let entry = kb::kvm_msr_entry { index: MICROCODE, ..kb::kvm_msr_entry::default() };
+    let mut list = Msrs::from_entries(&[entry]).ok()?;
+    let count = kvm.get_msrs(&mut list).ok()?;
+    list.as_slice()[..count].first().map(|entry| entry.data)
+}
+
+/// Has a vCPU report `revision`.
+pub(crate) fn set_microcode(fd: &VcpuFd, revision: u64) -> io::Result<()> {
+    write_msr(fd, MICROCODE, revision)
+}
 
 /// The MSRs of a guest's state, as far as they are no field of their own of the neutral state: not the
 /// time-stamp counter and its deadline, APIC_BASE, EFER and the bases of FS and GS.

@@ -11,6 +11,9 @@ pub(crate) struct Events {
     /// How many NMIs wait. A processor latches one while another is handled; one more can wait here, which on the
     /// processor would have been taken at once.
     pub(crate) nmis: u8,
+    /// An SMI waits. It is no part of saved states: only a hypervisor in the guest could miss it, which could do
+    /// nothing else about it than to let the processor take it, and there is nothing that it would be taken to.
+    pub(crate) smi: bool,
     pub(crate) init: bool,
     pub(crate) sipi: Option<u8>,
     /// Only from a restored state: this back end delivers at once.
@@ -34,6 +37,7 @@ impl Events {
         if let Some(vector) = requests.sipi() {
             self.sipi.get_or_insert(vector);
         }
+        self.smi |= requests.has(Requests::SMI);
         self.nmis = (self.nmis + requests.nmis()).min(2);
     }
 }

@@ -135,6 +135,10 @@ impl Processor<'_> {
         let shadows = self.engine.cpu().interrupt_shadow;
         let hold = hold && !self.engine.cpu().halted;
         let open = self.engine.cpu().global_interrupts() && !hold;
+        if events.smi && open {
+            self.take_smi(events)?;
+        }
+        let open = open && self.engine.cpu().global_interrupts();
         if shadows & INTERRUPT_SHADOW == 0 && open {
             if shadows & shadow::NMI != 0 {
                 events.nmis = events.nmis.min(1);
@@ -185,6 +189,13 @@ impl Processor<'_> {
             events.waiting = false;
         }
         Ok(())
+    }
+
+    fn take_smi(&mut self, events: &mut Events) -> Result<(), Stop> {
+        self.act(|core| {
+            events.smi = core.intercept_smi()?;
+            Ok(())
+        })
     }
 
     fn take_nmi(&mut self, events: &mut Events) -> Result<(), Stop> {

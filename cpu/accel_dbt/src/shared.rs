@@ -26,6 +26,7 @@ impl Requests {
     pub(crate) const FLUSH: u32 = 1 << 4;
     /// A second NMI came before the first was seen.
     const SECOND_NMI: u32 = 1 << 5;
+    pub(crate) const SMI: u32 = 1 << 6;
     const SIPI_VECTOR: u32 = 24;
 
     pub(crate) fn has(self, bit: u32) -> bool {
@@ -204,6 +205,7 @@ impl VcpuSink for VcpuShared {
     fn event(&self, event: Event) {
         match event {
             Event::Interrupt => self.post(Requests::LOOK),
+            Event::Smi => self.post(Requests::SMI),
             Event::Nmi => self.post_nmi(),
             Event::Init => self.post_init(),
             Event::Sipi(vector) => self.post_sipi(vector),

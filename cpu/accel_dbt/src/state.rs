@@ -44,6 +44,7 @@ fn for_each_msr(msrs: &mut Msrs, each: &mut dyn FnMut(u32, &mut u64)) {
         mc_banks,
         xss,
         pkrs,
+        last_branch,
     } = msrs;
     each(0x3b, tsc_adjust);
     each(0x48, spec_ctrl);
@@ -54,6 +55,9 @@ fn for_each_msr(msrs: &mut Msrs, each: &mut dyn FnMut(u32, &mut u64)) {
     each(0x17b, mcg_ctl);
     each(0x1a0, misc_enable);
     each(0x1d9, debugctl);
+    for (number, value) in (0x1db..).zip(last_branch) {
+        each(number, value);
+    }
     for (number, value) in (0x200..).zip(mtrr_variable.as_flattened_mut()) {
         each(number, value);
     }
@@ -243,6 +247,7 @@ pub(crate) fn check(state: &X86State, model: &CpuModel) -> Result<(), (&'static 
 pub(crate) fn events(state: &EventState) -> Events {
     Events {
         waiting: state.mp_state == MpState::WaitForSipi,
+        smi: false,
         nmis: state.nmi_pending.into(),
         init: state.init_pending,
         sipi: state.sipi_pending,

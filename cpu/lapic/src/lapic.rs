@@ -146,6 +146,7 @@ impl Lapic {
                 after.exceeds(before).then_some(Event::Interrupt),
                 effects.init.then_some(Event::Init),
                 effects.sipi.map(Event::Sipi),
+                effects.smi.then_some(Event::Smi),
                 effects.nmi.then_some(Event::Nmi),
             ];
             events.into_iter().flatten().for_each(|event| sink.event(event));

@@ -37,6 +37,8 @@ pub const MSR_X2APIC_LAST: u32 = 0x8ff;
 pub enum Event {
     /// [`Lapic::pending`] has more to say than before.
     Interrupt,
+    /// A system management interrupt. No processor here has a system management mode; hypervisors may intercept it.
+    Smi,
     /// A non-maskable interrupt.
     Nmi,
     /// INIT: the processor resets and waits for a SIPI. It then calls [`Lapic::init`].

@@ -80,6 +80,8 @@ pub(crate) struct Effects {
     pub(crate) eoi: Option<u8>,
     /// Put a message on the bus.
     pub(crate) send: Option<Message>,
+    /// An SMI for the processor.
+    pub(crate) smi: bool,
     /// An NMI for the processor.
     pub(crate) nmi: bool,
     /// An INIT for the processor.
@@ -312,7 +314,7 @@ impl Registers {
                     self.tmr.set(message.vector, message.level_triggered);
                 }
             }
-            DeliveryMode::Smi => {}
+            DeliveryMode::Smi => effects.smi = true,
             DeliveryMode::Nmi => effects.nmi = true,
             DeliveryMode::Init => effects.init = true,
             DeliveryMode::StartUp => effects.sipi = Some(message.vector),

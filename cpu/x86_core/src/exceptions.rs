@@ -7,7 +7,7 @@ mod long;
 #[cfg(test)]
 mod tests;
 
-use crate::{Core, Exception, Seg, Trap, flags, shadow, vector};
+use crate::{Core, Exception, Msrs, Seg, Trap, flags, shadow, vector};
 
 /// What brought an event about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,8 +93,9 @@ impl Core<'_> {
                 flags: self.cpu.rflags | if fault { flags::RF } else { 0 },
             };
             if current.vector == vector::DB {
-                // General-detect is switched off for the handler.
+                // General-detect is switched off for the handler, and no branch of it is recorded.
                 self.cpu.dr[7] &= !(1 << 13);
+                self.cpu.msrs.debugctl &= !Msrs::LAST_BRANCH_RECORDS;
             }
             let next = match self.transfer_to_handler(event) {
                 Ok(()) => return Ok(()),

@@ -213,6 +213,25 @@ pub struct Msrs {
     pub xss: u64,
     /// Rights of supervisor pages by protection key.
     pub pkrs: u64,
+    /// Where the last branch was and went to, and the same of the last one before an exception or interrupt (AMD APM
+    /// volume 2, 13.1.1.6), as of when they were recorded.
+    pub last_branch: [u64; 4],
+}
+
+impl Msrs {
+    /// DEBUGCTL.LBR: branches are recorded. Code is interpreted as long as this is set.
+    pub const LAST_BRANCH_RECORDS: u64 = 1;
+
+    /// Whether branches are recorded.
+    #[inline]
+    pub fn records_branches(&self) -> bool {
+        self.debugctl & Self::LAST_BRANCH_RECORDS != 0
+    }
+
+    /// Records a branch.
+    pub fn record_branch(&mut self, from: u64, to: u64) {
+        self.last_branch[..2].copy_from_slice(&[from, to]);
+    }
 }
 
 /// How the processor decodes code now.

@@ -11,6 +11,8 @@ const DR6_BS: u64 = 1 << 14;
 const DR6_MET: u64 = 0xf;
 /// Beside TF and RF, which are low bits: data breakpoints are armed.
 const WATCHED: u64 = 1 << 63;
+/// Beside them: branches are recorded.
+const RECORDED: u64 = 1 << 62;
 /// Enable bits of the four breakpoints in DR7.
 const DR7_ENABLED: u64 = 0xff;
 
@@ -27,7 +29,9 @@ pub fn step(core: &mut Core<'_>) -> Result<Flow, Trap> {
         instruction_breakpoint(core)?;
     }
     decode::with_instruction(core, |core, insn, handler, trap| {
-        let flagged = core.cpu.rflags & (TF | RF) | if core.cpu.watched { WATCHED } else { 0 };
+        let flagged = core.cpu.rflags & (TF | RF)
+            | if core.cpu.watched { WATCHED } else { 0 }
+            | if core.cpu.msrs.records_branches() { RECORDED } else { 0 };
         let before = core.cpu.interrupt_shadow;
         core.cpu.interrupt_shadow = before & shadow::NMI;
         let mut flow = match handler(core, insn) {
@@ -76,9 +80,12 @@ fn next_ip(core: &Core<'_>, insn: &Instruction) -> u64 {
     }
 }
 
-/// What follows an instruction that began with TF or RF set, or while data breakpoints are armed.
+/// What follows an instruction that began with TF or RF set, or while data breakpoints are armed or branches recorded.
 #[cold]
 fn after_flagged(core: &mut Core<'_>, insn: &Instruction, flow: Flow, before: u64) -> Result<Flow, Trap> {
+    if before & RECORDED != 0 && flow == Flow::Jump && insn.mnemonic() != Mnemonic::Vmrun {
+        core.cpu.msrs.record_branch(insn.ip(), core.cpu.rip);
+    }
     // RF holds off instruction breakpoints for one instruction, except that IRET and VMRUN load it.
     let loads_rf =
         matches!(insn.mnemonic(), Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq | Mnemonic::Vmrun);

@@ -340,3 +340,28 @@ fn locked_instructions_are_atomic_between_processors() {
     };
     assert_eq!([read(0), read(8), read(24)], [2 * ROUNDS; 3]);
 }
+
+#[test]
+fn branches_are_recorded_while_that_is_asked_for() {
+    const DEBUGCTL: u32 = 0x1d9;
+    const FROM: u32 = 0x1db;
+    let mut machine = Machine::long();
+    let start = machine.cpu.rip;
+    // jmp +2; two bytes that are skipped; jz (not taken); call +0; nop
+    machine.load(b"\xeb\x02\x90\x90\x74\x10\xe8\x00\x00\x00\x00\x90");
+    machine.cpu.rflags &= !flags::ZF;
+    let records = |machine: &mut Machine| [0, 1].map(|at| machine.core().read_msr(FROM + at).unwrap());
+    run(&mut machine, 1);
+    assert_eq!(records(&mut machine), [0, 0]);
+    machine.cpu.rip = start;
+    machine.core().write_msr(DEBUGCTL, 1).unwrap();
+    run(&mut machine, 2);
+    assert_eq!(records(&mut machine), [start, start + 4], "the branch that was not taken is none");
+    run(&mut machine, 1);
+    assert_eq!(records(&mut machine), [start + 6, start + 11]);
+    // A debug exception ends it.
+    machine.cpu.rflags |= flags::TF;
+    assert_eq!(exception(step(&mut machine.core())).vector, vector::DB);
+    machine.core().write_msr(FROM, 7).unwrap();
+    assert_eq!(records(&mut machine), [start + 6, start + 11], "programs do not write them");
+}

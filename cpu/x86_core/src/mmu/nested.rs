@@ -174,7 +174,8 @@ impl Core<'_> {
         if access.write {
             error |= page_fault::WRITE;
         }
-        if access.fetch && self.cpu.svm.host.efer & efer::NXE != 0 {
+        let host = &self.cpu.svm.host;
+        if access.fetch && (host.efer & efer::NXE != 0 || host.cr4 & cr4::SMEP != 0) {
             error |= page_fault::FETCH;
         }
         self.cpu.svm.exit = Exit {

@@ -173,6 +173,10 @@ impl Core<'_> {
             if pointer & pte::P == 0 {
                 return Err(self.page_fault(va, access, 0));
             }
+            // That which was loaded with CR3 was looked at then.
+            if !self.is_page_directory_pointer(pointer) {
+                return Err(self.page_fault(va, access, page_fault::PRESENT | page_fault::RESERVED));
+            }
             (Format { entry: 8, bits: 9, levels: 2 }, pointer & pte::ADDRESS)
         } else {
             (Format { entry: 4, bits: 10, levels: 2 }, cr3 & 0xffff_f000)

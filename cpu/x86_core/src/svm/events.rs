@@ -108,6 +108,15 @@ impl Core<'_> {
         self.intercept_event(code::NMI)
     }
 
+    /// Leaves the guest for an SMI, if it is intercepted; the SMI waits still then. There is no system management mode
+    /// that it could be taken to else.
+    ///
+    /// # Errors
+    /// [`Trap::TripleFault`] alone.
+    pub fn intercept_smi(&mut self) -> Result<bool, Trap> {
+        self.intercept_event(code::SMI)
+    }
+
     /// Leaves the guest for an INIT, if it is intercepted; the INIT waits still then.
     ///
     /// # Errors

@@ -68,6 +68,8 @@ pub(crate) fn check(core: &mut Core<'_>, insn: &Instruction) -> Result<(), Trap>
         M::Int3 => code::EXCEPTION + u64::from(vector::BP),
         M::Into if cpu.rflags & flags::OF != 0 && !cpu.long64 => code::EXCEPTION + u64::from(vector::OF),
         M::Hlt if supervisor => code::HLT,
+        // The intercept comes before the #UD outside system management mode.
+        M::Rsm => code::RSM,
         M::Invd if supervisor => code::INVD,
         M::Wbinvd | M::Wbnoinvd if supervisor => code::WBINVD,
         M::Invlpg if supervisor => {
@@ -121,7 +123,8 @@ fn moves(core: &mut Core<'_>, insn: &Instruction) -> Result<(), Trap> {
     }
     if special == Register::CR0 && write {
         let value = core.cpu.regs[general.number()] & if core.cpu.long64 { u64::MAX } else { 0xffff_ffff };
-        return write_cr0(core, insn, value, info1);
+        let changed = (core.cpu.cr0 ^ value) & !(cr0::TS | cr0::MP);
+        return write_cr0(core, insn, changed, info1);
     }
     let code = if write { code::CR_WRITE } else { code::CR_READ } + number;
     instruction_with(core, insn, Exit { info1, ..Exit::plain(code) })
@@ -141,17 +144,19 @@ fn status_word(core: &mut Core<'_>, insn: &Instruction) -> Result<(), Trap> {
             u64::from(core.read::<u16>(seg, offset)?)
         };
         let value = core.cpu.cr0 & !low | word & low | core.cpu.cr0 & cr0::PE;
-        return write_cr0(core, insn, value, 0);
+        return write_cr0(core, insn, core.cpu.cr0 ^ value, 0);
     }
     Ok(())
 }
 
-/// A write of CR0: there is an intercept for those that change more than TS and MP.
-fn write_cr0(core: &mut Core<'_>, insn: &Instruction, value: u64, info1: u64) -> Result<(), Trap> {
-    if (core.cpu.cr0 ^ value) & !(cr0::TS | cr0::MP) != 0 {
+/// A write of CR0. There is an intercept of its own for those that change something; what `changed` has of TS and MP
+/// counts for LMSW alone, and is taken away by who calls this for MOV. That of all writes comes first.
+fn write_cr0(core: &mut Core<'_>, insn: &Instruction, changed: u64, info1: u64) -> Result<(), Trap> {
+    instruction_with(core, insn, Exit { info1, ..Exit::plain(code::CR_WRITE) })?;
+    if changed != 0 {
         instruction_with(core, insn, Exit { info1, ..Exit::plain(code::CR0_SEL_WRITE) })?;
     }
-    instruction_with(core, insn, Exit { info1, ..Exit::plain(code::CR_WRITE) })
+    Ok(())
 }
 
 /// RDMSR and WRMSR at CPL 0.

@@ -72,6 +72,7 @@ impl Core<'_> {
         let injected: u64 = vmcb.read(at::EVENT_INJECTION);
         if !(self.control_makes_sense(&control, &guest)
             && self.state_makes_sense(&guest)
+            && self.pointers_make_sense(&control, &guest)
             && super::events::may_inject(injected))
         {
             return self.refuse(vmcb, next_rip);
@@ -133,7 +134,8 @@ impl Core<'_> {
 
     fn control_makes_sense(&self, control: &Control, guest: &GuestState) -> bool {
         let physical = self.cpu.model.physical_mask();
-        let fits = |map: u64, len: u64| map.checked_add(len - 1).is_some_and(|last| last & !physical == 0);
+        // The end, which is one byte into the third page of the map of ports, must be an address itself.
+        let fits = |map: u64, len: u64| map.checked_add(len).is_some_and(|end| end & !physical == 0);
         let nested = !control.nested_paging
             || (self.cpu.cr0 & cr0::PG != 0
                 && control.ncr3 & !physical == 0
@@ -141,7 +143,7 @@ impl Core<'_> {
         control.intercepts(code::VMRUN)
             && control.asid != 0
             && (!control.intercepts(code::MSR) || fits(control.msrpm, 0x2000))
-            && (!control.intercepts(code::IOIO) || fits(control.iopm, 0x3000))
+            && (!control.intercepts(code::IOIO) || fits(control.iopm, 0x2001))
             && nested
     }
 
@@ -160,7 +162,15 @@ impl Core<'_> {
             && guest.dr7 >> 32 == 0
             && (!long_wanted || self.cpu.model.has(feature::LM))
             && !(long && (guest.cr4 & cr4::PAE == 0 || guest.cr0 & cr0::PE == 0 || cs_both))
-            && !(long && guest.cr3 & !self.cpu.model.physical_mask() != 0)
+            && guest.cr3 & !self.cpu.model.physical_mask() == 0
+    }
+
+    /// Page-directory pointers of PAE paging are loaded from the host's memory, unless there is nested paging, and are
+    /// looked at as when CR3 is loaded.
+    fn pointers_make_sense(&self, control: &Control, guest: &GuestState) -> bool {
+        let pae = guest.cr0 & cr0::PG != 0 && guest.cr4 & cr4::PAE != 0 && !guest.long();
+        let sound = |pointer: &u64| self.is_page_directory_pointer(*pointer);
+        !pae || control.nested_paging || self.page_directory_pointers(guest.cr3).iter().all(sound)
     }
 
     fn load_guest(&mut self, vmcb: Vmcb, guest: &GuestState) {
@@ -207,8 +217,7 @@ impl Core<'_> {
         if cpu.svm.control.nested_paging {
             cpu.msrs.pat = guest.pat;
         } else if cpu.cr0 & cr0::PG != 0 && cpu.cr4 & cr4::PAE != 0 && !long {
-            let table = self.cpu.cr3 & 0xffff_ffe0;
-            self.cpu.pdpte = std::array::from_fn(|index| self.read_entry(table + 8 * index as u64, 8));
+            self.cpu.pdpte = self.page_directory_pointers(self.cpu.cr3);
         }
     }
 

@@ -220,14 +220,24 @@ impl Core<'_> {
         if self.cpu.svm.control.nested_paging {
             return Ok(());
         }
-        let reserved = !self.cpu.model.physical_mask() | 0x1e6;
-        let table = cr3 & 0xffff_ffe0;
-        let entries: [u64; 4] = std::array::from_fn(|index| self.read_entry(table + 8 * index as u64, 8));
-        if entries.iter().any(|entry| entry & 1 != 0 && entry & reserved != 0) {
+        let entries = self.page_directory_pointers(cr3);
+        if !entries.iter().all(|entry| self.is_page_directory_pointer(*entry)) {
             return Err(Trap::gp(0));
         }
         self.cpu.pdpte = entries;
         Ok(())
+    }
+
+    /// The four page-directory pointers of PAE paging in memory.
+    pub(crate) fn page_directory_pointers(&self, cr3: u64) -> [u64; 4] {
+        let table = cr3 & 0xffff_ffe0;
+        std::array::from_fn(|index| self.read_entry(table + 8 * index as u64, 8))
+    }
+
+    /// Whether one of them, if it is present, has no reserved bits.
+    pub(crate) fn is_page_directory_pointer(&self, entry: u64) -> bool {
+        let reserved = !self.cpu.model.physical_mask() | 0x1e6;
+        entry & 1 == 0 || entry & reserved == 0
     }
 
     /// MOV to CR4.

@@ -1,7 +1,7 @@
 //! Model-specific registers (Intel SDM volume 4, AMD APM volume 2 appendix A).
 
 use crate::cpuid::feature;
-use crate::{Core, Seg, Trap};
+use crate::{Core, Msrs, Seg, Trap};
 
 /// MSR addresses.
 mod index {
@@ -20,6 +20,8 @@ mod index {
     pub(super) const MCG_CTL: u32 = 0x17b;
     pub(super) const MISC_ENABLE: u32 = 0x1a0;
     pub(super) const DEBUGCTL: u32 = 0x1d9;
+    pub(super) const LAST_BRANCH: u32 = 0x1db;
+    pub(super) const LAST_BRANCH_END: u32 = 0x1de;
     pub(super) const PAT: u32 = 0x277;
     pub(super) const MTRR_DEF_TYPE: u32 = 0x2ff;
     pub(super) const MC_FIRST: u32 = 0x400;
@@ -56,8 +58,7 @@ fn fixed_mtrr(msr: u32) -> Option<usize> {
 fn is_inert(msr: u32) -> bool {
     matches!(
         msr,
-        0x1db..=0x1de               // last branch and exception addresses
-            | 0xc000_0410           // MCA interrupt configuration
+        0xc000_0410                 // MCA interrupt configuration
             | 0xc001_0000..=0xc001_0007 // performance counters that count nothing
             | 0xc001_0010           // SYSCFG
             | 0xc001_0016..=0xc001_0019 // IORRs
@@ -111,7 +112,7 @@ impl Core<'_> {
                 require(self.has_speculation_control())?;
                 msrs.spec_ctrl
             }
-            index::PATCH_LEVEL => 0x0100_0065 << 32,
+            index::PATCH_LEVEL => self.cpu.model.microcode(),
             index::MTRR_CAP => 0x500 | msrs.mtrr_variable.len() as u64,
             index::SYSENTER_CS => msrs.sysenter_cs,
             index::SYSENTER_ESP => msrs.sysenter_esp,
@@ -121,6 +122,9 @@ impl Core<'_> {
             index::MCG_CTL => msrs.mcg_ctl,
             index::MISC_ENABLE => msrs.misc_enable,
             index::DEBUGCTL => msrs.debugctl,
+            index::LAST_BRANCH..=index::LAST_BRANCH_END => {
+                msrs.last_branch[(msr - index::LAST_BRANCH) as usize]
+            }
             0x200..=0x20f => msrs.mtrr_variable[(msr - 0x200) as usize / 2][msr as usize % 2],
             index::PAT => msrs.pat,
             index::MTRR_DEF_TYPE => msrs.mtrr_def_type,
@@ -174,7 +178,9 @@ impl Core<'_> {
     pub fn write_msr(&mut self, msr: u32, value: u64) -> Result<(), Trap> {
         match msr {
             index::TSC => {
-                let delta = value.wrapping_sub(self.tsc());
+                // What a guest writes is the host's counter, without the guest's offset.
+                let now = self.tsc().wrapping_sub(self.cpu.svm.control.tsc_offset);
+                let delta = value.wrapping_sub(now);
                 self.cpu.msrs.tsc_offset = self.cpu.msrs.tsc_offset.wrapping_add(delta);
                 self.cpu.msrs.tsc_adjust = self.cpu.msrs.tsc_adjust.wrapping_add(delta);
             }
@@ -292,10 +298,12 @@ impl Core<'_> {
             }
             index::MISC_ENABLE => msrs.misc_enable = value,
             index::DEBUGCTL => {
-                // Branch records and single-stepping on branches do not exist.
+                // Single-stepping on branches and the pins do not exist.
                 require(value & !0x3f == 0)?;
-                msrs.debugctl = value & !0x3f;
+                msrs.debugctl = value & Msrs::LAST_BRANCH_RECORDS;
             }
+            // The processor alone writes them.
+            index::LAST_BRANCH..=index::LAST_BRANCH_END => {}
             index::XSS => require(has_xsave && value == 0)?,
             index::PATCH_LEVEL => {}
             index::HWCR => require(value & !(TSC_FREQUENCY_SELECT | 0x7f_ffff) == 0)?,

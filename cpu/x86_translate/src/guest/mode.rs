@@ -72,6 +72,9 @@ impl Mode {
         if cpu.cr4 & cr4::SMAP != 0 {
             mode |= Self::SMAP;
         }
+        if cpu.msrs.records_branches() {
+            mode |= Self::INTERPRETED;
+        }
         if cpu.svm.guest {
             mode |= Self::GUEST | if intercepts(&cpu.svm) { Self::INTERCEPTS } else { 0 };
         }

@@ -292,3 +292,79 @@ fn exceptions_of_privilege_come_before_intercepts() {
         assert_eq!(run(&mut machine, bytes), Err(Trap::gp(0)), "{bytes:x?}");
     }
 }
+
+#[test]
+fn pointers_of_pae_paging_are_looked_at_without_nested_paging() {
+    const POINTERS: u64 = 0x5_0020;
+    let pae = |machine: &Machine, pointer: u64| {
+        machine.poke(POINTERS + 16, pointer);
+        machine.poke(VMCB + at::CR0, cr0::PE | cr0::PG | cr0::ET);
+        machine.poke(VMCB + at::CR3, POINTERS);
+        machine.poke(VMCB + at::EFER, efer::SVME);
+    };
+    let mut machine = host();
+    pae(&machine, 0x5_1001);
+    enter(&mut machine);
+    assert_eq!(machine.cpu.pdpte[2], 0x5_1001);
+    for bad in [1 | 1 << 52, 1 | 1 << 5, 1 | 1 << 63] {
+        let mut machine = host();
+        pae(&machine, bad);
+        assert_eq!(run(&mut machine, VMRUN), Ok(Flow::Jump));
+        assert_eq!(exit(&machine).code, code::INVALID, "{bad:#x}");
+        // An absent one may have any bits, and with nested paging nobody looks until it is used.
+        let mut machine = host();
+        pae(&machine, bad & !1);
+        enter(&mut machine);
+        let mut machine = nested_host();
+        pae(&machine, bad);
+        enter(&mut machine);
+    }
+}
+
+#[test]
+fn writes_of_cr0_have_two_intercepts() {
+    const MOV_CR0_EAX: &[u8] = &[0x0f, 0x22, 0xc0];
+    const LMSW_AX: &[u8] = &[0x0f, 0x01, 0xf0];
+    let cr0_with = |bit: u64, intercepts: &[u64], bytes: &[u8]| {
+        let mut machine = host();
+        intercepts.iter().for_each(|code| intercept(&machine, *code));
+        enter(&mut machine);
+        machine.cpu.regs[reg::RAX] = machine.cpu.cr0 ^ bit;
+        match run(&mut machine, bytes) {
+            Err(Trap::Intercepted) => finish(&mut machine).code,
+            _ => 0,
+        }
+    };
+    let both = [code::CR_WRITE, code::CR0_SEL_WRITE];
+    assert_eq!(cr0_with(cr0::CD, &both, MOV_CR0_EAX), code::CR_WRITE, "that of all writes comes first");
+    assert_eq!(cr0_with(cr0::CD, &both[1..], MOV_CR0_EAX), code::CR0_SEL_WRITE);
+    assert_eq!(cr0_with(cr0::MP, &both[1..], MOV_CR0_EAX), 0);
+    assert_eq!(cr0_with(cr0::MP, &both[1..], LMSW_AX), code::CR0_SEL_WRITE, "every change by LMSW counts");
+    assert_eq!(cr0_with(0, &both[1..], LMSW_AX), 0);
+}
+
+#[test]
+fn a_guest_that_sets_the_counter_sets_the_host_s() {
+    const TSC: u32 = 0x10;
+    let mut machine = host();
+    machine.poke(VMCB + at::TSC_OFFSET, 5000);
+    enter(&mut machine);
+    machine.core().write_msr(TSC, 1_000_000).unwrap();
+    // The clock of tests goes on by one at each look.
+    let counter = |machine: &mut Machine| machine.core().read_msr(TSC).unwrap() / 100 * 100;
+    assert_eq!(counter(&mut machine), 1_005_000);
+    leaves(&mut machine, CPUID);
+    assert_eq!(counter(&mut machine), 1_000_000);
+}
+
+#[test]
+fn rsm_is_intercepted_before_it_is_undefined() {
+    const RSM: &[u8] = &[0x0f, 0xaa];
+    let mut machine = host();
+    enter(&mut machine);
+    assert_eq!(run(&mut machine, RSM), Err(Trap::UD));
+    let mut machine = host();
+    intercept(&machine, code::RSM);
+    enter(&mut machine);
+    assert_eq!(leaves(&mut machine, RSM).code, code::RSM);
+}

@@ -6,12 +6,14 @@
 // A guest is one listing; cutting it in pieces would not make it clearer.
 #![allow(clippy::too_many_lines)]
 
+mod addresses;
 mod basic;
 mod cross;
 mod debugging;
 mod events;
 mod guest;
 mod io;
+mod litmus;
 mod modes;
 mod rig;
 mod smp;
@@ -59,6 +61,10 @@ macro_rules! for_each_case {
             modes::page_faults_say_what_was_wrong,
             modes::the_trap_flag_steps,
             modes::a_double_fault_has_a_stack_of_its_own,
+            addresses::process_contexts_keep_apart,
+            addresses::protection_keys_guard_user_pages,
+            addresses::protection_keys_guard_privileged_pages,
+            addresses::five_levels_map_57_bits,
             events::stop_ends_a_busy_loop,
             events::no_stop_is_lost,
             events::kicks_leave_the_guest_running,
@@ -77,6 +83,8 @@ macro_rules! for_each_case {
             smp::processors_answer_each_other_s_interrupts,
             smp::locked_increments_are_not_lost,
             smp::a_processor_modifies_another_s_code,
+            litmus::two_processors_see_stores_in_order,
+            litmus::more_processors_see_stores_in_order,
             snapshot::a_saved_run_goes_on_elsewhere,
             snapshot::a_halted_processor_is_saved_halted,
             snapshot::a_timer_goes_on_after_a_restore,

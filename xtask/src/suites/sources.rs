@@ -16,8 +16,13 @@ pub(crate) struct Repository {
 
 /// Clones `repository`, unless it is there from an earlier run; returns the clone's folder.
 pub(crate) fn clone(bench: &Bench<'_>, repository: &Repository) -> Result<PathBuf> {
+    clone_to(bench, repository, "source")
+}
+
+/// The same to a folder of that name: for a second build.
+pub(crate) fn clone_to(bench: &Bench<'_>, repository: &Repository, name: &str) -> Result<PathBuf> {
     let folder = bench.folder(repository.name);
-    let clone = folder.join("source");
+    let clone = folder.join(name);
     if clone.join(".git").is_dir() {
         return Ok(clone);
     }

@@ -3,8 +3,10 @@
 use end_to_end::elf::{elf32, multiboot_header};
 use end_to_end::gdb::{Debugger, Symbols, gdb, symbols};
 use end_to_end::{Guest, PATIENCE, PROMPT, boot, power_off, run};
-use std::net::TcpListener;
-use std::path::Path;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Boots Debian's kernel where its link says, and takes its symbols from it.
@@ -190,16 +192,73 @@ fn debug_small_guest(boot: [&str; 2], architecture: &str, commands: &[&str]) -> 
     said
 }
 
+/// A multiboot kernel of these instructions in `folder`, and where they are.
+fn small_kernel(folder: &Path, code: &[u8]) -> (PathBuf, u32) {
+    const LOAD_ADDRESS: u32 = 0x10_0000;
+    let header = multiboot_header();
+    let entry = LOAD_ADDRESS + header.len() as u32;
+    let kernel = folder.join("kernel");
+    let file = elf32(entry, &[(1, &[&header, code].concat(), LOAD_ADDRESS)]);
+    std::fs::write(&kernel, file).unwrap();
+    (kernel, entry)
+}
+
+/// Waits until the guest has printed nothing for a second; how much it had.
+fn wait_until_silent(guest: &Guest) -> usize {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let before = guest.text().len();
+        std::thread::sleep(Duration::from_secs(1));
+        if guest.text().len() == before {
+            return before;
+        }
+        assert!(Instant::now() < end, "the guest goes on printing");
+    }
+}
+
+#[test]
+fn whoever_only_looks_for_the_stub_does_not_stop_the_guest_for_good() {
+    let folder = tempfile::tempdir().unwrap();
+    // next: mov al, 'x'; mov dx, 0x3f8; out dx, al; mov ecx, 1000000; wait: loop wait; jmp next
+    let code = b"\xb0\x78\x66\xba\xf8\x03\xee\xb9\x40\x42\x0f\x00\xe2\xfe\xeb\xf0";
+    let (kernel, _) = small_kernel(folder.path(), code);
+    let socket = folder.path().join("gdb.sock");
+    let place = format!("unix:{}", socket.display());
+    let mut guest = Guest::start([
+        "--accel",
+        "dbt",
+        "-m",
+        "16M",
+        "--kernel",
+        kernel.to_str().unwrap(),
+        "--gdb",
+        place.as_str(),
+    ]);
+    guest.expect("xx");
+    let mut client = UnixStream::connect(&socket).unwrap();
+    let stopped = wait_until_silent(&guest);
+    client.shutdown(Shutdown::Both).unwrap();
+    let end = Instant::now() + PATIENCE;
+    while guest.text().len() == stopped {
+        assert!(Instant::now() < end, "the guest stays stopped");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // One who says something has it.
+    client = UnixStream::connect(&socket).unwrap();
+    client.write_all(b"$?#3f").unwrap();
+    client.read_exact(&mut [0; 4]).unwrap();
+    drop(client);
+    wait_until_silent(&guest);
+    assert!(gdb(&[&format!("target remote {}", socket.display()), "kill"]).contains("killed]"));
+    assert_eq!(guest.wait().code(), Some(0));
+}
+
 #[test]
 fn code_of_32_bits_is_shown_as_it_is() {
-    const LOAD_ADDRESS: u32 = 0x10_0000;
-    let mut text = multiboot_header();
-    let entry = LOAD_ADDRESS + text.len() as u32;
-    // mov eax, 0x11223344; mov ebx, 0x55667788; next: inc ecx; jmp next
-    text.extend(b"\xb8\x44\x33\x22\x11\xbb\x88\x77\x66\x55\x41\xeb\xfd");
     let folder = tempfile::tempdir().unwrap();
-    let kernel = folder.path().join("kernel");
-    std::fs::write(&kernel, elf32(entry, &[(1, &text, LOAD_ADDRESS)])).unwrap();
+    // mov eax, 0x11223344; mov ebx, 0x55667788; next: inc ecx; jmp next
+    let code = b"\xb8\x44\x33\x22\x11\xbb\x88\x77\x66\x55\x41\xeb\xfd";
+    let (kernel, entry) = small_kernel(folder.path(), code);
     let said = debug_small_guest(
         ["--kernel", kernel.to_str().unwrap()],
         "i386",

@@ -30,6 +30,8 @@ enum After {
     Detached,
     /// The connection broke; whether the VM was running.
     Lost { running: bool },
+    /// Nothing was said: somebody looked whether there is a stub. The VM does as before.
+    Silent,
     /// The VM ended.
     Ended(Ending),
 }
@@ -92,6 +94,7 @@ fn serve(
         feed.release(&client);
         running = match after? {
             After::Detached => true,
+            After::Silent => running,
             After::Lost { running: true } => {
                 tracing::warn!("the connection to gdb broke; the VM goes on");
                 true
@@ -151,15 +154,17 @@ fn converse(
         Ok(machine) => machine,
         Err(error) => return broken(&error, false),
     };
+    let mut heard = false;
     loop {
         let running = matches!(machine, GdbStubStateMachine::Running(_));
         let next = match machine {
             GdbStubStateMachine::Idle(idle) => loop {
                 if let Some(byte) = feed.byte() {
+                    heard = true;
                     break idle.incoming_data(session, byte);
                 }
                 if feed.is_closed() {
-                    return Ok(After::Lost { running: false });
+                    return Ok(if heard { After::Lost { running: false } } else { After::Silent });
                 }
                 if let Pause::Ended(ending) = session.debuggee().wait() {
                     return Ok(After::Ended(ending));

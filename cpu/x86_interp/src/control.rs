@@ -20,8 +20,7 @@ fn go(core: &mut Core<'_>, target: u64) -> Result<Flow, Trap> {
 #[inline(always)]
 fn check(core: &Core<'_>, target: u64) -> Result<(), Trap> {
     let reachable = if core.code_size() == CodeSize::Bits64 {
-        let unused = if core.cpu.cr4 & x86_core::cr4::LA57 != 0 { 7 } else { 16 };
-        (target << unused) as i64 >> unused == target as i64
+        core.cpu.is_canonical(target)
     } else {
         target <= u64::from(core.cpu.segments[Seg::Cs as usize].limit)
     };

@@ -19,7 +19,7 @@ pub(crate) use debugger::Watches;
 pub use tlb::{BANKS, FETCH_ENTRIES, FetchEntry, INVALID_TAG, TLB_ENTRIES, Tlb, TlbEntry, WORLDS};
 pub(crate) use walk::Access;
 
-use crate::cpuid::feature;
+use crate::cpuid::{CpuModel, feature};
 use crate::{Core, Cpu, Scalar, Trap, cr0, cr4, efer, flags};
 use std::sync::atomic::{Ordering, fence};
 use tlb::{EMPTY_BANK, NewEntry, PAGE_MASK};
@@ -130,24 +130,30 @@ impl Target {
     }
 }
 
-/// Whether the bits of `va` above the lower `bits` are all like the highest of those.
-fn is_sign_extended(va: u64, bits: u32) -> bool {
+/// The lower `bits` of `va` with the highest of them in all bits above.
+#[inline]
+fn sign_extended(va: u64, bits: u32) -> u64 {
     let unused = u64::BITS - bits;
-    (va as i64) << unused >> unused == va as i64
+    ((va << unused) as i64 >> unused) as u64
+}
+
+/// `va` as a base or an entry point that a processor of that model has in a register: of as many bits as it could have,
+/// whatever paging is in force.
+pub(crate) fn canonical_base(model: &CpuModel, va: u64) -> u64 {
+    sign_extended(va, if model.has(feature::LA57) { 57 } else { 48 })
 }
 
 impl Cpu {
     /// Whether `va` is a linear address of 64-bit mode: 48 bits, or 57 with 5-level paging (Intel SDM volume 1,
     /// 3.3.7.1).
     #[inline]
-    pub(crate) fn is_canonical(&self, va: u64) -> bool {
-        is_sign_extended(va, if self.cr4 & cr4::LA57 == 0 { 48 } else { 57 })
+    pub fn is_canonical(&self, va: u64) -> bool {
+        sign_extended(va, if self.cr4 & cr4::LA57 == 0 { 48 } else { 57 }) == va
     }
 
-    /// Whether a register takes `va` as a base or an entry point: of as many bits as the processor could have, whatever
-    /// paging is in force.
+    /// Whether a register takes `va` as a base or an entry point.
     pub(crate) fn is_canonical_base(&self, va: u64) -> bool {
-        is_sign_extended(va, if self.model.has(feature::LA57) { 57 } else { 48 })
+        canonical_base(&self.model, va) == va
     }
 
     /// The bank of explicit accesses with the rights of privilege level `cpl`.

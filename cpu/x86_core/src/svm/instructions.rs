@@ -1,8 +1,9 @@
 //! VMRUN, VMLOAD, VMSAVE, VMMCALL, STGI, CLGI, SKINIT and INVLPGA (AMD APM volume 3, chapter 4).
 
 use super::vmcb::{Vmcb, at};
-use super::{Exit, canonical, code, intercepts};
+use super::{Exit, code, intercepts};
 use crate::cpuid::feature;
+use crate::mmu::canonical_base;
 use crate::{Core, Flow, Seg, Segment, Trap, efer, reg};
 use iced_x86::{Code, Instruction, Mnemonic};
 use std::sync::atomic::Ordering;
@@ -81,7 +82,7 @@ impl Core<'_> {
         let vmcb = Vmcb::new(self, pa);
         let cpu = &mut *self.cpu;
         let model = cpu.model.clone();
-        let address = |va| canonical(&model, va);
+        let address = |va| canonical_base(&model, va);
         let segment = |offset| {
             let read = vmcb.read_segment(offset);
             Segment { base: address(read.base), ..read }

@@ -33,7 +33,6 @@ pub use exit::{Exit, code};
 pub(crate) use instructions::execute;
 pub(crate) use intercepts::{PortAccess, check};
 
-use crate::cpuid::CpuModel;
 use crate::{Cpu, Segment, TableRegister};
 
 /// What VMRUN puts aside of the host, for #VMEXIT to load (AMD APM volume 2, 15.5.1). A processor may keep it in
@@ -120,13 +119,6 @@ impl Svm {
         let word = self.control.intercepts.get((code / 32) as usize);
         word.is_some_and(|word| word >> (code % 32) & 1 != 0)
     }
-}
-
-/// An address of as many bits as the processor could have, with the highest in all bits above it, as VMRUN and VMLOAD
-/// make those that they load.
-fn canonical(model: &CpuModel, va: u64) -> u64 {
-    let unused = if model.has(crate::cpuid::feature::LA57) { 7 } else { 16 };
-    ((va << unused) as i64 >> unused) as u64
 }
 
 impl Cpu {

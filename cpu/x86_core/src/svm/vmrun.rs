@@ -2,8 +2,9 @@
 
 use super::vmcb::{Vmcb, at};
 use super::vmexit::STEP;
-use super::{Cached, Control, Exit, HostState, VirtualInterrupts, canonical, code};
+use super::{Cached, Control, Exit, HostState, VirtualInterrupts, code};
 use crate::cpuid::feature;
+use crate::mmu::canonical_base;
 use crate::{Core, Flow, Seg, Segment, Trap, cr0, cr4, efer, flags, reg, shadow, vector};
 use std::sync::atomic::Ordering;
 
@@ -185,12 +186,13 @@ impl Core<'_> {
         cpu.segments[..4].copy_from_slice(&guest.segments);
         for index in 0..4 {
             let base = cpu.segments[index].base;
-            cpu.segments[index].base = if long { canonical(&cpu.model, base) } else { base & 0xffff_ffff };
+            cpu.segments[index].base =
+                if long { canonical_base(&cpu.model, base) } else { base & 0xffff_ffff };
         }
         cpu.gdtr = vmcb.read_table(at::GDTR);
         cpu.idtr = vmcb.read_table(at::IDTR);
-        cpu.gdtr.base = canonical(&cpu.model, cpu.gdtr.base);
-        cpu.idtr.base = canonical(&cpu.model, cpu.idtr.base);
+        cpu.gdtr.base = canonical_base(&cpu.model, cpu.gdtr.base);
+        cpu.idtr.base = canonical_base(&cpu.model, cpu.idtr.base);
         cpu.dr[6] = guest.dr6 & 0xe00f | 0xffff_0ff0;
         cpu.dr[7] = guest.dr7 & 0xffff_2bff | 0x400;
         let mut rflags = vmcb.read::<u64>(at::RFLAGS) & flags::EXIST | flags::FIXED;

@@ -395,8 +395,8 @@ impl Cpu {
     pub fn new(model: std::sync::Arc<crate::cpuid::CpuModel>, apic_id: u32) -> Box<Self> {
         let mut cpu = Box::<Self>::new_uninit();
         let at = cpu.as_mut_ptr();
-        // SAFETY: all fields but the model and parts of the TLB are valid with all bits zero (integers, booleans, raw pointers, arrays
-        // of such), and those are written without dropping what was there.
+        // SAFETY: all fields but the model and parts of the TLB are valid with all bits zero (integers, booleans, raw
+        // pointers, arrays of such), and those are written without dropping what was there.
         let mut cpu = unsafe {
             at.write_bytes(0, 1);
             (&raw mut (*at).model).write(model);
@@ -408,6 +408,7 @@ impl Cpu {
         cpu.power_up();
         cpu
     }
+
     /// Components of the extended state that are not in their initial state, as XGETBV tells with ECX = 1 and the
     /// XSAVE instructions go by: XINUSE (Intel SDM volume 1, 13.6). As on AMD's processors, registers that only 64-bit
     /// code has count in any mode.

@@ -443,8 +443,7 @@ impl TranslatorVcpu {
         jit.exit_reason
     }
 
-    /// Empties a world's tables that are keyed by virtual address; those
-    /// of supervisor code only if `all`.
+    /// Empties a world's tables that are keyed by virtual address; those of supervisor code only if `all`.
     fn forget(&mut self, world: usize, all: bool) {
         self.forget_targets(2 * world + 1);
         if all {

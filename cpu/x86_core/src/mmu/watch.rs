@@ -25,7 +25,8 @@ pub(super) fn watches_data(dr7: u64) -> bool {
 }
 
 impl Core<'_> {
-    /// Notes the data breakpoints, and what else a debugger watches, that an access of `bytes` bytes at the linear address `va` meets.
+    /// Notes the data breakpoints, and what else a debugger watches, that an access of `bytes` bytes at the linear
+    /// address `va` meets.
     #[inline]
     pub(super) fn watch(&mut self, va: u64, bytes: usize, write: bool) {
         if self.cpu.watched {

@@ -23,7 +23,8 @@ pub(crate) const GROUP_SLOTS: usize = 8;
 /// An indirect jump target.
 #[repr(C, align(16))]
 pub(crate) struct IbtcEntry {
-    /// The guest virtual address, or the offset with the base of CS in the upper half. An empty entry holds one that no lookup brings here.
+    /// The guest virtual address, or the offset with the base of CS in the upper half. An empty entry holds one that no
+    /// lookup brings here.
     pub(crate) va: AtomicU64,
     /// Where the block that begins there is entered with the flags in memory.
     pub(crate) host: AtomicU64,

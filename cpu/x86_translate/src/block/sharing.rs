@@ -181,7 +181,7 @@ fn sites(guest: &GuestInsn, values: &Values) -> [Option<Site>; 2] {
         Class::Push | Class::PushImm | Class::Call | Class::CallIndirect | Class::Pushf => {
             [stack(-word, true), None]
         }
-        Class::Pop | Class::Ret | Class::Popf => [stack(0, false), None],
+        Class::Pop | Class::Ret => [stack(0, false), None],
         Class::Leave => [at(5, 0, false), None],
         Class::Moffs => [memory(insn.op0_kind() == OpKind::Memory), None],
         Class::JmpIndirect | Class::Div | Class::Idiv | Class::Fldcw if has_memory => [memory(false), None],

@@ -7,8 +7,8 @@ use crate::context::translation::{FlagsAt, Translation};
 use dbt_code::{Alu, Cond, Emitter, Enc, Gpr, Mem, Rm, Width};
 use std::sync::atomic::Ordering;
 
-/// The inline lookup of an indirect jump's target, which is in [`S0`], in the table of that number: leads to the block, or to the address that
-/// is to be filled in at the field given.
+/// The inline lookup of an indirect jump's target, which is in [`S0`], in the table of that number: leads to the block,
+/// or to the address that is to be filled in at the field given.
 pub(super) fn lookup(e: &mut Emitter, table: usize, call: bool) -> u64 {
     let user = !table.is_multiple_of(2);
     if user {

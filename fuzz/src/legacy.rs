@@ -351,11 +351,7 @@ fn instruction(input: &mut Input<'_>, short: bool, out: &mut Vec<u8>) {
         }
         17..19 => out.extend_from_slice(PLAIN[usize::from(input.u8()) % PLAIN.len()]),
         19 => {
-            out.extend(
-                [0, 0xf3, 0xf3, 0xf2][usize::from(choice & 3)]
-                    .gt(&0)
-                    .then_some([0xf3, 0xf3, 0xf3, 0xf2][usize::from(choice & 3)]),
-            );
+            out.extend([None, Some(0xf3), Some(0xf3), Some(0xf2)][usize::from(choice & 3)]);
             out.push(STRINGS[usize::from(choice >> 2) % STRINGS.len()]);
         }
         20 => {

@@ -12,8 +12,8 @@ use libfuzzer_sys::fuzz_target;
 
 /// Guest memory, from address 0.
 const RAM: u64 = 1 << 20;
-/// What the stub says to one byte of a client's, at most on average: a register packet is the longest answer.
-const MOST_PER_BYTE: usize = 64 << 10;
+/// What the stub says to one byte of a client's, at most on average: memory is the longest answer.
+const MOST_PER_BYTE: usize = 4 << 10;
 
 /// What a client sends: each line of the input is a packet, unless it begins with a raw byte's mark.
 fn stream(data: &[u8]) -> Vec<u8> {

@@ -1,10 +1,12 @@
 //! Chores of the project: `cargo xtask --help` lists them.
 
 mod bench;
+mod debian_disk;
 mod fuzz;
 mod isa;
 mod kvm_lab;
 mod lint;
+mod stress;
 mod suites;
 mod test;
 
@@ -35,6 +37,8 @@ enum Chore {
     KvmLab(kvm_lab::Options),
     /// Runs others' CPU test suites on our accelerators, beside QEMU's TCG.
     Suites(suites::Options),
+    /// Loads a whole Debian with stress-ng and rcutorture and looks for complaints in its kernel's log.
+    Stress(stress::Options),
     /// Measures against QEMU's TCG and the bare host, side by side.
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -48,6 +52,7 @@ fn main() -> ExitCode {
         Chore::Fuzz(options) => fuzz::run(&root(), &options),
         Chore::KvmLab(options) => return kvm_lab::run(&root(), &options),
         Chore::Suites(options) => suites::run(&root(), &options),
+        Chore::Stress(options) => stress::run(&root(), &options),
         Chore::Bench(bench) => bench.run(&root()),
     };
     match result {

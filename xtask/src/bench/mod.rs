@@ -12,6 +12,8 @@ mod statistics;
 mod target;
 mod userland;
 
+pub(crate) use target::read_lines;
+
 use crate::Outcome;
 use clap::{Args, Subcommand};
 use std::path::{Path, PathBuf};

@@ -113,7 +113,7 @@ impl Run {
 
 /// Everything that `child` prints until it closes its output, with the time since `start`; `told` has each line at
 /// once. Kills the child at `limit`.
-pub(super) fn read_lines(
+pub(crate) fn read_lines(
     child: &mut Child,
     start: Instant,
     limit: Duration,

@@ -1,16 +1,15 @@
 //! `bench userland`: a whole Debian from a disk image, with systemd, compilers and interpreters, under our
 //! translator and under QEMU's TCG in turn. What each workload prints must be the same under both.
 
-mod image;
-
 use super::statistics::{geometric_mean, median};
 use super::target::{Run, Target, read_lines};
 use crate::Outcome;
+use crate::debian_disk::DebianDisk;
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use image::Image;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -49,7 +48,7 @@ struct Table {
 }
 
 pub(super) fn run(root: &Path, options: &Options) -> Outcome {
-    let image = Image::get(root)?;
+    let image = DebianDisk::get()?;
     crate::build_vireo(root)?;
     let targets = if options.no_qemu { vec![Target::Vireo] } else { vec![Target::Tcg, Target::Vireo] };
     let mut table = Table::default();
@@ -67,7 +66,7 @@ pub(super) fn run(root: &Path, options: &Options) -> Outcome {
     Ok(())
 }
 
-fn command(root: &Path, options: &Options, image: &Image, disk: &Path, target: Target) -> Command {
+fn command(root: &Path, options: &Options, image: &DebianDisk, disk: &Path, target: Target) -> Command {
     let only = options.workloads.join(" ");
     let only = if only.is_empty() { only } else { format!(" userland=\"{only}\"") };
     let append = format!(
@@ -99,14 +98,11 @@ fn command(root: &Path, options: &Options, image: &Image, disk: &Path, target: T
 }
 
 /// Boots a copy of the image and takes down what its workloads tell.
-fn once(root: &Path, options: &Options, image: &Image, target: Target, table: &mut Table) -> Result<()> {
+fn once(root: &Path, options: &Options, image: &DebianDisk, target: Target, table: &mut Table) -> Result<()> {
     let folder = tempfile::TempDir::with_prefix("vireo-userland-").context("making a temporary folder")?;
-    let disk: PathBuf = folder.path().join("disk.raw");
-    let copied =
-        Command::new("cp").args(["--sparse=always", "--reflink=auto"]).arg(&image.disk).arg(&disk).status();
-    if !copied.context("starting cp")?.success() {
-        bail!("copying {} failed", image.disk.display());
-    }
+    let workloads = fs::read_dir(root.join("xtask/guest/userland")).context("reading the workloads")?;
+    let files = workloads.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    let disk = image.copy(folder.path(), &files)?;
     let mut command = command(root, options, image, &disk, target);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let start = Instant::now();

@@ -3,41 +3,39 @@
 use anyhow::{Context, Result, bail};
 use std::env;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const SUITE: &str = "trixie";
-/// All that the workloads call; a comma between each.
+/// All that programs run on it call; a comma between each.
 const PACKAGES: &str = "systemd,systemd-sysv,udev,dbus,init,kmod,iproute2,procps,ca-certificates,linux-image-amd64,\
-    gcc,gcc-multilib,libc6-dev,libstb-dev,python3,perl,nodejs,default-jre-headless,sqlite3,openssl,xz-utils,zstd";
+    gcc,gcc-multilib,libc6-dev,libstb-dev,python3,perl,nodejs,default-jre-headless,sqlite3,openssl,xz-utils,zstd,stress-ng";
 /// The disk's size.
 const SIZE: u64 = 6 << 30;
 /// Says in the folder that everything in it is there, and which version of this file made it.
-const MARK: &str = "complete-1";
+const MARK: &str = "complete-2";
 
-/// The disk, and what to boot it with.
-pub(super) struct Image {
-    pub(super) disk: PathBuf,
-    pub(super) kernel: PathBuf,
-    pub(super) initrd: PathBuf,
+/// The disk, and what to boot it with. Once it is up, it runs `/root/run.sh`, which `copy` brings.
+pub(crate) struct DebianDisk {
+    disk: PathBuf,
+    pub(crate) kernel: PathBuf,
+    pub(crate) initrd: PathBuf,
 }
 
-impl Image {
-    /// The image in the cache, made anew if there is none. Needs root, debootstrap and a Debian mirror.
-    pub(super) fn get(root: &Path) -> Result<Self> {
-        let folder = folder()?;
-        let image = Self {
+impl DebianDisk {
+    /// The disk in the cache, made anew if there is none. Needs root, debootstrap and a Debian mirror.
+    pub(crate) fn get() -> Result<Self> {
+        let folder = cache("vireo-userland")?;
+        let disk = Self {
             disk: folder.join("disk.raw"),
             kernel: folder.join("vmlinuz"),
             initrd: folder.join("initrd.img"),
         };
         if !folder.join(MARK).is_file() {
-            image.make(&folder)?;
+            disk.make(&folder)?;
             fs::write(folder.join(MARK), "").context("marking the image as complete")?;
         }
-        image.update(root)?;
-        Ok(image)
+        Ok(disk)
     }
 
     fn make(&self, folder: &Path) -> Result<()> {
@@ -77,39 +75,38 @@ impl Image {
         fs::remove_dir_all(&tree).context("removing the tree")
     }
 
-    /// Brings this version of the workloads onto the disk.
-    fn update(&self, root: &Path) -> Result<()> {
-        let folder =
-            tempfile::TempDir::with_prefix("vireo-userland-").context("making a temporary folder")?;
+    /// A copy of the disk in `folder`, with `files` in its `/root`.
+    pub(crate) fn copy(&self, folder: &Path, files: &[PathBuf]) -> Result<PathBuf> {
+        let copy = folder.join("disk.raw");
+        run(Command::new("cp").args(["--sparse=always", "--reflink=auto"]).arg(&self.disk).arg(&copy))?;
         let mut commands = String::from("cd /root\n");
-        for entry in fs::read_dir(root.join("xtask/guest/userland")).context("reading the workloads")? {
-            let path = entry?.path();
-            let name = path.file_name().context("a workload without a name")?.to_string_lossy().into_owned();
-            let copy = folder.path().join(&name);
-            fs::copy(&path, &copy).with_context(|| format!("copying {}", path.display()))?;
-            fs::set_permissions(&copy, fs::Permissions::from_mode(0o755))?;
-            commands += &format!("rm {name}\nwrite {} {name}\nsif {name} mode 0100755\n", copy.display());
+        for file in files {
+            let name = file.file_name().context("a file without a name")?.to_string_lossy();
+            commands += &format!("write {} {name}\nsif {name} mode 0100755\n", file.display());
         }
-        let script = folder.path().join("commands");
+        let script = folder.join("commands");
         fs::write(&script, commands)?;
-        // It complains of files that are not there yet to remove.
-        let mut debugfs = Command::new("/sbin/debugfs");
-        debugfs.arg("-w").arg("-f").arg(&script).arg(&self.disk);
-        let output = debugfs.output().context("starting debugfs")?;
-        if !output.status.success() {
-            bail!("debugfs failed: {}", String::from_utf8_lossy(&output.stderr));
+        let output = Command::new("/sbin/debugfs").arg("-w").arg("-f").arg(&script).arg(&copy).output();
+        let output = output.context("starting debugfs")?;
+        // It succeeds whatever its commands do, and echoes them.
+        let said = String::from_utf8_lossy(&output.stderr);
+        let complaint = said.lines().find(|line| !line.starts_with("debugfs ") && !line.is_empty());
+        if !output.status.success() || complaint.is_some() {
+            bail!("debugfs failed: {}", complaint.unwrap_or_default());
         }
-        Ok(())
+        Ok(copy)
     }
 }
 
-fn folder() -> Result<PathBuf> {
+/// A folder of that name in the user's cache folder; it need not exist.
+pub(crate) fn cache(name: &str) -> Result<PathBuf> {
     let absolute = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let base = absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")));
-    Ok(base.context("neither XDG_CACHE_HOME nor HOME is set")?.join("vireo-userland"))
+    Ok(base.context("neither XDG_CACHE_HOME nor HOME is set")?.join(name))
 }
 
-fn run(command: &mut Command) -> Result<()> {
+/// Runs `command`, which must succeed.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("starting {:?}", command.get_program()))?;
     if !status.success() {
         bail!("{:?} failed: {status}", command.get_program());

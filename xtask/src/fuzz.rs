@@ -167,6 +167,9 @@ fn fuzz(folder: &Path, target: &Target, seconds: u32) -> anyhow::Result<Run> {
         fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
     }
     let mut child = Command::new(program(folder, target)?)
+        // Else glibc takes ever larger blocks from its heap, between what the fuzzer keeps of each input: the heap would
+        // grow by as much with every input that is kept.
+        .env("MALLOC_MMAP_THRESHOLD_", "65536")
         .arg(format!("-artifact_prefix={}/", artifacts.display()))
         .arg(format!("-max_total_time={seconds}"))
         .arg(format!("-timeout={TIMEOUT}"))

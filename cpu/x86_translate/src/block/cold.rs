@@ -120,7 +120,7 @@ impl Translation<'_> {
     fn is_relied_on(&self, index: usize) -> bool {
         let slots = |part: &[GuestInsn], lead: bool| {
             part.iter().flat_map(|guest| guest.plans).fold(0u64, |slots, plan| match plan {
-                Plan::Lead { slot, .. } if lead => slots | 1 << slot,
+                Plan::Lead { slot: Some(slot), .. } if lead => slots | 1 << slot,
                 Plan::Follow { slot } if !lead => slots | 1 << slot,
                 _ => slots,
             })

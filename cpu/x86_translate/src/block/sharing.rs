@@ -1,4 +1,5 @@
-//! Which accesses of a block share one check: those whose addresses differ by a constant.
+//! Which accesses of a block share one check: those whose addresses differ by a constant. An index that is known to be
+//! small counts as one: what it may select is checked at once, and the check does not wait for the index.
 
 use crate::abi::layout::GROUP_SLOTS;
 use crate::context::insn::{GuestInsn, Plan};
@@ -9,6 +10,8 @@ use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 /// The bytes that one check may span. The more, the likelier it crosses a page and fails.
 const SPAN: i64 = 256;
+/// The bytes that a small index may select from: tables of 256 entries.
+const TABLE: u64 = 2048;
 
 /// What an address is made of, besides a displacement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,13 +27,16 @@ enum Root {
 /// What is known of the registers: each is some unknown value plus a constant.
 struct Values {
     registers: [(u32, i64); 16],
+    /// The most that each register can hold.
+    bounds: [u64; 16],
     next: u32,
     mode: Mode,
 }
 
 impl Values {
     fn new(mode: Mode) -> Self {
-        Self { registers: std::array::from_fn(|index| (index as u32, 0)), next: 16, mode }
+        let registers = std::array::from_fn(|index| (index as u32, 0));
+        Self { registers, bounds: [u64::MAX; 16], next: 16, mode }
     }
 
     /// A distance between addresses, which wrap at 4 GiB outside 64-bit mode.
@@ -49,8 +55,13 @@ impl Values {
     }
 
     fn forget(&mut self, register: usize) {
-        self.registers[register] = (self.next, 0);
+        self.set(register, (self.next, 0));
         self.next += 1;
+    }
+
+    fn set(&mut self, register: usize, value: (u32, i64)) {
+        self.registers[register] = value;
+        self.bounds[register] = u64::MAX;
     }
 
     fn add(&mut self, register: usize, by: i64) {
@@ -58,7 +69,43 @@ impl Values {
             // SP wraps alone.
             return self.forget(4);
         }
-        self.registers[register].1 = self.distance(self.registers[register].1.wrapping_add(by));
+        let (value, offset) = self.registers[register];
+        self.set(register, (value, self.distance(offset.wrapping_add(by))));
+    }
+
+    /// Notes how small the result of the instruction is: one that takes a byte, some low bits or some high ones.
+    fn note_bound(&mut self, insn: &Instruction) {
+        let to = insn.op0_register();
+        if insn.op0_kind() != OpKind::Register || !(to.is_gpr32() || to.is_gpr64()) {
+            return;
+        }
+        let bits = 8 * to.size() as u32;
+        let bound = match insn.mnemonic() {
+            Mnemonic::Movzx if insn.op1_kind() == OpKind::Register && insn.op1_register().is_gpr8() => 0xff,
+            Mnemonic::Movzx if insn.op1_kind() == OpKind::Memory && insn.memory_size().size() == 1 => 0xff,
+            Mnemonic::And if is_immediate(insn) => match insn.immediate(1) {
+                low @ 0..=0xffff => low,
+                _ => return,
+            },
+            Mnemonic::Shr if insn.op1_kind() == OpKind::Immediate8 => {
+                u64::MAX >> (64 - bits) >> (u32::from(insn.immediate8()) & (bits - 1))
+            }
+            _ => return,
+        };
+        self.bounds[to.number()] = bound;
+    }
+
+    /// How far the index of a memory operand can be from zero, in bytes: 0 without one, `None` if far.
+    fn reach(&self, insn: &Instruction) -> Option<i64> {
+        let index = insn.memory_index();
+        if index == Register::None {
+            return Some(0);
+        }
+        if !self.is_whole(index) {
+            return None;
+        }
+        let reach = self.bounds[index.number()].checked_mul(insn.memory_index_scale().into())?;
+        (reach < TABLE).then_some(reach as i64)
     }
 }
 
@@ -70,6 +117,8 @@ struct Group {
     high: i64,
     write: bool,
     members: Vec<(usize, usize)>,
+    /// Whether the check is worth it with one member, too.
+    indexed: bool,
     /// Side exits before the lead.
     exits: usize,
 }
@@ -80,6 +129,8 @@ struct Site {
     offset: i64,
     size: i64,
     write: bool,
+    /// An index selects one of several places, which are all in `size`.
+    indexed: bool,
 }
 
 /// Fills in the plans of all accesses. Only those share a check whose addresses are all that is to be looked at:
@@ -110,21 +161,31 @@ pub(super) fn plan_checks(guest: &mut [GuestInsn], mode: Mode) {
         advance(insn, &mut values);
     }
     done.append(&mut open);
-    let shared = done.into_iter().filter(|group| group.members.len() > 1);
-    for (slot, group) in shared.take(GROUP_SLOTS).enumerate() {
-        let at = slot as u8;
+    let mut slots = 0..GROUP_SLOTS as u8;
+    for group in done {
+        let slot = if group.members.len() > 1 {
+            let Some(slot) = slots.next() else { continue };
+            for &(insn, which) in &group.members {
+                guest[insn].plans[which] = Plan::Follow { slot };
+            }
+            Some(slot)
+        } else if group.indexed {
+            None
+        } else {
+            continue;
+        };
         let (low, high) = ((group.low - group.lead_offset) as i32, (group.high - group.lead_offset) as i32);
-        for &(insn, which) in &group.members {
-            guest[insn].plans[which] = Plan::Follow { slot: at };
-        }
         let (insn, which) = group.lead;
-        guest[insn].plans[which] = Plan::Lead { slot: at, low, high, write: group.write };
+        guest[insn].plans[which] = Plan::Lead { slot, low, high, write: group.write };
     }
 }
 
 fn join(open: &mut Vec<Group>, done: &mut Vec<Group>, site: &Site, at: (usize, usize), exits: usize) {
     let Some(root) = site.root else { return };
     let (low, high) = (site.offset, site.offset.wrapping_add(site.size));
+    if root == Root::Constant && site.indexed && low >> 12 != high.wrapping_sub(1) >> 12 {
+        return;
+    }
     if let Some(position) = open.iter().position(|group| group.root == root) {
         let group = &mut open[position];
         let (new_low, new_high) = (group.low.min(low), group.high.max(high));
@@ -132,12 +193,16 @@ fn join(open: &mut Vec<Group>, done: &mut Vec<Group>, site: &Site, at: (usize, u
         // executed must not ask for the right to write.
         let near = match root {
             Root::Constant => new_low >> 12 == new_high.wrapping_sub(1) >> 12,
-            _ => new_high.wrapping_sub(new_low) <= SPAN,
+            // A table is as long as it is in any case.
+            _ => {
+                new_high.wrapping_sub(new_low) <= SPAN.max(group.high.wrapping_sub(group.low)).max(site.size)
+            }
         };
         if near && (!site.write || group.write || group.exits == exits) {
             group.low = new_low;
             group.high = new_high;
             group.write |= site.write;
+            group.indexed |= site.indexed;
             group.members.push(at);
             return;
         }
@@ -151,6 +216,7 @@ fn join(open: &mut Vec<Group>, done: &mut Vec<Group>, site: &Site, at: (usize, u
         high,
         write: site.write,
         members: vec![at],
+        indexed: site.indexed,
         exits,
     });
 }
@@ -163,7 +229,8 @@ fn sites(guest: &GuestInsn, values: &Values) -> [Option<Site>; 2] {
     let at = |register: usize, disp: i64, write: bool| {
         let (value, offset) = values.registers[register];
         let root = flat.then_some(Root::Value(value, Register::None));
-        Some(Site { root, offset: values.distance(offset.wrapping_add(disp)), size: word, write })
+        let offset = values.distance(offset.wrapping_add(disp));
+        Some(Site { root, offset, size: word, write, indexed: false })
     };
     let stack = |disp: i64, write: bool| at(4, disp, write);
     let memory = |write: bool| {
@@ -172,7 +239,10 @@ fn sites(guest: &GuestInsn, values: &Values) -> [Option<Site>; 2] {
         // What a mask leaves out must not be asked for.
         let whole = !guest.info.aligned && insn.op_mask() == Register::None;
         let root = root.filter(|_| whole && (1..=64).contains(&size));
-        Some(Site { root, offset, size, write })
+        let reach = values.reach(insn);
+        let indexed = insn.memory_index() != Register::None;
+        let root = root.filter(|_| reach.is_some());
+        Some(Site { root, offset, size: size + reach.unwrap_or(0), write, indexed })
     };
     let has_memory = has_memory(insn);
     match guest.class {
@@ -200,7 +270,7 @@ fn address(insn: &Instruction, values: &Values) -> (Option<Root>, i64) {
             _ => false,
         };
         return match insn.memory_base() {
-            _ if !flat || insn.memory_index() != Register::None => (None, 0),
+            _ if !flat => (None, 0),
             Register::None => (Some(Root::Constant), disp),
             base if base.is_gpr32() => {
                 let (value, offset) = values.registers[base.number()];
@@ -213,9 +283,6 @@ fn address(insn: &Instruction, values: &Values) -> (Option<Root>, i64) {
         segment @ (Register::FS | Register::GS) => segment,
         _ => Register::None,
     };
-    if insn.memory_index() != Register::None {
-        return (None, 0);
-    }
     match insn.memory_base() {
         Register::RIP | Register::None if segment == Register::None => {
             let page = insn.memory_base() == Register::RIP && values.mode.is_relative();
@@ -244,7 +311,7 @@ fn advance(guest: &GuestInsn, values: &mut Values) {
             return values.forget(insn.op0_register().number());
         }
         Class::Leave => {
-            values.registers[4] = values.registers[5];
+            values.set(4, values.registers[5]);
             values.add(4, word);
             return values.forget(5);
         }
@@ -290,8 +357,7 @@ fn advance(guest: &GuestInsn, values: &mut Values) {
         let from_register = insn.op1_kind() == OpKind::Register && values.is_whole(insn.op1_register());
         match insn.mnemonic() {
             Mnemonic::Mov if from_register => {
-                values.registers[to] = values.registers[insn.op1_register().number()];
-                return;
+                return values.set(to, values.registers[insn.op1_register().number()]);
             }
             Mnemonic::Add | Mnemonic::Sub if is_immediate(insn) => {
                 let by = insn.immediate(1) as i64;
@@ -300,8 +366,7 @@ fn advance(guest: &GuestInsn, values: &mut Values) {
             Mnemonic::Lea if insn.memory_index() == Register::None && values.is_whole(insn.memory_base()) => {
                 let (value, offset) = values.registers[insn.memory_base().number()];
                 let offset = offset.wrapping_add(insn.memory_displacement64() as i64);
-                values.registers[to] = (value, values.distance(offset));
-                return;
+                return values.set(to, (value, values.distance(offset)));
             }
             _ => {}
         }
@@ -328,6 +393,9 @@ fn advance(guest: &GuestInsn, values: &mut Values) {
         if written && register.is_gpr() {
             values.forget(register.full_register().number());
         }
+    }
+    if guest.class == Class::Generic {
+        values.note_bound(insn);
     }
 }
 

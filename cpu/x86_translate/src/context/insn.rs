@@ -11,9 +11,9 @@ use iced_x86::{FlowControl, Instruction, Mnemonic};
 pub(crate) enum Plan {
     /// Alone.
     Single,
-    /// With all later ones of its group: the bytes from `low` to `high`, from its own address. The addend
-    /// goes to the slot.
-    Lead { slot: u8, low: i32, high: i32, write: bool },
+    /// With all later ones of its group: the bytes from `low` to `high`, from its own address without the index. The
+    /// addend goes to the slot, if there are others.
+    Lead { slot: Option<u8>, low: i32, high: i32, write: bool },
     /// Not at all: the addend is in the slot.
     Follow { slot: u8 },
 }

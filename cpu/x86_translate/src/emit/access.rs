@@ -138,9 +138,11 @@ impl Translation<'_> {
             Plan::Lead { slot, low, high, write } => {
                 self.clobber_flags();
                 let span = Access { size: (high - low) as u32, write, aligned: false, masked: false };
-                self.check(ea, low, span, true);
-                self.e.store(Width::B64, gs(at!(groups) + slot as i32 * 8), S1);
-                self.held = (!ea.consumes()).then_some(slot);
+                self.check(&Ea { index: None, ..*ea }, low, span, true);
+                if let Some(slot) = slot {
+                    self.e.store(Width::B64, gs(at!(groups) + i32::from(slot) * 8), S1);
+                }
+                self.held = slot.filter(|_| !ea.consumes());
                 ea.operand(self.e)
             }
             Plan::Single => {

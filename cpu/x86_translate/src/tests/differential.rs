@@ -23,7 +23,7 @@ fn listing(bits: u32, bytes: &[u8], ip: u64) -> String {
 }
 
 /// What the processor is.
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Mode {
     /// 64-bit mode.
     #[default]

@@ -6,6 +6,7 @@ mod hostile;
 mod programs;
 mod segments;
 mod svm;
+mod tables;
 
 use crate::{Exit, Options, Translator, TranslatorVcpu};
 use std::sync::Arc;

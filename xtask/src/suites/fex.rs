@@ -2,10 +2,10 @@
 //! registers when it halts, in JSON. They are user code, and run on a bare vCPU of ours.
 
 use super::report::{Row, Verdict};
-use super::snippet::{self, Snippet, Stopped};
+use super::snippet::{self, Registers, Snippet, Stopped, Width};
 use super::sources::{self, Repository};
-use super::{Bench, Engine};
-use accel::{Tier, X86State};
+use super::{Bench, Engine, tcg};
+use accel::Tier;
 use anyhow::{Context, Result};
 use clock::TimerService;
 use serde_json::{Map, Value};
@@ -20,6 +20,11 @@ const REPOSITORY: Repository = Repository { name: "FEX", url: "https://github.co
 /// Where code begins, and the memory that every test has.
 const CODE: u64 = 0x1_0000;
 const MEMORY: [Range<u64>; 2] = [0xe000_0000..0xf000_0000, 0x2_0000_0000..0x3_0000_1000];
+/// Where tests are, and what comes before their names in lists of them.
+const FOLDERS: [(&str, &str); 2] = [("ASM", ""), ("32Bit_ASM", "32Bit_")];
+/// What SMSW does with a 32-bit register in this test is what Linux makes of it where it answers in the processor's place
+/// (it has no user code read CR0): it keeps the upper half.
+const OF_LINUX: &str = "Secondary/07_XX_04.asm";
 /// The longest text of a difference in the table.
 const DETAIL: usize = 60;
 
@@ -34,34 +39,44 @@ struct Expectation {
     features: Vec<String>,
     /// It is for a mode of FEX that no processor has.
     own_mode: bool,
+    width: Width,
 }
 
 /// Assembles the tests and runs each.
 pub(crate) fn run(bench: &Bench<'_>) -> Result<Vec<Row>> {
     let source = sources::clone(bench, &REPOSITORY)?;
-    let folder = source.join("unittests/ASM");
-    let skipped = skipped(&folder);
-    let tiers: Vec<Tier> = bench.engines.iter().filter_map(tier).collect();
+    let columns = bench.engines.len();
     let timers = snippet::timers()?;
     let model = snippet::model()?;
     let mut rows = Vec::new();
-    for file in files(&folder)? {
-        let name = file.strip_prefix(&folder).unwrap_or(&file).to_string_lossy().into_owned();
-        if !bench.wants(&name) || skipped.contains(&name) {
-            continue;
-        }
-        let text = fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
-        let verdicts = match expectation(&text) {
-            Ok(wanted) if wanted.own_mode || !wanted.features.iter().all(|name| has(&model, name)) => {
-                vec![Verdict::Skip; tiers.len()]
+    for (folder, prefix) in FOLDERS {
+        let folder = source.join("unittests").join(folder);
+        let skipped = skipped(&folder, prefix);
+        for file in files(&folder)? {
+            let name = file.strip_prefix(&folder).unwrap_or(&file).to_string_lossy().into_owned();
+            if skipped.contains(&name) || prefix.is_empty() && name == OF_LINUX {
+                continue;
             }
-            Ok(wanted) => match assemble(bench, &source, &text) {
-                Ok(code) => tiers.iter().map(|tier| execute(&wanted, &code, *tier, &timers)).collect(),
-                Err(error) => vec![Verdict::Fail(shorten(&error.to_string())); tiers.len()],
-            },
-            Err(error) => vec![Verdict::Fail(shorten(&error.to_string())); tiers.len()],
-        };
-        rows.push(Row { test: name, verdicts });
+            let test = if prefix.is_empty() { name } else { format!("32/{name}") };
+            if !bench.wants(&test) {
+                continue;
+            }
+            let text = fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
+            let verdicts = match expectation(&text) {
+                Ok(wanted) if wanted.own_mode || !wanted.features.iter().all(|name| has(&model, name)) => {
+                    vec![Verdict::Skip; columns]
+                }
+                Ok(wanted) => match assemble(bench, &source, &text, wanted.width) {
+                    Ok(code) => {
+                        let engines = bench.engines.iter();
+                        engines.map(|engine| execute(bench, &wanted, &code, engine, &timers)).collect()
+                    }
+                    Err(error) => vec![Verdict::Fail(shorten(&error.to_string())); columns],
+                },
+                Err(error) => vec![Verdict::Fail(shorten(&error.to_string())); columns],
+            };
+            rows.push(Row { test, verdicts });
+        }
     }
     Ok(rows)
 }
@@ -75,11 +90,17 @@ fn shorten(text: &str) -> String {
     text.lines().next().unwrap_or_default().chars().take(DETAIL).collect()
 }
 
-/// The tests that FEX's own lists leave out on a real processor.
-fn skipped(folder: &Path) -> Vec<String> {
+/// The tests that FEX's own lists leave out on a real processor. Their names there begin with `prefix`.
+fn skipped(folder: &Path, prefix: &str) -> Vec<String> {
     let lists = ["Known_Failures", "Known_Failures_host", "Disabled_Tests", "Disabled_Tests_host"];
-    let text: String = lists.iter().filter_map(|list| fs::read_to_string(folder.join(list)).ok()).collect();
-    text.lines().filter_map(|line| line.trim().strip_prefix("Test_").map(str::to_owned)).collect()
+    let texts = lists.iter().filter_map(|list| fs::read_to_string(folder.join(list)).ok());
+    // Their last lines may have no end.
+    texts.flat_map(|text| listed(&text, prefix)).collect()
+}
+
+fn listed(text: &str, prefix: &str) -> Vec<String> {
+    let names = text.lines().filter_map(|line| line.trim().strip_prefix("Test_")?.strip_prefix(prefix));
+    names.map(str::to_owned).collect()
 }
 
 /// All test files, by name.
@@ -133,8 +154,8 @@ fn expectation(text: &str) -> Result<Expectation> {
                 let mut names = value.as_object().into_iter().flatten().map(|(name, _)| name);
                 wanted.own_mode = names.any(|name| name.to_ascii_uppercase().contains("REDUCEDPRECISION"));
             }
-            "MODE" => {
-                wanted.own_mode |= value.as_str().is_some_and(|mode| mode.eq_ignore_ascii_case("32bit"))
+            "MODE" if value.as_str().is_some_and(|mode| mode.eq_ignore_ascii_case("32bit")) => {
+                wanted.width = Width::Bits32;
             }
             _ => {}
         }
@@ -143,7 +164,8 @@ fn expectation(text: &str) -> Result<Expectation> {
 }
 
 fn number(text: &str) -> Result<u64> {
-    let text = text.trim();
+    let text = text.trim().replace('_', "");
+    let text = text.as_str();
     let (negative, digits) = text.strip_prefix('-').map_or((false, text), |rest| (true, rest));
     let lower = digits.to_ascii_lowercase();
     let value = match lower.strip_prefix("0x") {
@@ -209,10 +231,15 @@ fn has(model: &CpuModel, name: &str) -> bool {
     model.has(feature)
 }
 
-fn assemble(bench: &Bench<'_>, source: &Path, text: &str) -> Result<Vec<u8>> {
+fn assemble(bench: &Bench<'_>, source: &Path, text: &str, width: Width) -> Result<Vec<u8>> {
     let folder = bench.folder(REPOSITORY.name);
     let (input, output) = (folder.join("test.asm"), folder.join("test.bin"));
-    fs::write(&input, format!("BITS 64\n{text}\nret\n")).context("writing a test")?;
+    // As FEX's own build has it.
+    let begin = match width {
+        Width::Bits64 => "BITS 64",
+        Width::Bits32 => "BITS 32\norg 10000h\nmov eax, 0x17\nmov ds, ax\nmov es, ax",
+    };
+    fs::write(&input, format!("{begin}\n{text}\nret\n")).context("writing a test")?;
     let includes = format!("{}/unittests/ASM/Includes/", source.display());
     let done = Command::new("nasm")
         .args(["-w-all", "-i", &includes, "-f", "bin"])
@@ -225,24 +252,39 @@ fn assemble(bench: &Bench<'_>, source: &Path, text: &str) -> Result<Vec<u8>> {
     fs::read(&output).context("reading what nasm made")
 }
 
-fn execute(wanted: &Expectation, code: &[u8], tier: Tier, timers: &Arc<TimerService>) -> Verdict {
+fn execute(
+    bench: &Bench<'_>,
+    wanted: &Expectation,
+    code: &[u8],
+    engine: &Engine,
+    timers: &Arc<TimerService>,
+) -> Verdict {
     let memory: Vec<_> = MEMORY.iter().chain(&wanted.memory).cloned().collect();
-    let snippet = Snippet { code, address: CODE, memory: &memory, data: &wanted.data };
-    match snippet::run(&snippet, tier, timers) {
-        Ok(Stopped::Halted(state)) => match difference(wanted, &state) {
+    let snippet = Snippet { width: wanted.width, code, address: CODE, memory: &memory, data: &wanted.data };
+    let stopped = match tier(engine) {
+        Some(tier) => snippet::run(&snippet, tier, timers),
+        None => tcg::run(&snippet, &bench.folder(REPOSITORY.name)),
+    };
+    verdict(wanted, stopped)
+}
+
+fn verdict(wanted: &Expectation, stopped: Result<Stopped>) -> Verdict {
+    match stopped {
+        Ok(Stopped::Halted(left)) => match difference(wanted, &left) {
             None => Verdict::Pass(String::new()),
             Some(difference) => Verdict::Fail(difference),
         },
         Ok(Stopped::Exception(vector, rip)) => Verdict::Fail(format!("exception {vector} at {rip:#x}")),
+        Ok(Stopped::SystemCall) => Verdict::Skip,
         Ok(Stopped::Timeout) => Verdict::Timeout,
         Err(error) => Verdict::Fail(shorten(&format!("{error:#}"))),
     }
 }
 
 /// The first register that is not as it should be.
-fn difference(wanted: &Expectation, state: &X86State) -> Option<String> {
+fn difference(wanted: &Expectation, left: &Registers) -> Option<String> {
     wanted.registers.iter().find_map(|(name, words)| {
-        let found = register(state, name);
+        let found = register(left, name);
         let wrong = |(index, word): (usize, &u64)| (found.get(index) != Some(word)).then_some(index);
         let index = words.iter().enumerate().find_map(wrong)?;
         let found = found.get(index).map_or("nothing".to_owned(), |found| format!("{found:#x}"));
@@ -251,28 +293,28 @@ fn difference(wanted: &Expectation, state: &X86State) -> Option<String> {
 }
 
 /// The words of a register; MM0 to MM7 are the x87 registers by their number, not by their place on the stack.
-fn register(state: &X86State, name: &str) -> Vec<u64> {
+fn register(left: &Registers, name: &str) -> Vec<u64> {
     const GENERAL: [&str; 16] = [
         "RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", "R8", "R9", "R10", "R11", "R12", "R13",
         "R14", "R15",
     ];
     let numbered = |prefix: &str| name.strip_prefix(prefix).and_then(|number| number.parse::<usize>().ok());
     if let Some(index) = GENERAL.iter().position(|general| *general == name) {
-        return vec![state.regs[index]];
+        return vec![left.general[index]];
     }
-    if let Some(vector) = numbered("XMM").and_then(|index| state.fpu.vectors.get(index)) {
+    if let Some(vector) = numbered("XMM").and_then(|index| left.fpu.vectors.get(index)) {
         return vector.to_vec();
     }
     if let Some(index) = numbered("MM").filter(|index| *index < 8) {
-        let top = usize::from(state.fpu.status >> 11 & 7);
-        let bytes = state.fpu.st[(index + 8 - top) % 8];
+        let top = usize::from(left.fpu.status >> 11 & 7);
+        let bytes = left.fpu.st[(index + 8 - top) % 8];
         let low = bytes.first_chunk().map_or(0, |bytes: &[u8; 8]| u64::from_le_bytes(*bytes));
         return vec![low, u16::from_le_bytes([bytes[8], bytes[9]]).into()];
     }
     match name {
-        "RIP" => vec![state.rip],
-        "FS" => vec![state.segments[X86State::FS].base],
-        "GS" => vec![state.segments[X86State::GS].base],
+        "RIP" => vec![left.rip],
+        "FS" => vec![left.fs_base],
+        "GS" => vec![left.gs_base],
         _ => Vec::new(),
     }
 }
@@ -293,16 +335,32 @@ mod tests {
         assert_eq!(wanted.features, ["AVX"]);
         assert!(expectation("%ifdef CONFIG\n{ \"RegData\" }\n%endif").is_err());
         assert_eq!(expectation("hlt").unwrap(), Expectation::default());
+        let wanted = expectation(
+            "%ifdef CONFIG\n{ \"Mode\": \"32BIT\", \"RegData\": { \"RAX\": \"0x1_0000\" } }\n%endif",
+        )
+        .unwrap();
+        assert_eq!((wanted.width, &wanted.registers[0].1[..]), (Width::Bits32, &[0x1_0000][..]));
+    }
+
+    #[test]
+    fn lists_name_tests_of_one_folder() {
+        let text = "# why\nTest_X87/A.asm\n\nTest_32Bit_X87/B.asm";
+        assert_eq!(listed(text, "32Bit_"), ["X87/B.asm"]);
+        assert!(listed(text, "").contains(&"X87/A.asm".to_owned()));
     }
 
     #[test]
     fn what_a_program_leaves_is_compared() {
         let timers = snippet::timers().unwrap();
+        let execute = |wanted: &Expectation, code: &[u8]| {
+            let snippet = Snippet { width: wanted.width, code, address: CODE, memory: &[], data: &[] };
+            verdict(wanted, snippet::run(&snippet, Tier::Interpreter, &timers))
+        };
         let wanted =
             |value| Expectation { registers: vec![("RAX".into(), vec![value])], ..Expectation::default() };
         let code = [0xb8, 7, 0, 0, 0, 0xf4]; // mov eax, 7; hlt
-        assert_eq!(execute(&wanted(7), &code, Tier::Interpreter, &timers), Verdict::Pass(String::new()));
-        let verdict = execute(&wanted(8), &code, Tier::Interpreter, &timers);
+        assert_eq!(execute(&wanted(7), &code), Verdict::Pass(String::new()));
+        let verdict = execute(&wanted(8), &code);
         assert_eq!(verdict, Verdict::Fail("RAX[0] 0x7, not 0x8".into()));
     }
 }

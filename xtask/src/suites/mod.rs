@@ -6,6 +6,7 @@ mod process;
 mod report;
 mod snippet;
 mod sources;
+mod tcg;
 mod test386;
 
 use crate::Outcome;
@@ -30,7 +31,7 @@ pub(crate) enum Suite {
     /// A BIOS-like program that tests an 80386.
     #[value(name = "test386")]
     Test386,
-    /// The assembly tests of the FEX emulator: user code, with what it leaves in registers. Not for TCG.
+    /// The assembly tests of the FEX emulator: user code, with what it leaves in registers.
     Fex,
 }
 
@@ -146,8 +147,7 @@ pub(crate) fn run(root: &Path, options: &Options) -> Outcome {
             Suite::Test386 => ("test386", test386::run(&bench)?),
             Suite::Fex => ("fex", fex::run(&bench)?),
         };
-        let runs = |engine: &&Engine| *suite != Suite::Fex || **engine != Engine::Tcg;
-        let engines = bench.engines.iter().filter(runs).map(|engine| engine.name().to_owned()).collect();
+        let engines = bench.engines.iter().map(|engine| engine.name().to_owned()).collect();
         reports.push(Report { suite: name, engines, rows });
     }
     if options.json {

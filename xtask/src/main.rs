@@ -30,7 +30,7 @@ enum Chore {
     /// Installs what the tests need and runs everything that must pass.
     Test(test::Options),
     /// Compares the interpreter's instructions with the host's processor and counts them by extension.
-    Isa,
+    Isa(isa::Options),
     /// Builds the fuzz targets and runs each for a while; fails if one finds something.
     Fuzz(fuzz::Options),
     /// Runs a command where /dev/kvm is real: in Debian on an emulated processor that has SVM.
@@ -48,7 +48,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().chore {
         Chore::Lint => lint::run(&root()),
         Chore::Test(options) => test::run(&root(), &options),
-        Chore::Isa => isa::run(&root()),
+        Chore::Isa(options) => isa::run(&root(), &options),
         Chore::Fuzz(options) => fuzz::run(&root(), &options),
         Chore::KvmLab(options) => return kvm_lab::run(&root(), &options),
         Chore::Suites(options) => suites::run(&root(), &options),

@@ -12,6 +12,9 @@
 #![allow(unsafe_code)] // executing arbitrary instructions is this crate's purpose
 
 mod stub;
+mod tally;
+
+pub use tally::{Tally, rounds, seed};
 
 /// Where the tested instruction lies (the middle of its page, so that short jumps in both directions stay
 /// in it).

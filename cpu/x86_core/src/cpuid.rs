@@ -5,8 +5,8 @@ mod tests;
 
 use crate::Core;
 pub use x86_cpuid::{
-    APIC_BUS_HERTZ, AVX512, CpuModel, FeatureError, UnknownModel, XSAVE_COMPONENTS, XSAVE_FIXED, XSAVE_MAX,
-    XsaveComponent, feature, host_has_avx512, xsave_area_size,
+    APIC_BUS_HERTZ, AVX512, CpuModel, FeatureError, UnknownModel, Vendor, XSAVE_COMPONENTS, XSAVE_FIXED,
+    XSAVE_MAX, XsaveComponent, feature, host_has_avx512, xsave_area_size,
 };
 
 impl Core<'_> {

@@ -1,13 +1,37 @@
 //! Fetching and decoding, with a small cache of decoded instructions.
 
 use crate::dispatch::{Handler, handler};
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
+use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Instruction, Register};
 use std::cell::RefCell;
 use x86_core::{Core, Flow, Trap};
 
 /// How guest code is decoded. The processor is an AMD one: near branches with an operand-size prefix are
-/// 16-bit in 64-bit mode too, and LOCK MOV CR0 is MOV CR8.
+/// 16-bit in 64-bit mode too, and LOCK MOV CR0 is MOV CR8. What is decoded is for [`widen`] to amend.
 pub const DECODER_OPTIONS: u32 = DecoderOptions::AMD;
+
+/// Gives an instruction that was decoded from `bytes` with [`DECODER_OPTIONS`] its 64-bit operands back, if it takes a
+/// far pointer from memory: the decoder drops REX.W there, as AMD's processors read no 64-bit offsets. Yet what a far
+/// CALL pushes then has 64 bits.
+#[inline]
+pub fn widen(insn: &mut Instruction, bytes: &[u8]) {
+    let wide = match insn.code() {
+        Code::Call_m1632 => Code::Call_m1664,
+        Code::Jmp_m1632 => Code::Jmp_m1664,
+        Code::Lss_r32_m1632 => Code::Lss_r64_m1664,
+        Code::Lfs_r32_m1632 => Code::Lfs_r64_m1664,
+        Code::Lgs_r32_m1632 => Code::Lgs_r64_m1664,
+        _ => return,
+    };
+    let prefix = |byte: &u8| matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3);
+    let rex = bytes.iter().find(|byte| !prefix(byte)).is_some_and(|byte| byte & 0xf8 == 0x48);
+    if insn.code_size() != iced_x86::CodeSize::Code64 || !rex {
+        return;
+    }
+    insn.set_code(wide);
+    if insn.op0_register() != Register::None {
+        insn.set_op0_register(insn.op0_register().full_register());
+    }
+}
 
 const ENTRIES: usize = 1 << 12;
 
@@ -102,9 +126,10 @@ fn decode(core: &mut Core<'_>, word: u128, available: usize, bits: u32) -> Resul
     let buffer = word.to_le_bytes();
     let bytes = &buffer[..available.min(15)];
     let mut decoder = Decoder::with_ip(bits, bytes, core.cpu.rip, DECODER_OPTIONS);
-    let instruction = decoder.decode();
+    let mut instruction = decoder.decode();
     match decoder.last_error() {
         DecoderError::None => {
+            widen(&mut instruction, bytes);
             let mask = u128::MAX >> (128 - 8 * instruction.len() as u32);
             let handler = handler(&instruction);
             Ok(Entry::new(word, mask, bits, instruction, handler))

@@ -29,7 +29,7 @@ mod string;
 #[cfg(test)]
 mod tests;
 
-pub use decode::DECODER_OPTIONS;
+pub use decode::{DECODER_OPTIONS, widen};
 pub use dispatch::{Handler, handler};
 pub use features::has;
 #[cfg(feature = "fuzzing")]

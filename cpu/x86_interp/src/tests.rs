@@ -365,3 +365,34 @@ fn branches_are_recorded_while_that_is_asked_for() {
     machine.core().write_msr(FROM, 7).unwrap();
     assert_eq!(records(&mut machine), [start + 6, start + 11], "programs do not write them");
 }
+
+/// AMD's processors read far pointers of 32-bit offsets even with REX.W, but a CALL pushes 64 bits.
+#[test]
+fn far_calls_with_rex_w() {
+    use x86_core::testing::{CODE, selector};
+    // rex.w call far [rbx]; and behind a prefix.
+    for code in [&b"\x48\xff\x1b"[..], b"\x66\x48\xff\x1b"] {
+        let mut machine = Machine::user();
+        machine.load(code);
+        machine.cpu.regs[reg::RBX] = DATA;
+        machine.cpu.regs[reg::RSP] = STACK;
+        machine.poke(DATA, CODE + 0x40 | u64::from(selector::USER_CODE64 | 3) << 32);
+        let start = machine.cpu.rip;
+        machine.memory.write(CODE + 0x40, b"\x48\xcb").expect("RAM"); // rex.w retf
+        run(&mut machine, 1);
+        assert_eq!((machine.cpu.rip, machine.cpu.regs[reg::RSP]), (CODE + 0x40, STACK - 16));
+        run(&mut machine, 1);
+        let end = start + code.len() as u64;
+        assert_eq!((machine.cpu.rip, machine.cpu.regs[reg::RSP]), (end, STACK));
+    }
+    // rex.w lss rax, [rbx]; without REX.W
+    for (code, high) in [(&b"\x48\x0f\xb2\x03"[..], 0), (b"\x0f\xb2\x03", 0)] {
+        let mut machine = Machine::user();
+        machine.load(code);
+        machine.cpu.regs[reg::RBX] = DATA;
+        machine.cpu.regs[reg::RAX] = u64::MAX;
+        machine.poke(DATA, 0x89ab_cdef | u64::from(selector::USER_DATA | 3) << 32);
+        run(&mut machine, 1);
+        assert_eq!(machine.cpu.regs[reg::RAX], high | 0x89ab_cdef);
+    }
+}

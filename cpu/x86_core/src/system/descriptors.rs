@@ -41,14 +41,8 @@ pub(super) fn load_far_pointer(core: &mut Core, insn: &Instruction) -> Result<Fl
         _ => Seg::Gs,
     };
     let (from, offset) = operand::address(core, insn);
-    let size = insn.op0_register().size();
-    let value = match size {
-        2 => u64::from(core.read::<u16>(from, offset)?),
-        4 => u64::from(core.read::<u32>(from, offset)?),
-        _ => core.read::<u64>(from, offset)?,
-    };
-    let at = operand::ahead(core, insn, offset, size as u64);
-    let selector = core.read::<u16>(from, at)?;
+    let size = insn.op0_register().size() as u8;
+    let (selector, value) = operand::far_pointer(core, insn, from, offset, size)?;
     core.load_segment(seg, selector)?;
     operand::set_register(core.cpu, insn.op0_register(), value);
     Ok(Flow::Next)
@@ -218,12 +212,19 @@ pub(super) fn arpl(core: &mut Core, insn: &Instruction) -> Result<Flow, Trap> {
     let old = if insn.op0_kind() == OpKind::Register {
         let old = operand::register(core.cpu, insn.op0_register()) as u16;
         if let Some(new) = adjust(old) {
-            operand::set_register(core.cpu, insn.op0_register(), u64::from(new));
+            // Of 16 bits, whatever the operand size.
+            let slot = &mut core.cpu.regs[insn.op0_register().number()];
+            *slot = *slot & !0xffff | u64::from(new);
         }
         old
     } else {
+        // It is read alone, and written if need be: a selector that stays may be in a segment that is read only.
         let (seg, offset) = operand::address(core, insn);
-        core.update::<u16>(seg, offset, false, adjust)?
+        let old = core.read::<u16>(seg, offset)?;
+        if let Some(new) = adjust(old) {
+            core.write(seg, offset, new)?;
+        }
+        old
     };
     if adjust(old).is_some() {
         core.cpu.rflags |= flags::ZF;

@@ -1,5 +1,6 @@
 //! Operands of system instructions: general registers and memory.
 
+use crate::cpuid::Vendor;
 use crate::{Core, Cpu, Seg, Trap, effective_address};
 use iced_x86::{Instruction, OpKind, Register};
 
@@ -42,6 +43,25 @@ pub(super) fn ahead(core: &Core, insn: &Instruction, offset: u64, distance: u64)
     } else {
         sum & 0xffff_ffff
     }
+}
+
+/// Selector and offset of a far pointer in memory, for an instruction with operands of `size` bytes. With 64-bit
+/// operands the offset has 64 bits on Intel's processors, and 32 on AMD's (APM volume 3, CALL (far) and LSS).
+pub(super) fn far_pointer(
+    core: &mut Core,
+    insn: &Instruction,
+    seg: Seg,
+    at: u64,
+    size: u8,
+) -> Result<(u16, u64), Trap> {
+    let size = if core.cpu.model.vendor() == Vendor::Amd { size.min(4) } else { size };
+    let offset = match size {
+        2 => u64::from(core.read::<u16>(seg, at)?),
+        4 => u64::from(core.read::<u32>(seg, at)?),
+        _ => core.read::<u64>(seg, at)?,
+    };
+    let behind = ahead(core, insn, at, u64::from(size));
+    Ok((core.read::<u16>(seg, behind)?, offset))
 }
 
 /// A 16-bit operand in a register or memory.

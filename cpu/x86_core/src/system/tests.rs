@@ -239,12 +239,11 @@ fn segment_register_moves_and_stack() {
     machine.cpu.regs[reg::RAX] = selector::DATA.into();
     run(&mut machine, &[0x8e, 0xd0]).unwrap(); // mov ss, ax
     assert_eq!(machine.cpu.interrupt_shadow, shadow::MOV_SS);
-    // lfs rax, [rbx]
-    machine.poke(DATA, 0x1122_3344_5566_7788);
-    machine.poke(DATA + 8, selector::DATA.into());
+    // lfs eax, [rbx]
+    machine.poke(DATA, 0x5566_7788 | u64::from(selector::DATA) << 32);
     machine.cpu.regs[reg::RBX] = DATA;
-    run(&mut machine, &[0x48, 0x0f, 0xb4, 0x03]).unwrap();
-    assert_eq!(machine.cpu.regs[reg::RAX], 0x1122_3344_5566_7788);
+    run(&mut machine, &[0x0f, 0xb4, 0x03]).unwrap();
+    assert_eq!(machine.cpu.regs[reg::RAX], 0x5566_7788);
     assert_eq!(machine.cpu.segments[Seg::Fs as usize].selector, selector::DATA);
 }
 
@@ -581,4 +580,73 @@ fn x2apic_mode_needs_the_feature() {
     machine.cpu.model = Arc::new(model);
     assert_eq!(machine.core().write_msr(0x1b, 0xfee0_0d00), Err(Trap::gp(0)));
     assert_eq!(machine.core().write_msr(0x1b, 0xfee0_0900), Ok(()));
+}
+
+/// The offsets of far pointers with REX.W have 32 bits on AMD's processors and 64 on Intel's.
+#[test]
+fn far_pointers_with_64_bit_operands() {
+    let on = |model: &str, code: &[u8], pointer: [u64; 2]| {
+        let mut machine = Machine::long();
+        machine.cpu.model = Arc::new(CpuModel::by_name(model).unwrap());
+        machine.cpu.regs[reg::RBX] = DATA;
+        machine.cpu.regs[reg::RSP] = STACK;
+        machine.poke(DATA, pointer[0]);
+        machine.poke(DATA + 8, pointer[1]);
+        let flow = run(&mut machine, code);
+        (flow, machine)
+    };
+    let (call, jump, lss) = ([0x48, 0xff, 0x1b], [0x48, 0xff, 0x2b], [0x48, 0x0f, 0xb2, 0x03]);
+    let [code, data] = [selector::CODE64, selector::DATA].map(u64::from);
+    for (model, narrow) in [("max", true), ("Haswell", false)] {
+        let pointer = |selector: u64| {
+            if narrow { [0x9abc_def0 | selector << 32, 0] } else { [0x1234_9abc_def0, selector] }
+        };
+        let offset = if narrow { 0x9abc_def0 } else { 0x1234_9abc_def0 };
+        let (flow, machine) = on(model, &call, pointer(code));
+        assert_eq!((flow, machine.cpu.rip), (Ok(Flow::Jump), offset), "{model}");
+        // What it pushes has 64 bits in any case.
+        assert_eq!(machine.cpu.regs[reg::RSP], STACK - 16);
+        assert_eq!(machine.peek(STACK - 16), CODE + 3);
+        let (flow, machine) = on(model, &jump, pointer(code));
+        assert_eq!((flow, machine.cpu.rip), (Ok(Flow::Jump), offset), "{model}");
+        let (flow, machine) = on(model, &lss, pointer(data));
+        assert_eq!((flow, machine.cpu.regs[reg::RAX]), (NEXT, offset), "{model}");
+    }
+}
+
+/// What a far call in 64-bit mode pushes, a far return takes.
+#[test]
+fn far_calls_of_user_code_return() {
+    let mut machine = Machine::user();
+    machine.cpu.regs[reg::RBX] = DATA;
+    machine.cpu.regs[reg::RSP] = STACK;
+    machine.poke(DATA, CODE + 0x40 | u64::from(selector::USER_CODE64 | 3) << 32);
+    assert_eq!(run(&mut machine, &[0x48, 0xff, 0x1b]), Ok(Flow::Jump));
+    assert_eq!(machine.cpu.rip, CODE + 0x40);
+    assert_eq!(run(&mut machine, &[0x48, 0xcb]), Ok(Flow::Jump));
+    assert_eq!((machine.cpu.rip, machine.cpu.regs[reg::RSP]), (CODE + 3, STACK));
+}
+
+#[test]
+fn arpl_writes_what_changes_alone() {
+    let mut machine = Machine::protected();
+    // arpl ax, bx; arpl [ebx], cx
+    machine.cpu.regs[reg::RAX] = 0xffff_fff0;
+    machine.cpu.regs[reg::RBX] = 2;
+    assert_eq!(run(&mut machine, &[0x63, 0xd8]), NEXT);
+    assert_eq!(machine.cpu.regs[reg::RAX], 0xffff_fff2);
+    assert_ne!(machine.cpu.rflags & flags::ZF, 0);
+    machine.cpu.regs[reg::RBX] = DATA;
+    machine.poke(DATA, 0xfff1);
+    machine.cpu.segments[Seg::Ds as usize].attributes &= !2;
+    machine.core().mode_changed();
+    for (rpl, result) in [(0, NEXT), (1, NEXT), (2, GP)] {
+        machine.cpu.regs[reg::RCX] = rpl;
+        assert_eq!(run(&mut machine, &[0x63, 0x0b]), result);
+    }
+    assert_eq!(machine.cpu.rflags & flags::ZF, 0);
+    machine.cpu.segments[Seg::Ds as usize].attributes |= 2;
+    machine.core().mode_changed();
+    assert_eq!(run(&mut machine, &[0x63, 0x0b]), NEXT);
+    assert_eq!(machine.peek(DATA), 0xfff2);
 }

@@ -18,13 +18,8 @@ pub(super) fn far_branch(core: &mut Core, insn: &Instruction) -> Result<Flow, Tr
                 Code::Jmp_m1664 | Code::Call_m1664 => 8,
                 _ => return Err(Trap::UD),
             };
-            let offset = match size {
-                2 => u64::from(core.read::<u16>(seg, at)?),
-                4 => u64::from(core.read::<u32>(seg, at)?),
-                _ => core.read::<u64>(seg, at)?,
-            };
-            let behind = operand::ahead(core, insn, at, u64::from(size));
-            (core.read::<u16>(seg, behind)?, offset, size)
+            let (selector, offset) = operand::far_pointer(core, insn, seg, at, size)?;
+            (selector, offset, size)
         }
         _ => return Err(Trap::UD),
     };

@@ -3,8 +3,7 @@
 use super::generate::{self, Form, Masks, Random};
 use crate::{engine, execute, handles};
 use iced_x86::{Code, Decoder, DecoderOptions, EncodingKind, Instruction};
-use native_oracle::{End, NativeState, SCRATCH, SCRATCH_LEN};
-use std::collections::BTreeMap;
+use native_oracle::{End, Mode, NativeState, SCRATCH, SCRATCH_LEN, Tally};
 use x86_core::testing::{self, Machine};
 use x86_core::{Exception, Flow, Trap, cr4, flags, vector};
 
@@ -33,7 +32,6 @@ pub(super) fn machine() -> Machine {
 pub(super) fn load(machine: &mut Machine, state: &NativeState) {
     let cpu = &mut *machine.cpu;
     cpu.regs = state.regs;
-    cpu.rip = native_oracle::CODE;
     cpu.rflags = cpu.rflags & !native_oracle::LOADABLE_FLAGS | state.rflags & native_oracle::LOADABLE_FLAGS;
     cpu.mxcsr = state.mxcsr;
     for (vector, native) in cpu.vectors.iter_mut().zip(&state.vectors) {
@@ -82,7 +80,7 @@ fn difference(
         }
         End::Fault { vector, error, .. } => Err(Trap::Exception(Exception {
             vector,
-            error: (vector == vector::GP).then_some(error as u32),
+            error: matches!(vector, vector::GP | vector::SS).then_some(error as u32),
             address: 0,
         })),
         End::Jumped(_) => return Some("jumped".into()),
@@ -118,7 +116,7 @@ fn difference(
     x87_difference(ours, theirs, &mut parts);
     if ours.scratch != theirs.scratch {
         let at = (0..SCRATCH_LEN).find(|at| ours.scratch[*at] != theirs.scratch[*at]).unwrap();
-        let base = theirs.regs[generate::BASE] - SCRATCH;
+        let base = theirs.regs[generate::BASE].wrapping_sub(SCRATCH);
         let count = (0..SCRATCH_LEN).filter(|at| ours.scratch[*at] != theirs.scratch[*at]).count();
         parts.push(format!(
             "{count} bytes of memory from {:+}: {:x?}/{:x?}",
@@ -192,57 +190,27 @@ fn compare_once(
     bits: u32,
     adapt: impl Fn(&mut NativeState),
 ) -> Option<String> {
-    let insn = Decoder::with_ip(bits, bytes, native_oracle::CODE, DecoderOptions::NONE).decode();
+    let start = mode(bits).start();
+    let insn = Decoder::with_ip(bits, bytes, start, DecoderOptions::NONE).decode();
     let mut native = match bits {
         64 => native_oracle::run(bytes, state),
-        _ => native_oracle::run32(bytes, state),
+        32 => native_oracle::run32(bytes, state),
+        _ => native_oracle::run16(bytes, state),
     };
     adapt(&mut native.state);
     load(machine, state);
+    machine.cpu.rip = start;
     let end = execute(&mut machine.core(), &insn);
     let ours = store(machine, state);
     difference(&insn, &native, &ours, &end).map(|text| format!("{:?} {bytes:02x?}: {text}", insn.code()))
 }
 
-/// Comparisons by extension, and what failed.
-#[derive(Default)]
-pub(super) struct Tally {
-    counts: BTreeMap<String, (usize, usize)>,
-    failures: BTreeMap<Code, Vec<String>>,
-}
-
-impl Tally {
-    pub(super) fn fail(&mut self, code: Code, text: String) {
-        self.failures.entry(code).or_default().push(text);
-    }
-
-    pub(super) fn add(&mut self, code: Code, compared: usize) {
-        let features: Vec<String> = code.cpuid_features().iter().map(|f| format!("{f:?}")).collect();
-        let encoding = match code.encoding() {
-            EncodingKind::VEX => "VEX ",
-            EncodingKind::EVEX => "EVEX ",
-            _ => "",
-        };
-        let entry = self.counts.entry(format!("{encoding}{}", features.join("+"))).or_default();
-        entry.0 += 1;
-        entry.1 += compared;
-    }
-
-    pub(super) fn finish(self) {
-        for (extension, (codes, comparisons)) in &self.counts {
-            println!("{extension}: {codes} instructions, {comparisons} comparisons");
-        }
-        let codes: usize = self.counts.values().map(|(codes, _)| codes).sum();
-        let comparisons: usize = self.counts.values().map(|(_, comparisons)| comparisons).sum();
-        println!("in all {codes} instructions, {comparisons} comparisons");
-        for (code, texts) in &self.failures {
-            println!("{code:?}: {} failures", texts.len());
-            texts
-                .iter()
-                .take(3)
-                .for_each(|text| println!("    {}", text.chars().take(600).collect::<String>()));
-        }
-        assert!(self.failures.is_empty(), "{} instructions differ from the host's", self.failures.len());
+/// The mode that executes code of so many bits.
+pub(super) fn mode(bits: u32) -> Mode {
+    match bits {
+        64 => Mode::Bits64,
+        32 => Mode::Bits32,
+        _ => Mode::Bits16,
     }
 }
 
@@ -251,7 +219,11 @@ fn codes(bits: u32) -> impl Iterator<Item = Code> {
     let host = crate::features::Features::host();
     Code::values().filter(move |code| {
         handles(*code)
-            && if bits == 64 { code.op_code().mode64() } else { code.op_code().mode32() }
+            && match bits {
+                64 => code.op_code().mode64(),
+                32 => code.op_code().mode32(),
+                _ => code.op_code().mode16(),
+            }
             && code.op_code().is_instruction()
             && crate::features::Features::needed_by(*code).is_some_and(|needs| host.contains(needs))
             && !privileged(*code)
@@ -299,9 +271,10 @@ fn image(code: Code) -> bool {
 }
 
 fn compare_all(bits: u32, masks: Masks, rounds: usize, seed: u64, only: impl Fn(Code) -> bool) {
-    let mut machine = if bits == 64 { machine() } else { super::modes::compatibility_machine() };
+    let mut machine = super::modes::machine_for(bits);
     let mut random = Random::new(seed);
-    let mut tally = Tally::default();
+    let mut tally = Tally::new(mode(bits));
+    let rounds = rounds * native_oracle::rounds() as usize;
     // See `to_probe_underflow`.
     let masked_only = |code: Code| code.mnemonic() == iced_x86::Mnemonic::Vcvtps2ph;
     for code in codes(bits).filter(|code| only(*code) && !(masks != Masks::All && masked_only(*code))) {
@@ -312,8 +285,12 @@ fn compare_all(bits: u32, masks: Masks, rounds: usize, seed: u64, only: impl Fn(
             // Now and then a misaligned operand.
             let offset = if round % 8 == 6 && !sha(code) { random.pick(&[1, 4, 8, 16, 32, 56]) } else { 0 };
             let mut state = generate::state(&mut random, masks, offset);
-            if Decoder::new(bits, &bytes, 0).decode().is_vsib() {
+            let vsib = Decoder::new(bits, &bytes, 0).decode().is_vsib();
+            if vsib {
                 limit_indices(&mut state);
+            }
+            if bits == 16 {
+                generate::within_segments(&mut random, &mut state, !vsib);
             }
             compared += 1;
             if let Some(text) = compare(&mut machine, &bytes, &state, bits) {
@@ -354,11 +331,11 @@ fn evex_instructions_equal_the_hosts() {
 fn operands_at_the_end_of_memory_equal_the_hosts() {
     let mut machine = machine();
     let mut random = Random::new(7);
-    let mut tally = Tally::default();
+    let mut tally = Tally::new(Mode::Bits64);
     let vector = |code: &Code| matches!(code.encoding(), EncodingKind::VEX | EncodingKind::EVEX);
     for code in codes(64).filter(vector) {
         let mut compared = 0;
-        for _ in 0..24 {
+        for _ in 0..24 * native_oracle::rounds() {
             let form = Form { memory: true, low_registers: false, bitness: 64 };
             let Some(bytes) = generate::instruction(code, form, &mut random) else { continue };
             let insn = Decoder::new(64, &bytes, 0).decode();
@@ -412,4 +389,11 @@ fn pending_exceptions_equal_the_hosts() {
 #[test]
 fn compatibility_mode_equals_the_hosts() {
     compare_all(32, Masks::All, 16, 5, |_| true);
+}
+
+#[test]
+fn code_of_16_bits_equals_the_hosts() {
+    assert!(native_oracle::has_16_bit(), "the kernel makes no 16-bit segments");
+    compare_all(16, Masks::All, 16, 8, |_| true);
+    compare_all(16, Masks::Some, 8, 9, |code| code.encoding() == EncodingKind::Legacy);
 }

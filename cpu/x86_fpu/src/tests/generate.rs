@@ -9,7 +9,9 @@ use native_oracle::{NativeState, SCRATCH, SCRATCH_LEN};
 pub(super) struct Random(u64);
 
 impl Random {
-    pub(super) fn new(seed: u64) -> Self {
+    /// The numbers of one test, which differ with the environment's seed.
+    pub(super) fn new(test: u64) -> Self {
+        let seed = test.wrapping_add(native_oracle::seed().wrapping_sub(1).wrapping_mul(1000));
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
@@ -40,7 +42,7 @@ pub(super) struct Form {
     pub(super) memory: bool,
     /// Only the first eight registers.
     pub(super) low_registers: bool,
-    /// 32 or 64.
+    /// 16, 32 or 64.
     pub(super) bitness: u32,
 }
 
@@ -112,14 +114,24 @@ pub(super) fn instruction(code: Code, form: Form, random: &mut Random) -> Option
                 immediates += 1;
             }
             seg_rDI => {
-                let kind = if form.bitness == 64 { OpKind::MemorySegRDI } else { OpKind::MemorySegEDI };
+                let kind = match form.bitness {
+                    64 => OpKind::MemorySegRDI,
+                    32 => OpKind::MemorySegEDI,
+                    _ => OpKind::MemorySegDI,
+                };
                 insn.set_op_kind(operand, kind);
             }
             mem | xmm_or_mem | ymm_or_mem | zmm_or_mem | k_or_mem | mm_or_mem | r8_or_mem | r16_or_mem
             | r32_or_mem | r64_or_mem | mem_vsib32x | mem_vsib32y | mem_vsib32z | mem_vsib64x
             | mem_vsib64y | mem_vsib64z => {
                 insn.set_op_kind(operand, OpKind::Memory);
-                insn.set_memory_base(if form.bitness == 64 { Register::RBX } else { Register::EBX });
+                let vsib = !matches!(kind, mem | xmm_or_mem | ymm_or_mem | zmm_or_mem | k_or_mem | mm_or_mem)
+                    && !matches!(kind, r8_or_mem | r16_or_mem | r32_or_mem | r64_or_mem);
+                insn.set_memory_base(match form.bitness {
+                    64 => Register::RBX,
+                    16 if !vsib => Register::BX,
+                    _ => Register::EBX,
+                });
                 match kind {
                     mem_vsib32x | mem_vsib64x => insn.set_memory_index(xmm(random)),
                     mem_vsib32y | mem_vsib64y => insn.set_memory_index(ymm(random)),
@@ -232,6 +244,16 @@ pub(super) enum Masks {
     Some,
     /// As before, and x87 exceptions may be pending.
     Pending,
+}
+
+/// Makes addresses in a random state offsets in segments of just the scratch memory. Of addresses of 16 bits the
+/// registers' upper halves don't matter.
+pub(super) fn within_segments(random: &mut Random, state: &mut NativeState, any_high: bool) {
+    for register in [4, BASE, 7] {
+        let offset = state.regs[register].wrapping_sub(SCRATCH) & 0xffff;
+        let high = if any_high && register != 4 { random.next() & 0xffff_0000 } else { 0 };
+        state.regs[register] = offset | high;
+    }
 }
 
 /// A random state. RBX points into the scratch memory, at `offset` from a multiple of 64.

@@ -1,10 +1,10 @@
 //! Instructions that load and store images of the whole state, against the host.
 
-use super::against_host::{Tally, compare_with, machine};
+use super::against_host::{compare_with, mode};
 use super::generate::{self, Form, Masks, Random};
-use super::modes::compatibility_machine;
+use super::modes::machine_for;
 use iced_x86::{Code, Decoder};
-use native_oracle::{NativeState, SCRATCH};
+use native_oracle::{NativeState, SCRATCH, Tally};
 
 /// Where the memory operand is: the base register, without displacement.
 fn image(state: &mut NativeState) -> &mut [u8] {
@@ -40,9 +40,10 @@ fn compare_images(
     rounds: usize,
     mut prepare: impl FnMut(Code, &mut NativeState, &mut Random),
 ) {
-    let mut machine = if bits == 64 { machine() } else { compatibility_machine() };
+    let mut machine = machine_for(bits);
     let mut random = Random::new(77);
-    let mut tally = Tally::default();
+    let mut tally = Tally::new(mode(bits));
+    let rounds = rounds * native_oracle::rounds() as usize;
     for &code in codes {
         for _ in 0..rounds {
             let form = Form { memory: true, low_registers: bits != 64, bitness: bits };

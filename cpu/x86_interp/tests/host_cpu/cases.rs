@@ -27,13 +27,12 @@ impl Case {
     }
 }
 
-/// A small random generator with a fixed seed (failures repeat), or the one in the environment's `T0_SEED`.
+/// A small random generator with a fixed seed (failures repeat), or the one that the environment gives.
 pub(crate) struct Random(u64);
 
 impl Random {
-    fn new() -> Self {
-        let seed = std::env::var("T0_SEED").map_or(1, |seed| seed.parse().expect("T0_SEED is a number"));
-        Self(seed)
+    pub(crate) fn new() -> Self {
+        Self(native_oracle::seed())
     }
 
     pub(crate) fn next(&mut self) -> u64 {
@@ -99,7 +98,7 @@ const MAPS: [Map; 7] = [
     Map::Vex(3),
 ];
 
-const PREFIXES: [&[u8]; 16] = [
+const PREFIXES: [&[u8]; 17] = [
     &[],
     &[],
     &[0x66],
@@ -113,6 +112,7 @@ const PREFIXES: [&[u8]; 16] = [
     &[0x4f],
     &[0x66, 0x48],
     &[0xf3, 0x48],
+    &[0xf2, 0x48],
     &[0x66, 0xf0],
     &[0x66, 0xf3],
     &[0xf0, 0x48],
@@ -129,7 +129,7 @@ pub(crate) struct Generator {
 impl Generator {
     /// `repeats` random variants of each prefix and opcode.
     pub(crate) fn new(mode: Mode, repeats: u64) -> Self {
-        Self { random: Random::new(), mode, repeats, position: 0 }
+        Self { random: Random::new(), mode, repeats: repeats * native_oracle::rounds(), position: 0 }
     }
 
     pub(crate) fn next_case(&mut self) -> Option<Case> {
@@ -443,10 +443,10 @@ fn is_tested(insn: &Instruction) -> bool {
         | M::Btr | M::Btc | M::Bsf | M::Bsr | M::Tzcnt | M::Lzcnt | M::Popcnt | M::Crc32 | M::Xadd | M::Cmpxchg
         | M::Cmpxchg8b | M::Cmpxchg16b | M::Aaa | M::Aas | M::Aad | M::Aam | M::Daa | M::Das | M::Nop | M::Pause
         | M::Reservednop | M::Endbr32 | M::Endbr64 | M::Prefetchw | M::Prefetchnta | M::Prefetcht0
-        | M::Prefetcht1 | M::Prefetcht2 | M::Prefetch | M::Lfence | M::Sfence | M::Mfence | M::Clflush
+        | M::Prefetcht1 | M::Prefetcht2 | M::Prefetch | M::Lfence | M::Sfence | M::Mfence | M::Clflush | M::Clflushopt | M::Clwb
         | M::Ud0 | M::Ud1 | M::Ud2 | M::Andn | M::Bextr | M::Blsi | M::Blsmsk | M::Blsr | M::Bzhi | M::Mulx
         | M::Pdep | M::Pext | M::Rorx | M::Sarx | M::Shlx | M::Shrx | M::Jmp | M::Call | M::Ret | M::Jcxz
-        | M::Jecxz | M::Jrcxz | M::Loop | M::Loope | M::Loopne | M::Bound
+        | M::Jecxz | M::Jrcxz | M::Loop | M::Loope | M::Loopne | M::Bound | M::Arpl
         | M::Cmova | M::Cmovae | M::Cmovb | M::Cmovbe | M::Cmove | M::Cmovg | M::Cmovge | M::Cmovl | M::Cmovle
         | M::Cmovne | M::Cmovno | M::Cmovnp | M::Cmovns | M::Cmovo | M::Cmovp | M::Cmovs
         | M::Seta | M::Setae | M::Setb | M::Setbe | M::Sete | M::Setg | M::Setge | M::Setl | M::Setle
@@ -454,6 +454,11 @@ fn is_tested(insn: &Instruction) -> bool {
         | M::Movsb | M::Movsw | M::Movsq | M::Stosb | M::Stosw | M::Stosd | M::Stosq | M::Lodsb | M::Lodsw
         | M::Lodsd | M::Lodsq | M::Scasb | M::Scasw | M::Scasd | M::Scasq | M::Cmpsb | M::Cmpsw | M::Cmpsq)
         || matches!(insn.code(), Code::Movsd_m32_m32 | Code::Cmpsd_m32_m32)
+}
+
+/// Whether the host has the feature at that bit of EBX of leaf 7.
+fn leaf_7(bit: u32) -> bool {
+    std::arch::x86_64::__cpuid_count(7, 0).ebx >> bit & 1 != 0
 }
 
 /// Whether this host has the instruction, and does with it what T0 does: what the manuals leave open, T0 does
@@ -470,6 +475,8 @@ fn comparable(insn: &Instruction) -> bool {
         M::Tzcnt | M::Andn | M::Bextr | M::Blsi | M::Blsmsk | M::Blsr => has!("bmi1"),
         M::Bzhi | M::Mulx | M::Pdep | M::Pext | M::Rorx | M::Sarx | M::Shlx | M::Shrx => has!("bmi2"),
         M::Adcx | M::Adox => has!("adx"),
+        M::Clflushopt => leaf_7(23),
+        M::Clwb => leaf_7(24),
         _ => true,
     };
     if native_oracle::host_is_amd() {

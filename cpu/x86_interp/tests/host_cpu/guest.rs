@@ -3,7 +3,7 @@
 use crate::cases::Case;
 use native_oracle::{CODE, End, Mode, NativeState, Outcome, SCRATCH, SCRATCH_LEN};
 use x86_core::testing::{self, Machine};
-use x86_core::{Flow, Seg, Segment, Trap, flags};
+use x86_core::{Flow, Seg, Segment, Trap, cr4, flags};
 
 const PAGE_TABLE: u64 = 0x50_0000;
 const CODE_PAGE: u64 = 0x51_0000;
@@ -36,6 +36,7 @@ impl Guest {
             machine.poke(directory + (address >> 21 & 511) * 8, table | 7);
             machine.poke(table + (address >> 12 & 511) * 8, page | 7);
         }
+        machine.cpu.cr4 |= cr4::FSGSBASE | cr4::OSXSAVE;
         machine.core().flush_tlb(false);
         Self { machine, mode: None }
     }
@@ -57,7 +58,23 @@ impl Guest {
         self.machine.core().mode_changed();
     }
 
+    /// Sets what RDPID gives.
+    pub(crate) fn set_processor_number(&mut self, number: u64) {
+        self.machine.cpu.msrs.tsc_aux = number;
+    }
+
+    /// Sets what XGETBV gives.
+    pub(crate) fn set_xcr0(&mut self, xcr0: u64) {
+        self.machine.cpu.xcr0 = xcr0;
+    }
+
+    /// Executes the instruction of `case`.
     pub(crate) fn run(&mut self, case: &Case) -> Outcome {
+        self.run_all(case, 1)
+    }
+
+    /// Executes the code of `case`, which is `count` instructions.
+    pub(crate) fn run_all(&mut self, case: &Case, count: usize) -> Outcome {
         self.set_mode(case.mode);
         let machine = &mut self.machine;
         machine.memory.write(CODE_PAGE + (CODE & 0xfff), &case.bytes).expect("RAM");
@@ -66,9 +83,11 @@ impl Guest {
         let start = case.mode.start();
         machine.cpu.rip = start;
         machine.cpu.rflags = case.state.rflags & native_oracle::LOADABLE_FLAGS | flags::FIXED;
+        let mut left = count;
         let result = loop {
             match x86_interp::step(&mut machine.core()) {
                 Ok(Flow::Again) => {}
+                Ok(_) if left > 1 => left -= 1,
                 result => break result,
             }
         };

@@ -6,12 +6,12 @@
 
 mod cases;
 mod guest;
+mod special;
 
 use cases::{Case, Generator};
 use guest::Guest;
 use iced_x86::Code;
-use native_oracle::{End, Mode, NativeState, Outcome};
-use std::collections::BTreeMap;
+use native_oracle::{End, Mode, NativeState, Outcome, Tally};
 use x86_core::flags;
 
 /// What differs between the host's outcome and T0's, if anything.
@@ -57,11 +57,10 @@ fn describe(case: &Case) -> String {
     )
 }
 
-/// Runs all cases of a generator; gives how many cases each instruction form had.
-fn compare_all(mut generator: Generator, mode: Mode) -> BTreeMap<Code, usize> {
+/// Runs all cases of a generator.
+fn compare_all(mut generator: Generator, mode: Mode) -> Tally {
     let mut guest = Guest::new();
-    let mut forms = BTreeMap::new();
-    let mut wrong = BTreeMap::<Code, (usize, String)>::new();
+    let mut tally = Tally::new(mode);
     while let Some(case) = generator.next_case() {
         let host = match mode {
             Mode::Bits64 => native_oracle::run(&case.bytes, &case.state),
@@ -72,31 +71,12 @@ fn compare_all(mut generator: Generator, mode: Mode) -> BTreeMap<Code, usize> {
         let ours = guest.run(&case);
         let ours = Outcome { end: normalized(ours.end, mode), ..ours };
         let form = case.insn.code();
-        *forms.entry(form).or_default() += 1;
+        tally.add(form, 1);
         if let Some(text) = difference(&case, &host, &ours) {
-            let entry = wrong.entry(form).or_insert_with(|| (0, describe(&case) + &text));
-            entry.0 += 1;
+            tally.fail(form, describe(&case) + &text);
         }
     }
-    let report: String =
-        wrong.iter().map(|(form, (n, text))| format!("{form:?}: {n} wrong, {text}")).collect();
-    assert!(wrong.is_empty(), "{} forms differ:\n{report}", wrong.len());
-    forms
-}
-
-/// Prints how many forms and cases there were, by extension.
-fn print_counts(forms: &BTreeMap<Code, usize>) {
-    let mut extensions = BTreeMap::<String, (usize, usize)>::new();
-    for (form, cases) in forms {
-        let features: Vec<String> = form.cpuid_features().iter().map(|f| format!("{f:?}")).collect();
-        let entry = extensions.entry(features.join("+")).or_default();
-        entry.0 += 1;
-        entry.1 += cases;
-    }
-    for (extension, (forms, cases)) in &extensions {
-        println!("{extension}: {forms} instructions, {cases} comparisons");
-    }
-    println!("in all {} instructions, {} comparisons", forms.len(), forms.values().sum::<usize>());
+    tally
 }
 
 /// A fault somewhere else is a jump to where code cannot be fetched, which T0 does not try here.
@@ -116,15 +96,14 @@ fn normalized(end: End, mode: Mode) -> End {
 
 #[test]
 fn long_mode() {
-    let forms = compare_all(Generator::new(Mode::Bits64, 24), Mode::Bits64);
-    print_counts(&forms);
-    assert!(forms.len() > 400, "only {} forms were generated", forms.len());
+    let tally = compare_all(Generator::new(Mode::Bits64, 24), Mode::Bits64);
+    assert!(tally.forms() > 400, "only {} forms were generated", tally.forms());
+    tally.finish();
 }
 
 #[test]
 fn compatibility_mode() {
-    let forms = compare_all(Generator::new(Mode::Bits32, 12), Mode::Bits32);
-    print_counts(&forms);
+    let tally = compare_all(Generator::new(Mode::Bits32, 12), Mode::Bits32);
     for form in [
         Code::Daa,
         Code::Das,
@@ -137,14 +116,15 @@ fn compatibility_mode() {
         Code::Salc,
         Code::Bound_r32_m3232,
     ] {
-        assert!(forms.contains_key(&form), "{form:?} was not generated");
+        assert!(tally.contains(form), "{form:?} was not generated");
     }
+    tally.finish();
 }
 
 #[test]
 fn segments_of_16_bits() {
     assert!(native_oracle::has_16_bit(), "the kernel makes no 16-bit segments");
-    let forms = compare_all(Generator::new(Mode::Bits16, 12), Mode::Bits16);
-    print_counts(&forms);
-    assert!(forms.len() > 300, "only {} forms were generated", forms.len());
+    let tally = compare_all(Generator::new(Mode::Bits16, 12), Mode::Bits16);
+    assert!(tally.forms() > 300, "only {} forms were generated", tally.forms());
+    tally.finish();
 }

@@ -12,7 +12,7 @@ use crate::guest::info::{CodeInfo, code_info};
 use crate::guest::mode::Mode;
 use crate::guest::operand::has_memory;
 use iced_x86::{Decoder, FlowControl, Instruction, Mnemonic, OpKind, Register};
-use x86_interp::DECODER_OPTIONS;
+use x86_interp::{DECODER_OPTIONS, widen};
 
 /// Instructions in a block at most.
 const MAX_INSTRUCTIONS: usize = 64;
@@ -34,13 +34,14 @@ impl Translation<'_> {
             if at != start && self.stops.binary_search(&(at as u16)).is_ok() {
                 break;
             }
-            let insn = decoder.decode();
+            let mut insn = decoder.decode();
             if decoder.last_error() == iced_x86::DecoderError::NoMoreBytes {
                 break;
             }
-            let info = code_info(&insn);
             let len = insn.len();
             let bytes = &self.page[at..at + len];
+            widen(&mut insn, bytes);
+            let info = code_info(&insn);
             let raw = Raw::parse(bytes, info, bits);
             let mut class = info.class;
             if raw.is_none_or(|raw| !self.can_translate(&insn, info, &raw)) || !(input.has)(&insn) {

@@ -620,7 +620,7 @@ fn far_calls_of_user_code_return() {
     let mut machine = Machine::user();
     machine.cpu.regs[reg::RBX] = DATA;
     machine.cpu.regs[reg::RSP] = STACK;
-    machine.poke(DATA, CODE + 0x40 | u64::from(selector::USER_CODE64 | 3) << 32);
+    machine.poke(DATA, (CODE + 0x40) | u64::from(selector::USER_CODE64 | 3) << 32);
     assert_eq!(run(&mut machine, &[0x48, 0xff, 0x1b]), Ok(Flow::Jump));
     assert_eq!(machine.cpu.rip, CODE + 0x40);
     assert_eq!(run(&mut machine, &[0x48, 0xcb]), Ok(Flow::Jump));

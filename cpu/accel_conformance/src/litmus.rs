@@ -157,14 +157,17 @@ fn code_of(id: usize) -> u64 {
 /// The registers that loads go to.
 const LOADED: [AsmRegister64; 3] = [r8, r9, r10];
 
-/// Counts itself at `place`, and waits until `goal`, which is one more for each thread, has been counted.
-fn meet(a: &mut CodeAssembler, place: i32, goal: AsmRegister64) -> Asm {
+/// Counts itself at `place`, and waits until `goal`, which is one more for each thread, has been counted: without PAUSE,
+/// which may give the host's processor away, if there is one for each thread.
+fn meet(a: &mut CodeAssembler, place: i32, goal: AsmRegister64, crowded: bool) -> Asm {
     let (mut again, mut together) = (a.create_label(), a.create_label());
     a.lock().inc(qword_ptr(rsi + place))?;
     a.set_label(&mut again)?;
     a.cmp(qword_ptr(rsi + place), goal)?;
     a.jae(together)?;
-    a.pause()?;
+    if crowded {
+        a.pause()?;
+    }
     a.jmp(again)?;
     a.set_label(&mut together)
 }
@@ -178,7 +181,7 @@ fn settle(a: &mut CodeAssembler, value: AsmRegister64) -> Asm {
 
 /// The code of thread `id` for `rounds` rounds. Round n stores 2n + 1 where the test says 1, and 2n + 2 where it says
 /// 2, so that nothing need be cleared between rounds. RBP is 2n, R14 what [`meet`] waits for.
-fn thread(a: &mut CodeAssembler, test: &Litmus, id: usize, rounds: u32) -> Asm {
+fn thread(a: &mut CodeAssembler, test: &Litmus, id: usize, rounds: u32, crowded: bool) -> Asm {
     let variable = |index: usize| index as i32 * VARIABLE_LEN;
     let (mut again, mut wait) = (a.create_label(), a.create_label());
     a.mov(rsi, DATA)?;
@@ -190,7 +193,7 @@ fn thread(a: &mut CodeAssembler, test: &Litmus, id: usize, rounds: u32) -> Asm {
     a.add(r14, test.threads.len() as i32)?;
     a.lea(r12, ptr(rbp + 1))?;
     a.lea(r13, ptr(rbp + 2))?;
-    meet(a, BEGUN, r14)?;
+    meet(a, BEGUN, r14, crowded)?;
     // The threads are ahead of each other by a little, now one and now the other.
     a.imul_3(ecx, ebp, 37 + 14 * id as i32)?;
     a.shr(ecx, 3)?;
@@ -228,7 +231,7 @@ fn thread(a: &mut CodeAssembler, test: &Litmus, id: usize, rounds: u32) -> Asm {
     a.mov(byte_ptr(rdi + 2), dl)?;
     a.add(rdi, 4)?;
     if !test.last.is_empty() {
-        meet(a, ENDED, r14)?;
+        meet(a, ENDED, r14, crowded)?;
         if id == 0 {
             for (index, last) in test.last.iter().enumerate() {
                 a.mov(r8, qword_ptr(rsi + variable(*last)))?;
@@ -242,13 +245,18 @@ fn thread(a: &mut CodeAssembler, test: &Litmus, id: usize, rounds: u32) -> Asm {
     a.cmp(rbp, 2 * rounds as i32)?;
     a.jb(again)?;
     a.add(r14, test.threads.len() as i32)?;
-    meet(a, BEGUN, r14)?;
+    meet(a, BEGUN, r14, crowded)?;
     if id == 0 {
         a.mov(eax, 1)?;
         return exit(a);
     }
     a.cli()?;
     a.hlt()
+}
+
+/// Whether threads have to share the host's processors.
+fn is_crowded(test: &Litmus) -> bool {
+    std::thread::available_parallelism().map_or(1, usize::from) < test.threads.len()
 }
 
 /// How many results a thread has.
@@ -262,7 +270,7 @@ fn run(target: &Target<'_>, test: &Litmus, rounds: u32, seen: &mut BTreeMap<Outc
     write_tables(&rig);
     for id in 0..test.threads.len() {
         let at = code_of(id);
-        rig.write(at, &assemble(64, at, |a| thread(a, test, id, rounds)));
+        rig.write(at, &assemble(64, at, |a| thread(a, test, id, rounds, is_crowded(test))));
         rig.edit(id, |state| {
             long_mode(state, id as u64, at);
             state.events.mp_state = accel::MpState::Runnable;
@@ -286,9 +294,8 @@ fn run(target: &Target<'_>, test: &Litmus, rounds: u32, seen: &mut BTreeMap<Outc
 /// each other there by the host's time slices.
 fn run_all(target: &Target<'_>, tests: &[Litmus]) {
     let wanted = std::env::var(ITERATIONS).ok().map(|text| text.parse().expect("a number of iterations"));
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
     for test in tests {
-        let share = if processors < test.threads.len() { CROWDED } else { 1 };
+        let share = if is_crowded(test) { CROWDED } else { 1 };
         let iterations = wanted.unwrap_or(DEFAULT_ITERATIONS) / share;
         let mut seen = BTreeMap::new();
         let mut left = iterations;

@@ -312,7 +312,7 @@ pub(crate) fn impossible_states_are_refused(target: &Target<'_>) {
         |state| state.efer = 1 << 10,
         |state| state.efer = u64::MAX,
         |state| state.fpu.vectors.clear(),
-        |state| state.lapic.id = 3,
+        |state| state.lapic.id = 0x300,
         |state| state.set_msr(0x277, u64::MAX),
     ];
     for spoil in spoil {

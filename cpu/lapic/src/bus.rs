@@ -7,7 +7,7 @@ use clock::TimerService;
 use irq::{MsiMessage, MsiTarget};
 use parking_lot::RwLock;
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 /// What all local APICs of a VM have in common.
@@ -27,6 +27,8 @@ pub struct ApicBus {
     eoi_listener: RwLock<Option<EoiListener>>,
     /// Where the next search for the lowest priority begins, so that equals take turns.
     turn: AtomicUsize,
+    /// A guest has changed an id: messages are for whoever has it now.
+    renamed: AtomicBool,
 }
 
 impl ApicBus {
@@ -41,6 +43,7 @@ impl ApicBus {
                 lapics: (0..config.vcpus).map(lapic).collect(),
                 eoi_listener: RwLock::new(None),
                 turn: AtomicUsize::new(0),
+                renamed: AtomicBool::new(false),
             }
         })
     }
@@ -73,6 +76,11 @@ impl ApicBus {
         *self.eoi_listener.write() = Some(listener);
     }
 
+    /// Notes that not every local APIC has the id that it had at power-on.
+    pub(crate) fn note_renamed(&self) {
+        self.renamed.store(true, Ordering::SeqCst);
+    }
+
     pub(crate) fn end_of_interrupt(&self, vector: u8) {
         let listener = self.eoi_listener.read().clone();
         if let Some(listener) = listener {
@@ -83,7 +91,12 @@ impl ApicBus {
     /// Delivers a message to whom it is for.
     pub fn deliver(&self, message: &Message) {
         match (message.mode, message.destination) {
-            (_, Destination::Physical(id)) => {
+            (_, Destination::Physical(id)) if !self.renamed.load(Ordering::SeqCst) => {
+                if let Some(lapic) = self.lapic(id) {
+                    lapic.offer(message);
+                }
+            }
+            (_, Destination::Only(id)) => {
                 if let Some(lapic) = self.lapic(id) {
                     lapic.offer(message);
                 }

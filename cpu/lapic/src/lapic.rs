@@ -151,8 +151,11 @@ impl Lapic {
             ];
             events.into_iter().flatten().for_each(|event| sink.event(event));
         }
-        if effects.eoi.is_some() || effects.send.is_some() {
+        if effects.eoi.is_some() || effects.send.is_some() || effects.renamed {
             let Some(bus) = self.bus.upgrade() else { return };
+            if effects.renamed {
+                bus.note_renamed();
+            }
             if let Some(vector) = effects.eoi {
                 bus.end_of_interrupt(vector);
             }
@@ -304,8 +307,12 @@ impl Lapic {
     /// # Errors
     /// [`RestoreError`] if it is none of this APIC; nothing has changed then.
     pub fn restore(&self, state: &LapicState, tsc: u64, time: Nanos) -> Result<(), RestoreError> {
-        self.change(|registers, _| registers.restore(state, tsc, time))
-            .map_err(|reason| RestoreError { reason })
+        self.change(|registers, effects| {
+            let restored = registers.restore(state, tsc, time);
+            effects.renamed = registers.is_renamed();
+            restored
+        })
+        .map_err(|reason| RestoreError { reason })
     }
 }
 

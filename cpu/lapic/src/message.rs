@@ -44,8 +44,10 @@ pub enum Destination {
     All,
     /// Every local APIC but this one.
     AllBut(u32),
-    /// The local APIC with this id.
+    /// The local APICs with this id, which a guest may have changed.
     Physical(u32),
+    /// The local APIC that had this id at power-on.
+    Only(u32),
     /// The local APICs whose logical id matches: 8 bits against those in xAPIC mode, 32 bits against those
     /// in x2APIC mode.
     Logical(u32),

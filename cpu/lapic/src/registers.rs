@@ -88,6 +88,8 @@ pub(crate) struct Effects {
     pub(crate) init: bool,
     /// A SIPI for the processor.
     pub(crate) sipi: Option<u8>,
+    /// The guest has changed the id.
+    pub(crate) renamed: bool,
 }
 
 /// One local APIC's registers.
@@ -99,6 +101,9 @@ pub(crate) struct Registers {
     tsc_hertz: u64,
     // Guest-visible.
     pub(crate) apic_base: u64,
+    /// The id by which messages name this APIC: in xAPIC mode programs can change it (AMD APM volume 2, 16.3.3), and
+    /// with it its width to eight bits.
+    current_id: u32,
     ldr: u32,
     dfr: u32,
     pub(crate) tpr: u8,
@@ -135,6 +140,7 @@ impl Registers {
             physical_bits,
             tsc_hertz: tsc_hertz.max(1),
             apic_base: DEFAULT_BASE | BASE_ENABLED | bsp,
+            current_id: id,
             ldr: 0,
             dfr: 0,
             tpr: 0,
@@ -184,6 +190,11 @@ impl Registers {
         self.ext_int_latched = false;
     }
 
+    /// Whether the guest has changed the id.
+    pub(crate) fn is_renamed(&self) -> bool {
+        self.current_id != self.id
+    }
+
     pub(crate) fn mode(&self) -> Mode {
         match (self.apic_base & BASE_ENABLED != 0, self.apic_base & BASE_X2APIC != 0) {
             (false, _) => Mode::Disabled,
@@ -206,10 +217,14 @@ impl Registers {
         match (self.mode(), enabled, x2apic) {
             (Mode::X2Apic, true, false) | (Mode::Disabled, true, true) => return Err(GeneralProtection),
             (Mode::Disabled, _, _) => {}
-            (_, false, _) => self.init(),
+            (_, false, _) => {
+                self.init();
+                self.current_id = self.id;
+            }
             (Mode::XApic, true, true) => {
                 // The logical id follows from the id from now on, and the destination format is gone.
                 self.icr &= 0xffff_ffff;
+                self.current_id = self.id;
             }
             _ => {}
         }
@@ -275,7 +290,8 @@ impl Registers {
         match destination {
             Destination::All => true,
             Destination::AllBut(id) => id != self.id,
-            Destination::Physical(id) => id == self.id,
+            Destination::Physical(id) => id == self.current_id,
+            Destination::Only(id) => id == self.id,
             Destination::Logical(mask) if mode == Mode::X2Apic => {
                 let own = self.logical_id();
                 mask >> 16 == own >> 16 && mask & own & 0xffff != 0
@@ -379,7 +395,7 @@ impl Registers {
         let x2apic = self.mode() == Mode::X2Apic;
         Some(match number {
             number::ID if x2apic => self.id,
-            number::ID => self.id << 24,
+            number::ID => self.current_id << 24,
             number::VERSION => VERSION,
             number::TPR => self.tpr.into(),
             number::APR | number::RRD if !x2apic => 0,
@@ -427,7 +443,11 @@ impl Registers {
                 self.send(destination, effects);
             }
             number::ICR_HIGH => self.icr = self.icr & 0xffff_ffff | u64::from(value & 0xff00_0000) << 32,
-            number::ID | number::VERSION | number::APR | number::PPR | number::RRD => {}
+            number::ID => {
+                self.current_id = value >> 24;
+                effects.renamed = true;
+            }
+            number::VERSION | number::APR | number::PPR | number::RRD => {}
             number::ISR..=number::IRR_LAST | number::TIMER_CURRENT | number::SELF_IPI => {}
             _ => {
                 if !self.write(number, value, now, effects) {
@@ -521,7 +541,7 @@ impl Registers {
             number::SELF_IPI if value < 16 => self.error(ERROR_SEND_ILLEGAL_VECTOR, effects),
             number::SELF_IPI => {
                 let message = Message {
-                    destination: Destination::Physical(self.id),
+                    destination: Destination::Only(self.id),
                     mode: DeliveryMode::Fixed,
                     vector: value as u8,
                     level_triggered: false,
@@ -553,7 +573,7 @@ impl Registers {
         }
         let destination = match command >> 18 & 3 {
             0 => destination,
-            1 => Destination::Physical(self.id),
+            1 => Destination::Only(self.id),
             2 => Destination::All,
             _ => Destination::AllBut(self.id),
         };
@@ -675,7 +695,8 @@ impl Registers {
 impl Registers {
     pub(crate) fn save(&self) -> LapicState {
         let Self {
-            id,
+            id: _,
+            current_id: id,
             physical_bits: _,
             tsc_hertz: _,
             apic_base,
@@ -732,7 +753,8 @@ impl Registers {
     /// Takes over a state that was saved at `time`, when the guest's counter was `tsc`. Says what is wrong
     /// with it if it is none; nothing has changed then.
     pub(crate) fn restore(&mut self, state: &LapicState, tsc: u64, time: Nanos) -> Result<(), String> {
-        if state.id != self.id {
+        let x2apic = state.apic_base & BASE_X2APIC != 0;
+        if state.id != self.id && (x2apic || state.id > 0xff) {
             return Err(format!("of APIC {}, and this is APIC {}", state.id, self.id));
         }
         if !self.legal_base(state.apic_base) {
@@ -751,6 +773,7 @@ impl Registers {
         }
         *self = Self {
             apic_base: state.apic_base,
+            current_id: state.id,
             ldr: state.ldr & 0xff00_0000,
             dfr: state.dfr | 0x0fff_ffff,
             tpr: state.tpr,

@@ -196,6 +196,33 @@ fn shorthands() {
 }
 
 #[test]
+fn programs_change_the_id_that_messages_name() {
+    let rig = Rig::enabled(3, false);
+    write(rig.lapic(2), 0x20, 1 << 24);
+    assert_eq!([0, 1, 2].map(|id| read(rig.lapic(id), 0x20) >> 24), [0, 1, 1]);
+    send_xapic(rig.lapic(0), 1, 0x30);
+    assert_eq!(rig.pending(), [None, Some(0x30), Some(0x30)], "both have it");
+    send_xapic(rig.lapic(0), 2, 0x41);
+    send_xapic(rig.lapic(2), 0, 1 << 18 | 0x52);
+    assert_eq!(rig.pending(), [None, Some(0x30), Some(0x52)], "a message to itself arrives");
+    // It is saved, and goes along with another rig's registers.
+    let copy = Rig::enabled(3, false);
+    copy.lapic(2).restore(&rig.lapic(2).save(), 0, 0).unwrap();
+    send_xapic(copy.lapic(0), 1, 0x63);
+    assert_eq!(copy.pending(), [None, Some(0x63), Some(0x63)]);
+    // Switched off and on again it has its own.
+    copy.lapic(2).write_msr(MSR_APIC_BASE, 0xfee0_0000, 0).unwrap();
+    copy.lapic(2).write_msr(MSR_APIC_BASE, 0xfee0_0800, 0).unwrap();
+    assert_eq!(read(copy.lapic(2), 0x20) >> 24, 2);
+    // In x2APIC mode the id is the processor's own.
+    rig.lapic(2).write_msr(MSR_APIC_BASE, 0xfee0_0c00, 0).unwrap();
+    assert_eq!(rig.lapic(2).read_msr(MSR_X2APIC + 2), Ok(2));
+    send_xapic(rig.lapic(0), 2, 0x74);
+    assert_eq!(rig.pending()[2], Some(0x74));
+    assert!(copy.lapic(1).restore(&rig.lapic(2).save(), 0, 0).is_err());
+}
+
+#[test]
 fn init_sipi_and_nmi_reach_processors_that_are_software_disabled() {
     let rig = Rig::new(2);
     rig.events();
@@ -423,7 +450,8 @@ fn init_keeps_id_and_mode_and_reset_does_not() {
 fn states_of_others_and_impossible_ones_are_refused() {
     let rig = Rig::new(2);
     let state = rig.lapic(1).save();
-    assert!(rig.lapic(0).restore(&state, 0, 0).is_err());
+    let other = LapicState { id: 0x101, ..state.clone() };
+    assert!(rig.lapic(1).restore(&other, 0, 0).is_err(), "more than eight bits, and not its own");
     for apic_base in [1 << 10, 1, u64::MAX] {
         assert!(rig.lapic(1).restore(&LapicState { apic_base, ..state.clone() }, 0, 0).is_err());
     }

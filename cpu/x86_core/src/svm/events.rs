@@ -164,8 +164,9 @@ impl Core<'_> {
         if injected & VALID == 0 {
             return Ok(());
         }
-        let vector = injected as u8;
         let kind = injected >> TYPE & 7;
+        // That of an NMI does not count, and hypervisors leave it out.
+        let vector = if kind == NMI { vector::NMI } else { injected as u8 };
         let error = (injected & HAS_ERROR != 0).then_some((injected >> 32) as u32);
         let instruction = kind == SOFTWARE || kind == EXCEPTION && matches!(vector, vector::BP | vector::OF);
         let source = match kind {

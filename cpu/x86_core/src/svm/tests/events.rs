@@ -106,6 +106,8 @@ fn events_are_injected_before_the_first_instruction() {
     assert_eq!((machine.cpu.rip, machine.peek(STACK - 40)), (handler(0x80), GUEST + 2));
     let machine = injected(1 << 31 | 3 << 8 | 3, GUEST + 1);
     assert_eq!((machine.cpu.rip, machine.peek(STACK - 40)), (handler(3), GUEST + 1));
+    let machine = injected(1 << 31 | 2 << 8, 0);
+    assert_eq!(machine.cpu.rip, handler(2), "an NMI's vector is its own");
     let machine = injected(0x40, 0);
     assert_eq!(machine.cpu.rip, GUEST, "it is not valid");
 }

@@ -205,6 +205,7 @@ impl Cond {
     pub const NE: Self = Self(5);
     pub const BE: Self = Self(6);
     pub const A: Self = Self(7);
+    pub const S: Self = Self(8);
     pub const P: Self = Self(10);
     pub const G: Self = Self(15);
 

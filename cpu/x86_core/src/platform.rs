@@ -34,6 +34,9 @@ pub trait Platform {
     fn random(&self) -> Option<u64> {
         crate::system::host_random()
     }
+    /// So many instructions were executed before the one that is executed now, where instructions are counted: to be
+    /// told before anything here is asked in the middle of it.
+    fn at_instruction(&self, _count: u64) {}
     /// A page walk set accessed or dirty bits in the paging-structure entry of `len` bytes at `gpa`.
     fn entry_marked(&self, _gpa: u64, _len: u64) {}
 }

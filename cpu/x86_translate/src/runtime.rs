@@ -36,6 +36,18 @@ impl JitVcpu {
         }
     }
 
+    /// Says what the count is, at an instruction that may look outside. `left` are the instructions from it on that its
+    /// block has taken from the budget.
+    pub(crate) fn at_instruction(&mut self, left: u8) {
+        if self.counting
+            && let Some(platform) = self.platform
+        {
+            let ahead = self.budget + i64::from(left);
+            // SAFETY: the surroundings are valid while the vCPU runs.
+            unsafe { platform.as_ref() }.at_instruction(self.count_end.wrapping_sub(ahead as u64));
+        }
+    }
+
     fn leave(&mut self, reason: ExitReason) -> u64 {
         self.exit_reason = reason as u32;
         0
@@ -52,9 +64,17 @@ impl JitVcpu {
     }
 
     /// Executes one instruction, which leaves RIP where it goes on, and says where code goes on: at `resume` if
-    /// that is the next instruction, or 0 to leave.
-    fn execute(&mut self, resume: u64, execute: impl FnOnce(&mut Core<'_>) -> Result<Flow, Trap>) -> u64 {
+    /// that is the next instruction, or 0 to leave. `left` instructions of the block, from this one on, are not done
+    /// yet: those that it is left before are given back to the budget.
+    fn execute(
+        &mut self,
+        resume: u64,
+        left: u8,
+        execute: impl FnOnce(&mut Core<'_>) -> Result<Flow, Trap>,
+    ) -> u64 {
         let before = self.surroundings();
+        let (refund, rest) = (i64::from(left), i64::from(left) - 1);
+        self.at_instruction(left);
         // SAFETY: generated code runs only while the vCPU does.
         let result = execute(&mut unsafe { self.core() });
         self.segments_changed();
@@ -62,13 +82,21 @@ impl JitVcpu {
         self.flags_from_rflags();
         match result {
             Ok(Flow::Next) => {}
-            Ok(Flow::Halt) => return self.leave(ExitReason::Halt),
-            Ok(Flow::Jump) => return self.chain(before.0, before.1),
+            Ok(Flow::Halt) => {
+                self.budget += rest;
+                return self.leave(ExitReason::Halt);
+            }
+            Ok(Flow::Jump) => {
+                self.budget += rest;
+                return self.chain(before.0, before.1);
+            }
             Ok(Flow::Again) => {
+                self.budget += refund;
                 self.paused = true;
                 return self.leave(ExitReason::Dispatch);
             }
             Err(trap) => {
+                self.budget += refund;
                 self.cpu.take_watch_met();
                 self.trap = Some(trap);
                 return self.leave(ExitReason::Trap);
@@ -81,6 +109,7 @@ impl JitVcpu {
             && !self.cpu.is_watch_met()
             && before == self.surroundings();
         if !stay {
+            self.budget += rest;
             return self.leave(ExitReason::Dispatch);
         }
         resume
@@ -163,10 +192,11 @@ pub(crate) unsafe extern "C" fn tlb_miss(vcpu: *mut JitVcpu, address: u64, info:
     }
     if info.kind & MissInfo::GROUP != 0 {
         vcpu.counters.ungrouped += 1;
+        vcpu.budget += i64::from(info.left);
         return vcpu.leave(ExitReason::Ungrouped);
     }
     vcpu.counters.slow_accesses += 1;
-    vcpu.execute(from_info(at_info, info.resume), x86_interp::step)
+    vcpu.execute(from_info(at_info, info.resume), info.left, x86_interp::step)
 }
 
 /// Has the interpreter execute the instruction that the information names.
@@ -185,12 +215,12 @@ pub(crate) unsafe extern "C" fn interpret(vcpu: *mut JitVcpu, _: u64, info: *con
     vcpu.cpu.rip = insn.ip();
     vcpu.flags_to_rflags();
     *vcpu.counters.interpreted.entry(insn.mnemonic()).or_default() += 1;
-    let resume = from_info(at_info, info.resume);
+    let (resume, left) = (from_info(at_info, info.resume), info.left as u8);
     if insn.is_invalid() {
         // Which exception that is depends on how many bytes there are.
-        return vcpu.execute(resume, x86_interp::step);
+        return vcpu.execute(resume, left, x86_interp::step);
     }
-    vcpu.execute(resume, |core| {
+    vcpu.execute(resume, left, |core| {
         let flow = x86_interp::execute(core, &insn)?;
         if flow == Flow::Next {
             let mask = if core.cpu.long64 { u64::MAX } else { 0xffff_ffff };

@@ -2,6 +2,7 @@
 
 use crate::abi::layout::{IBTC_ENTRIES, JitVcpu};
 use crate::abi::stubs::Stubs;
+use crate::block::decode::MAX_INSTRUCTIONS;
 use crate::block::translate::Output;
 use crate::context::input::Settings;
 use crate::emit::shared::shared_code;
@@ -36,11 +37,23 @@ pub struct Options {
     pub max_instructions: usize,
     /// Conditional jumps in a block that are passed when not taken.
     pub side_exits: usize,
+    /// Whether vCPUs count instructions and stop at exact numbers of them: [`TranslatorVcpu::count_up_to`]. Flags are
+    /// exact then, as with `strict`.
+    ///
+    /// [`TranslatorVcpu::count_up_to`]: crate::TranslatorVcpu::count_up_to
+    pub counting: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { cache_bytes: 256 << 20, strict: false, lock_needed: true, max_instructions: 64, side_exits: 4 }
+        Self {
+            cache_bytes: 256 << 20,
+            strict: false,
+            lock_needed: true,
+            max_instructions: 64,
+            side_exits: 4,
+            counting: false,
+        }
     }
 }
 
@@ -247,11 +260,12 @@ impl Translator {
         let stubs = shared_code(&mut emitter, &runtime::entries(), avx);
         assert!(!emitter.overflowed(), "the shared code fits its space");
         let settings = Settings {
-            strict: options.strict,
+            strict: options.strict || options.counting,
             bmi2: is_x86_feature_detected!("bmi2"),
             lock_needed: options.lock_needed,
-            max_instructions: options.max_instructions.max(1),
+            max_instructions: options.max_instructions.clamp(1, MAX_INSTRUCTIONS),
             side_exits: options.side_exits,
+            counting: options.counting,
         };
         Ok(Arc::new(Self {
             memory,

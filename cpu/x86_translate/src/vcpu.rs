@@ -34,6 +34,8 @@ pub enum Exit {
     Breakpoint,
     /// The last instruction met what a debugger watches: [`Cpu::take_watch_met`].
     Watchpoint,
+    /// The count is what [`TranslatorVcpu::count_up_to`] was told.
+    Counted,
 }
 
 /// A processor that runs translated code.
@@ -111,6 +113,7 @@ impl TranslatorVcpu {
             jit.assume_init()
         };
         jit.cpu.lock_needed = translator.settings.lock_needed;
+        jit.counting = translator.settings.counting;
         jit.verified.fill(1);
         jit.host_control = HOST_CONTROL;
         for table in &jit.ibtc {
@@ -173,6 +176,22 @@ impl TranslatorVcpu {
         self.breakpoints = addresses;
     }
 
+    /// With [`Options::counting`]: the count of instructions is `count` now, and runs end when it is `end`. Each
+    /// instruction counts once, when it is done, however often a repeated one pauses; so does each exception that is
+    /// delivered. [`Platform::at_instruction`] is told of the count before anything looks outside.
+    ///
+    /// [`Options::counting`]: crate::Options::counting
+    pub fn count_up_to(&mut self, count: u64, end: u64) {
+        // No run is as long.
+        self.jit.budget = i64::try_from(end.saturating_sub(count)).unwrap_or(i64::MAX).min(1 << 62);
+        self.jit.count_end = count.wrapping_add(self.jit.budget as u64);
+    }
+
+    /// The count of instructions.
+    pub fn count(&self) -> u64 {
+        self.jit.count_end.wrapping_sub(self.jit.budget as u64)
+    }
+
     /// What was done so far.
     pub fn counters(&self) -> &Counters {
         &self.jit.counters
@@ -202,7 +221,7 @@ impl TranslatorVcpu {
         self.turns(platform)
     }
 
-    /// Whether the last [`TranslatorVcpu::run_block`] ended within a repeated string instruction, which paused.
+    /// Whether the last run ended within a repeated string instruction, which paused.
     pub fn paused(&self) -> bool {
         self.jit.paused
     }
@@ -266,6 +285,9 @@ impl TranslatorVcpu {
         if cpu.exit_request.load(Ordering::Acquire) != 0 {
             return Ok(Some(Exit::Requested));
         }
+        if self.jit.counting && self.jit.budget <= 0 {
+            return Ok(Some(Exit::Counted));
+        }
         if cpu.is_watch_met() {
             return Ok(Some(Exit::Watchpoint));
         }
@@ -279,12 +301,15 @@ impl TranslatorVcpu {
         if self.jit.interrupt_window && shadow == 0 && cpu.rflags & flags::IF != 0 {
             return Ok(Some(Exit::InterruptWindow));
         }
+        self.jit.paused = false;
         let breakpoints = cpu.dr[7] & 0xff != 0;
         if !breakpoints {
             cpu.rflags &= !flags::RF;
         }
         let mode = Mode::of(cpu);
-        if mode.has(Mode::INTERPRETED) || shadow != 0 || breakpoints || cpu.rflags & flags::TF != 0 {
+        // The last instructions of a budget, which a block may have more than, are not worth a block of their own.
+        let last = self.jit.counting && self.jit.budget < self.translator.settings.max_instructions as i64;
+        if mode.has(Mode::INTERPRETED) || shadow != 0 || breakpoints || last || cpu.rflags & flags::TF != 0 {
             return self.step(platform);
         }
         let (world, generation) = (&mut self.worlds[mode.world()], cpu.generation());
@@ -398,12 +423,19 @@ impl TranslatorVcpu {
 
     /// Has the interpreter execute one instruction.
     fn step(&mut self, platform: &dyn Platform) -> Result<Option<Exit>, Turn> {
+        if self.jit.counting && self.jit.budget <= 0 {
+            return Ok(None);
+        }
         self.jit.counters.steps += 1;
+        self.jit.at_instruction(0);
         match x86_interp::step(&mut self.core(platform)) {
-            Ok(Flow::Halt) => Ok(Some(Exit::Halt)),
-            Ok(flow) => {
-                self.jit.paused |= flow == Flow::Again;
+            Ok(Flow::Again) => {
+                self.jit.paused = true;
                 Ok(None)
+            }
+            Ok(flow) => {
+                self.jit.budget -= 1;
+                Ok((flow == Flow::Halt).then_some(Exit::Halt))
             }
             Err(trap) => self.deliver(platform, trap),
         }
@@ -411,6 +443,7 @@ impl TranslatorVcpu {
 
     fn deliver(&mut self, platform: &dyn Platform, trap: Trap) -> Result<Option<Exit>, Turn> {
         self.core(platform).deliver_trap(trap).map_err(Turn::Trap)?;
+        self.jit.budget -= 1;
         Ok(None)
     }
 

@@ -19,6 +19,8 @@ pub(crate) struct MissInfo {
     pub(crate) size: u16,
     /// A sum of the constants here.
     pub(crate) kind: u8,
+    /// Instructions of the block from this one on.
+    pub(crate) left: u8,
 }
 
 impl MissInfo {
@@ -39,7 +41,7 @@ impl MissInfo {
         e.dword(self.resume as u32);
         e.qword(self.page_va);
         e.dword(u32::from(self.offset) | u32::from(self.size) << 16);
-        e.dword(u32::from(self.kind));
+        e.dword(u32::from(self.kind) | u32::from(self.left) << 8);
     }
 }
 
@@ -52,7 +54,9 @@ pub(crate) struct InterpretInfo {
     /// Where to go on (0: nowhere), from this information's own address.
     pub(crate) resume: i32,
     /// Whether the instruction's addresses are relative to the page that runs.
-    pub(crate) relative: u32,
+    pub(crate) relative: u16,
+    /// Instructions of the block from this one on.
+    pub(crate) left: u16,
 }
 
 impl InterpretInfo {
@@ -60,7 +64,7 @@ impl InterpretInfo {
     pub(crate) fn write(&self, e: &mut Emitter) {
         e.qword(self.insn as u64);
         e.dword(self.resume as u32);
-        e.dword(self.relative);
+        e.dword(u32::from(self.relative) | u32::from(self.left) << 16);
     }
 }
 

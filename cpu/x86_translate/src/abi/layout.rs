@@ -135,6 +135,11 @@ pub(crate) struct JitVcpu {
     pub(crate) interrupt_window: bool,
     /// A repeated instruction paused, with RIP at it.
     pub(crate) paused: bool,
+    /// Instructions are counted: blocks take theirs from `budget` when they are entered.
+    pub(crate) counting: bool,
+    /// Instructions that may be executed yet, and what the count is when there are no more.
+    pub(crate) budget: i64,
+    pub(crate) count_end: u64,
     /// Numbers of verified (virtual page, guest physical page) pairs, by virtual page, of each world.
     pub(crate) page_checks: [[u32; PAGE_CHECKS]; x86_core::WORLDS],
     /// For each such jump the page that it was verified from in the address space that is loaded, or 1.

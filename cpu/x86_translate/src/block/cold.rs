@@ -6,6 +6,7 @@ use crate::context::cold::{Cold, ColdKind};
 use crate::context::insn::{GuestInsn, Plan};
 use crate::context::link::NewLink;
 use crate::context::translation::Translation;
+use crate::emit::count::refund;
 use crate::emit::interpret::write_interpret_info;
 use crate::guest::class::Class;
 use dbt_code::{Alu, Cond, Enc, Gpr, Mem, Rm, Width};
@@ -46,6 +47,7 @@ impl Translation<'_> {
                             | (u8::from(miss.access.masked) * MissInfo::MASKED)
                             | (u8::from(miss.group) * MissInfo::GROUP)
                             | (u8::from(self.mode.is_relative()) * MissInfo::RELATIVE),
+                        left: self.left(cold.instruction),
                     };
                     info.write(self.cold_code);
                 }
@@ -76,7 +78,10 @@ impl Translation<'_> {
                     self.cold_code.store(Width::B64, gs(at!(cpu.rip)), S0);
                     self.cold_code.jmp_to(self.stubs.indirect);
                 }
-                ColdKind::Step => {
+                ColdKind::Step | ColdKind::OverBudget => {
+                    if matches!(cold.kind, ColdKind::OverBudget) {
+                        refund(self.cold_code, self.left(0));
+                    }
                     let offset = i32::from(self.guest[0].offset);
                     match self.fixed_page() {
                         Some(page_va) => {
@@ -110,7 +115,8 @@ impl Translation<'_> {
                     let at = self.cold_code.address();
                     let insn = self.guest[cold.instruction].insn;
                     let delta = if leave { 0 } else { end.wrapping_sub(at) as i32 };
-                    write_interpret_info(self.cold_code, &mut self.kept, insn, delta, self.mode);
+                    let left = self.left(cold.instruction);
+                    write_interpret_info(self.cold_code, &mut self.kept, insn, delta, self.mode, left);
                 }
             }
         }
@@ -132,12 +138,23 @@ impl Translation<'_> {
     /// In the cold code of a shared check that failed, with the first address in S0: if the bytes cross a page,
     /// goes to a block that begins at the same instruction and shares no checks.
     fn ungrouped(&mut self, instruction: usize, size: u32) -> Cold {
+        let left = self.left(instruction);
         let code = &mut *self.cold_code;
         code.lea(S1, Mem::base(S0, size as i32 - 1));
         code.alu(Alu::Xor, Width::B64, S1, Rm::Reg(S0.0));
         code.alu_imm(Alu::And, Width::B64, Rm::Reg(S1.0), -4096);
-        code.align_patch(2);
-        let field = code.jcc(Cond::NE);
+        let field = if self.settings.counting {
+            let skip = code.jcc(Cond::E);
+            refund(code, left);
+            code.align_patch(1);
+            let field = code.jmp();
+            let here = code.address();
+            code.link(skip, here);
+            field
+        } else {
+            code.align_patch(2);
+            code.jcc(Cond::NE)
+        };
         let target = i64::from(self.guest[instruction].offset);
         let link = NewLink {
             field,

@@ -14,8 +14,8 @@ use crate::guest::operand::has_memory;
 use iced_x86::{Decoder, FlowControl, Instruction, Mnemonic, OpKind, Register};
 use x86_interp::{DECODER_OPTIONS, widen};
 
-/// Instructions in a block at most.
-const MAX_INSTRUCTIONS: usize = 64;
+/// Instructions in a block at most, whatever is asked for.
+pub(crate) const MAX_INSTRUCTIONS: usize = 64;
 
 impl Translation<'_> {
     /// Decodes the block; gives where it ends in the page.
@@ -28,8 +28,7 @@ impl Translation<'_> {
         let mut decoder = Decoder::with_ip(bits, &self.page[start..limit], ip, DECODER_OPTIONS);
         let mut at = start;
         let mut side_exits = 0;
-        let most =
-            if input.next_page.is_some() { 1 } else { self.settings.max_instructions.min(MAX_INSTRUCTIONS) };
+        let most = if input.next_page.is_some() { 1 } else { self.settings.max_instructions };
         while self.guest.len() < most && at < usize::from(input.end) {
             if at != start && self.stops.binary_search(&(at as u16)).is_ok() {
                 break;

@@ -2,6 +2,6 @@
 //! written.
 
 mod cold;
-mod decode;
+pub(crate) mod decode;
 mod sharing;
 pub(crate) mod translate;

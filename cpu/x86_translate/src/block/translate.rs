@@ -78,6 +78,7 @@ impl Translation<'_> {
         self.e.align(16);
         let (entry_mem, entry_hot) = match next_page {
             Some(gpa) => self.check_next_page(gpa),
+            None if self.settings.counting => self.counted_entries(),
             None => {
                 let memory = self.e.address();
                 if self.guest[0].live != 0 {
@@ -86,6 +87,9 @@ impl Translation<'_> {
                 (memory, self.e.address())
             }
         };
+        if self.settings.counting {
+            self.take_from_budget();
+        }
         for index in 0..self.guest.len() {
             self.current = index;
             self.next_access = 0;

@@ -29,6 +29,8 @@ pub(crate) enum ColdKind {
     InterpretAndLeave,
     /// The block, which has one instruction, is left to the interpreter.
     Step,
+    /// The block has more instructions than the budget: the first is left to the interpreter.
+    OverBudget,
     /// The guest's x87 state is loaded; then the code goes on there.
     LoadFpu(u64),
     /// The registers of AVX-512 begin as zeros; then the code goes on there.

@@ -17,6 +17,8 @@ pub(crate) struct Settings {
     pub(crate) max_instructions: usize,
     /// Conditional jumps in a block that are passed when not taken.
     pub(crate) side_exits: usize,
+    /// Blocks take the number of their instructions from the budget.
+    pub(crate) counting: bool,
 }
 
 /// What is fixed for a translation.

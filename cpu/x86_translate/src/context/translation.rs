@@ -66,6 +66,11 @@ pub(crate) struct Translation<'a> {
 }
 
 impl Translation<'_> {
+    /// How many instructions of the block there are from that one on.
+    pub(crate) fn left(&self, index: usize) -> u8 {
+        (self.guest.len() - index) as u8
+    }
+
     /// The page's virtual address, if the code may depend on it.
     pub(crate) fn fixed_page(&self) -> Option<u64> {
         (!self.mode.is_relative()).then_some(self.page_va)

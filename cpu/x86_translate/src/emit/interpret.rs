@@ -16,22 +16,26 @@ impl Translation<'_> {
         let resume = !(last && self.guest[index].ends_block());
         let delta = if resume { size_of::<InterpretInfo>() as i32 } else { 0 };
         let insn = self.guest[index].insn;
-        write_interpret_info(self.e, &mut self.kept, insn, delta, self.mode);
+        let left = self.left(index);
+        write_interpret_info(self.e, &mut self.kept, insn, delta, self.mode, left);
         self.flags = FlagsAt::Both;
         self.held = None;
     }
 }
 
-/// Writes what follows a call to have `insn` interpreted; `resume` is where to go on, from there.
+/// Writes what follows a call to have `insn` interpreted; `resume` is where to go on, from there, and `left` how many
+/// instructions of the block there are from this one on.
 pub(crate) fn write_interpret_info(
     e: &mut Emitter,
     kept: &mut Vec<Box<Instruction>>,
     insn: Instruction,
     resume: i32,
     mode: Mode,
+    left: u8,
 ) {
     let insn = Box::new(insn);
-    let info = InterpretInfo { insn: &raw const *insn, resume, relative: u32::from(mode.is_relative()) };
+    let relative = u16::from(mode.is_relative());
+    let info = InterpretInfo { insn: &raw const *insn, resume, relative, left: left.into() };
     kept.push(insn);
     info.write(e);
 }

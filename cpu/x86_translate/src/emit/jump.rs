@@ -186,7 +186,8 @@ impl Translation<'_> {
         let next = guest.next();
         let backward = self.target(index) <= i64::from(guest.offset);
         let target = self.target(index);
-        if (0..4096).contains(&target) && !backward {
+        let whole = last || !self.settings.counting;
+        if (0..4096).contains(&target) && !backward && whole {
             let link = self.new_link(target, false);
             self.e.align_patch(2);
             let field = self.e.jcc(cond);
@@ -195,6 +196,7 @@ impl Translation<'_> {
         } else {
             let skip = self.e.jcc(cond.not());
             let (flags, held) = (self.flags, self.held);
+            self.refund_rest(index);
             self.edge(target, backward);
             (self.flags, self.held) = (flags, held);
             let here = self.e.address();

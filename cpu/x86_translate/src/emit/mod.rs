@@ -3,6 +3,7 @@
 mod access;
 mod bits;
 mod call;
+pub(crate) mod count;
 pub(crate) mod flags;
 pub(crate) mod fpu;
 mod frames;

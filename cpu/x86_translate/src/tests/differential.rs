@@ -9,7 +9,7 @@ use x86_core::cpuid::{AVX512, CpuModel};
 use x86_core::testing::{CODE, DATA, HANDLERS, IDT, MMIO, Machine, STACK, selector};
 use x86_core::{Cpu, Flow, Seg, Segment, TableRegister, Trap, cr4, flags, reg};
 
-fn listing(bits: u32, bytes: &[u8], ip: u64) -> String {
+pub(super) fn listing(bits: u32, bytes: &[u8], ip: u64) -> String {
     let mut decoder = Decoder::with_ip(bits, bytes, ip, x86_interp::DECODER_OPTIONS);
     let mut formatter = IntelFormatter::new();
     let (mut text, mut insn) = (String::new(), Instruction::default());
@@ -41,7 +41,7 @@ pub(super) enum Mode {
 }
 
 impl Mode {
-    fn bits(self) -> u32 {
+    pub(super) fn bits(self) -> u32 {
         match self {
             Self::Long | Self::User => 64,
             Self::Compatibility | Self::Protected | Self::Segmented => 32,
@@ -120,20 +120,20 @@ impl Mode {
 
 /// How a kind of program differs from the usual.
 #[derive(Clone, Copy, Default)]
-struct Kind {
-    mode: Mode,
-    strict: bool,
+pub(super) struct Kind {
+    pub(super) mode: Mode,
+    pub(super) strict: bool,
     /// Data at page boundaries, in MMIO and in unmapped pages now and then.
-    unusual: bool,
+    pub(super) unusual: bool,
     /// Many x87 and MMX instructions.
-    x87: bool,
+    pub(super) x87: bool,
     /// Many AVX instructions.
-    avx: bool,
+    pub(super) avx: bool,
     /// Most of them of AVX-512.
-    avx512: bool,
+    pub(super) avx512: bool,
 }
 
-fn prepare(kind: Kind, seed: u64) -> (Machine, Program) {
+pub(super) fn prepare(kind: Kind, seed: u64) -> (Machine, Program) {
     let mut random = Random::new(seed);
     let mut machine = kind.mode.machine();
     let bits = kind.mode.bits();

@@ -1,5 +1,6 @@
 //! Translated code against the interpreter.
 
+mod counted;
 mod differential;
 mod generate;
 mod hostile;

@@ -2,9 +2,14 @@
 //!
 //! All guest-visible time of devices is [`VmClock`] time: nanoseconds that pass only while the VM runs, so
 //! that a paused or restored guest sees no jump. [`TimerService`] calls back at a moment of that clock.
+//!
+//! The time of a clock is the host's, or made of the instructions that the guest executes ([`VmClock::counted`]): then
+//! everything in the VM happens at the same moments whenever it runs.
 
+mod counter;
 mod timer;
 
+pub use counter::{Counter, MAX_SHIFT};
 pub use timer::{Timer, TimerService};
 
 use parking_lot::Mutex;
@@ -28,7 +33,14 @@ struct ClockState {
 /// Monotonic VM time. It stands still at first; clones share one clock.
 #[derive(Debug, Clone)]
 pub struct VmClock {
-    state: Arc<Mutex<ClockState>>,
+    source: Source,
+}
+
+/// What the time is made of.
+#[derive(Debug, Clone)]
+enum Source {
+    Host(Arc<Mutex<ClockState>>),
+    Counter(Arc<Counter>),
 }
 
 impl Default for VmClock {
@@ -40,17 +52,36 @@ impl Default for VmClock {
 impl VmClock {
     /// A clock at 0 that stands still until [`VmClock::start`].
     pub fn new() -> Self {
-        Self { state: Arc::new(Mutex::new(ClockState { base: 0, running_since: None })) }
+        Self { source: Source::Host(Arc::new(Mutex::new(ClockState { base: 0, running_since: None }))) }
+    }
+
+    /// A clock at 0 whose time is what instructions take, `1 << shift` nanoseconds each (at most [`MAX_SHIFT`] counts),
+    /// and what its [`Counter`] was advanced by while the guest was idle. It stands still while nobody counts, and
+    /// starting and stopping it do nothing.
+    pub fn counted(shift: u8) -> Self {
+        Self { source: Source::Counter(Arc::new(Counter::new(shift))) }
+    }
+
+    /// What instructions are counted with, if they make the time.
+    pub fn counter(&self) -> Option<&Arc<Counter>> {
+        match &self.source {
+            Source::Host(_) => None,
+            Source::Counter(counter) => Some(counter),
+        }
     }
 
     /// The VM time now.
     pub fn now(&self) -> Nanos {
-        self.state.lock().now()
+        match &self.source {
+            Source::Host(state) => state.lock().now(),
+            Source::Counter(counter) => counter.now(),
+        }
     }
 
     /// Lets the clock run on from where it stands. Does nothing if it runs.
     pub fn start(&self) {
-        let mut state = self.state.lock();
+        let Source::Host(state) = &self.source else { return };
+        let mut state = state.lock();
         if state.running_since.is_none() {
             state.running_since = Some(Instant::now());
         }
@@ -58,22 +89,31 @@ impl VmClock {
 
     /// Stops the clock. Does nothing if it stands.
     pub fn stop(&self) {
-        let mut state = self.state.lock();
+        let Source::Host(state) = &self.source else { return };
+        let mut state = state.lock();
         state.base = state.now();
         state.running_since = None;
     }
 
-    /// Whether time passes.
+    /// Whether time passes by itself.
     pub fn is_running(&self) -> bool {
-        self.state.lock().running_since.is_some()
+        match &self.source {
+            Source::Host(state) => state.lock().running_since.is_some(),
+            Source::Counter(_) => false,
+        }
     }
 
     /// Sets the time, for a restored VM and for tests.
     pub fn set(&self, now: Nanos) {
-        let mut state = self.state.lock();
-        state.base = now;
-        if state.running_since.is_some() {
-            state.running_since = Some(Instant::now());
+        match &self.source {
+            Source::Host(state) => {
+                let mut state = state.lock();
+                state.base = now;
+                if state.running_since.is_some() {
+                    state.running_since = Some(Instant::now());
+                }
+            }
+            Source::Counter(counter) => counter.set_time(now),
         }
     }
 }

@@ -22,6 +22,8 @@ struct Shared {
     clock: VmClock,
     queue: Mutex<Queue>,
     changed: Condvar,
+    /// Told that the earliest deadline is another.
+    earlier: Mutex<Option<Callback>>,
 }
 
 /// Calls timers back at their deadlines of VM time, on a thread of its own. While the clock stands still
@@ -44,7 +46,7 @@ impl TimerService {
     }
 
     /// A service on `clock` without a thread: timers wait until [`TimerService::fire_next`] is called. For
-    /// tests and fuzzers, in which the host's scheduler must not decide what happens when.
+    /// clocks that count, tests and fuzzers, in which the host's scheduler must not decide what happens when.
     pub fn without_thread(clock: VmClock) -> Arc<Self> {
         Arc::new(Self { shared: Arc::new(Shared::new(clock)), thread: None })
     }
@@ -53,6 +55,17 @@ impl TimerService {
     /// whether there was one.
     pub fn fire_next(&self) -> bool {
         self.shared.fire_next(&mut self.shared.queue.lock())
+    }
+
+    /// The earliest deadline, if a timer is armed.
+    pub fn next_deadline(&self) -> Option<Nanos> {
+        self.shared.queue.lock().armed.keys().next().map(|(deadline, _)| *deadline)
+    }
+
+    /// Has `told` called whenever a timer is armed with an earlier deadline than all others, on the thread that arms
+    /// it: for who calls [`TimerService::fire_next`].
+    pub fn on_earlier(&self, told: impl Fn() + Send + Sync + 'static) {
+        *self.shared.earlier.lock() = Some(Arc::new(told));
     }
 
     /// The clock whose time the deadlines are in.
@@ -102,7 +115,7 @@ impl Shared {
     fn new(clock: VmClock) -> Self {
         let queue =
             Queue { armed: BTreeMap::new(), deadlines: HashMap::new(), next_number: 0, shut_down: false };
-        Self { clock, queue: Mutex::new(queue), changed: Condvar::new() }
+        Self { clock, queue: Mutex::new(queue), changed: Condvar::new(), earlier: Mutex::new(None) }
     }
 
     fn run(&self) {
@@ -159,6 +172,11 @@ impl Timer {
         queue.armed.insert((deadline, self.number), self.callback.clone());
         if queue.armed.keys().next() == Some(&(deadline, self.number)) {
             shared.changed.notify_all();
+            drop(queue);
+            let told = shared.earlier.lock().clone();
+            if let Some(told) = told {
+                told();
+            }
         }
     }
 
@@ -236,7 +254,13 @@ mod tests {
         assert!(receiver.try_recv().is_err());
         assert!(service.fire_next() && service.fire_next() && !service.fire_next());
         assert_eq!(receiver.try_iter().collect::<Vec<_>>(), [10, 20]);
+        assert_eq!(service.next_deadline(), None);
+        let (told, heard) = mpsc::channel();
+        service.on_earlier(move || told.send(()).unwrap());
+        timers[1].arm_at(7);
         timers[0].arm_at(5);
+        timers[1].arm_at(30);
+        assert_eq!((service.next_deadline(), heard.try_iter().count()), (Some(5), 2));
         assert!(service.fire_next());
         assert_eq!(receiver.try_recv(), Ok(20));
     }

@@ -64,7 +64,10 @@ mod tests {
         clock.start();
         assert_eq!((clock.now(), clock.is_running()), (0, false));
         counter.set_count(10);
-        assert_eq!((clock.now(), counter.count_at(81), counter.count_at(80), counter.count_at(0)), (80, 11, 10, 10));
+        assert_eq!(
+            (clock.now(), counter.count_at(81), counter.count_at(80), counter.count_at(0)),
+            (80, 11, 10, 10)
+        );
         counter.advance_to(1000);
         counter.advance_to(500);
         assert_eq!((clock.now(), counter.count_at(1016)), (1000, 12));

@@ -11,7 +11,7 @@ mod protection_keys;
 mod random;
 mod transfers;
 
-pub(crate) use random::host_random;
+pub use random::host_random;
 
 #[cfg(test)]
 mod tests;

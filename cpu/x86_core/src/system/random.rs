@@ -16,8 +16,8 @@ thread_local! {
     static STOCK: RefCell<Stock> = const { RefCell::new(Stock { bytes: [0; 256], left: 0 }) };
 }
 
-/// 64 random bits, if the host has some.
-pub(crate) fn host_random() -> Option<u64> {
+/// 64 random bits of the host, if it has some.
+pub fn host_random() -> Option<u64> {
     STOCK.with_borrow_mut(|stock| {
         if stock.left < 8 {
             let got = rustix::rand::getrandom(&mut stock.bytes, rustix::rand::GetRandomFlags::empty());

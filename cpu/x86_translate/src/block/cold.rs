@@ -78,23 +78,10 @@ impl Translation<'_> {
                     self.cold_code.store(Width::B64, gs(at!(cpu.rip)), S0);
                     self.cold_code.jmp_to(self.stubs.indirect);
                 }
-                ColdKind::Step | ColdKind::OverBudget => {
-                    if matches!(cold.kind, ColdKind::OverBudget) {
-                        refund(self.cold_code, self.left(0));
-                    }
-                    let offset = i32::from(self.guest[0].offset);
-                    match self.fixed_page() {
-                        Some(page_va) => {
-                            let va = page_va.wrapping_add(offset as u64) & self.mode.ip_mask();
-                            self.cold_code.mov_imm(S0, va);
-                        }
-                        None => {
-                            self.cold_code.load(S0, gs(at!(page_va)));
-                            self.cold_code.lea(S0, Mem::base(S0, offset));
-                        }
-                    }
-                    self.cold_code.store(Width::B64, gs(at!(cpu.rip)), S0);
-                    self.cold_code.jmp_to(self.stubs.step);
+                ColdKind::Step => self.leave_first(),
+                ColdKind::OverBudget => {
+                    refund(self.cold_code, self.left(0));
+                    self.leave_first();
                 }
                 ColdKind::DropFrames(resume) => {
                     self.cold_code.load(Gpr::RSP, gs(at!(frames)));
@@ -120,6 +107,23 @@ impl Translation<'_> {
                 }
             }
         }
+    }
+
+    /// Leaves the first instruction of the block to the interpreter.
+    fn leave_first(&mut self) {
+        let offset = i32::from(self.guest[0].offset);
+        match self.fixed_page() {
+            Some(page_va) => {
+                let va = page_va.wrapping_add(offset as u64) & self.mode.ip_mask();
+                self.cold_code.mov_imm(S0, va);
+            }
+            None => {
+                self.cold_code.load(S0, gs(at!(page_va)));
+                self.cold_code.lea(S0, Mem::base(S0, offset));
+            }
+        }
+        self.cold_code.store(Width::B64, gs(at!(cpu.rip)), S0);
+        self.cold_code.jmp_to(self.stubs.step);
     }
 
     /// Whether an instruction after this one relies on a check of this one, or of one before it.

@@ -49,6 +49,14 @@ pub enum AccelError {
         /// Why not.
         reason: String,
     },
+    /// Execution by counts of instructions that is not possible.
+    #[error("the {accelerator} accelerator cannot count instructions: {reason}")]
+    Counted {
+        /// The accelerator.
+        accelerator: &'static str,
+        /// Why not.
+        reason: &'static str,
+    },
     /// More regions of guest memory than the accelerator takes.
     #[error("{regions} regions of guest memory are too many; the {accelerator} accelerator takes {most}")]
     MemoryRegions {

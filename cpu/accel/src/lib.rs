@@ -8,6 +8,7 @@
 
 mod debug;
 mod error;
+mod external;
 mod spec;
 mod state;
 mod stop;
@@ -15,6 +16,7 @@ mod svm;
 
 pub use debug::{DebugLimits, DebugSettings, DebugStop, WatchKind, Watchpoint};
 pub use error::AccelError;
+pub use external::{External, Idle, Moment};
 pub use spec::{CpuSpec, CpuSpecError, CpuidLeaf, Tier, VmSpec};
 pub use state::{
     EventState, FpuState, InjectedException, LapicState, LvtState, MpState, Segment, TableRegister,
@@ -45,7 +47,9 @@ pub trait Accelerator: Send + Sync {
     /// [`AccelError`] if there is no such processor here.
     fn cpuid(&self, cpu: &CpuSpec) -> Result<Vec<CpuidLeaf>, AccelError>;
 
-    /// A VM without vCPUs. Guest time is that of the clock of `timers`.
+    /// A VM without vCPUs. Guest time is that of the clock of `timers`. If that counts instructions, the vCPU calls
+    /// timers back at exact counts, on its own thread, and everything that the guest sees comes from
+    /// [`AccelVm::set_external`] or is a consequence of what it does.
     ///
     /// # Errors
     /// [`AccelError`] if the spec is not one that this accelerator can do, or the host refuses.
@@ -106,6 +110,11 @@ pub trait AccelVm: Send + Sync {
 
     /// The rate of the guest's time-stamp counter.
     fn tsc_hertz(&self) -> u64;
+
+    /// Sets, once and before the vCPU runs, what comes from outside to a VM whose clock counts instructions.
+    fn set_external(&self, external: Arc<dyn External>) {
+        let _ = external;
+    }
 }
 
 /// A place that a guest writes to.

@@ -8,6 +8,7 @@
 
 mod addresses;
 mod basic;
+mod counted;
 mod cross;
 mod debugging;
 mod events;
@@ -177,6 +178,15 @@ for_each_cross_case!(cross_list);
 pub fn run_cross(name: &str, from: &Target<'_>, to: &Target<'_>) {
     let case = CROSS_CASES.iter().find(|case| case.name == name);
     (case.expect("a case of this suite").run)(from, to);
+}
+
+/// Runs a guest whose time is made of instructions on both targets, which must be able to count them: it does the same
+/// at the same counts.
+///
+/// # Panics
+/// If it does not.
+pub fn run_counted(first: &Target<'_>, second: &Target<'_>) {
+    counted::the_same_happens_at_the_same_counts(first, second);
 }
 
 /// Runs the case with this name.

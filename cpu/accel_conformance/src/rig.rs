@@ -205,9 +205,18 @@ impl Rig {
 
     /// The same with `ram` bytes of RAM from address 0.
     pub(crate) fn with_ram(target: &Target<'_>, vcpus: u32, ram: u64) -> Self {
+        let timers = TimerService::new(VmClock::new()).expect("the host has threads");
+        Self::with_timers(target, vcpus, ram, timers)
+    }
+
+    /// The same where time is made of instructions, each of which takes two nanoseconds.
+    pub(crate) fn counted(target: &Target<'_>, vcpus: u32) -> Self {
+        Self::with_timers(target, vcpus, RAM, TimerService::without_thread(VmClock::counted(1)))
+    }
+
+    fn with_timers(target: &Target<'_>, vcpus: u32, ram: u64, timers: Arc<TimerService>) -> Self {
         let memory = GuestMemory::new(&[0..ram, TOP]).expect("the host has some memory");
-        let clock = VmClock::new();
-        let timers = TimerService::new(clock.clone()).expect("the host has threads");
+        let clock = timers.clock().clone();
         let spec = VmSpec { vcpus, tier: target.tier, ..VmSpec::default() };
         let vm = target.accelerator.create_vm(&spec, &memory, &timers).expect("a VM");
         let vcpus = (0..vcpus).map(|id| vm.create_vcpu(id).expect("a vCPU")).collect();

@@ -50,6 +50,12 @@ macro_rules! between_tiers {
 
 for_each_cross_case!(between_tiers);
 
+#[test]
+fn counted_guests_do_the_same_on_both_tiers() {
+    let target = |tier| Target { accelerator: &DbtAccelerator, tier };
+    accel_conformance::run_counted(&target(Tier::Interpreter), &target(Tier::Translator));
+}
+
 macro_rules! lockstep {
     ($($name:ident),* $(,)?) => {
         mod lockstep {

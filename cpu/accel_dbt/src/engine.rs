@@ -1,5 +1,6 @@
 //! What executes instructions between two looks of the run loop.
 
+use crate::counted::Counted;
 use crate::platform::VcpuPlatform;
 use guest_memory::GuestMemory;
 use std::ptr::NonNull;
@@ -107,6 +108,34 @@ impl Engine {
         }
     }
 
+    /// As [`Engine::run`], until the count of instructions is `end` at the latest; says whether a repeated instruction
+    /// has paused.
+    pub(crate) fn run_counted(
+        &mut self,
+        memory: &GuestMemory,
+        platform: &VcpuPlatform<'_>,
+        counted: &Counted,
+        end: u64,
+    ) -> (Result<(), Stop>, bool) {
+        match self {
+            Self::Translator(vcpu) => {
+                vcpu.count_up_to(counted.counter.count(), end);
+                let waits = platform.lapic.pending().any();
+                vcpu.set_interrupt_window(vcpu.cpu().wants_interrupt_window(waits));
+                let result = vcpu.run(platform);
+                counted.counter.set_count(vcpu.count());
+                (result.map(|_| ()).map_err(Stop::Trap), vcpu.paused())
+            }
+            Self::Interpreter(cpu) => {
+                let mut core = Core { cpu, memory, platform };
+                let mut paused = false;
+                let result = interpret_counted(&mut core, platform, counted, end, &mut paused);
+                (result.map_err(Stop::Trap), paused)
+            }
+            Self::Lockstep(_) => (Err(Stop::Broken("lockstep does not count".into())), false),
+        }
+    }
+
     /// What a debugger watches and an instruction used, as [`x86_core::Cpu::take_watch_met`] says it.
     pub(crate) fn take_watch_met(&mut self) -> Option<usize> {
         match self {
@@ -143,6 +172,27 @@ fn interruptible(cpu: &Cpu, platform: &VcpuPlatform<'_>) -> bool {
 fn interpret(core: &mut Core<'_>, platform: &VcpuPlatform<'_>) -> Result<(), Trap> {
     while core.cpu.exit_request.load(Ordering::Relaxed) == 0 {
         if x86_interp::step(core)? == Flow::Halt || interruptible(core.cpu, platform) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn interpret_counted(
+    core: &mut Core<'_>,
+    platform: &VcpuPlatform<'_>,
+    counted: &Counted,
+    end: u64,
+    paused: &mut bool,
+) -> Result<(), Trap> {
+    while core.cpu.exit_request.load(Ordering::Relaxed) == 0 && counted.counter.count() < end {
+        *paused = false;
+        let flow = x86_interp::step(core)?;
+        *paused = flow == Flow::Again;
+        if !*paused {
+            counted.count_one();
+        }
+        if flow == Flow::Halt || core.cpu.is_watch_met() || interruptible(core.cpu, platform) {
             break;
         }
     }

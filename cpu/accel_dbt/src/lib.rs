@@ -7,6 +7,7 @@
 #![allow(unsafe_code)] // a vCPU's exit flag and TLB are reached from other threads while it runs
 
 mod accelerator;
+mod counted;
 mod debug;
 mod engine;
 mod events;

@@ -1,5 +1,6 @@
 //! A processor's surroundings: the bus, and the local APIC in front of it.
 
+use crate::counted::Counted;
 use crate::tsc::TscSource;
 use accel::VcpuBus;
 use lapic::{Lapic, MMIO_LEN};
@@ -11,6 +12,8 @@ pub(crate) struct VcpuPlatform<'a> {
     pub(crate) bus: &'a dyn VcpuBus,
     pub(crate) lapic: &'a Lapic,
     pub(crate) tsc: &'a TscSource,
+    /// If instructions are counted.
+    pub(crate) counted: Option<&'a Counted>,
     /// PAUSEs since this last let go of the host's processor.
     pub(crate) pauses: Cell<u32>,
 }
@@ -69,6 +72,16 @@ impl Platform for VcpuPlatform<'_> {
 
     fn tsc_hertz(&self) -> u64 {
         self.tsc.hertz()
+    }
+
+    fn at_instruction(&self, count: u64) {
+        if let Some(counted) = self.counted {
+            counted.counter.set_count(count);
+        }
+    }
+
+    fn random(&self) -> Option<u64> {
+        self.counted.and_then(Counted::random).or_else(x86_core::system::host_random)
     }
 
     fn cr8(&self) -> u8 {

@@ -9,7 +9,7 @@ use accel::{DebugStop, HaltReason, StopToken, VcpuBus};
 use guest_memory::GuestMemory;
 use std::cell::Cell;
 use x86_core::svm::InterruptAction;
-use x86_core::{Core, Exception, Trap, shadow};
+use x86_core::{Core, Exception, Flow, Trap, shadow};
 
 /// What the run loop does after a look at events.
 enum Next {
@@ -31,20 +31,39 @@ impl DbtVcpu {
         // SAFETY: this is the vCPU, and this its only use of the engine until the loop ends.
         let engine = unsafe { shared.engine() };
         let memory = &self.vm.memory;
-        let platform = VcpuPlatform { bus, lapic: &self.lapic, tsc: &self.vm.tsc, pauses: Cell::new(0) };
+        let counted = self.vm.counted.as_ref();
+        let (lapic, tsc) = (&*self.lapic, &self.vm.tsc);
+        let platform = VcpuPlatform { bus, lapic, tsc, counted, pauses: Cell::new(0) };
         let (events, halt_poll, debugging) = (&mut self.events, &mut self.halt_poll, &self.debugging);
+        let repeating = &mut self.repeating;
         loop {
             shared.pass();
-            let requests = shared.take();
+            let mut requests = shared.take();
             events.note(requests);
-            let mut processor = Processor { engine, memory, platform: &platform };
             if stop.is_stopped() {
                 if requests.has(Requests::FLUSH) {
                     engine.core(memory, &platform).flush_all_tlbs();
                 }
+                if let Some(counted) = counted {
+                    counted.stopped(engine.cpu());
+                }
                 return engine.finish().map_or_else(HaltReason::InternalError, |()| HaltReason::Stopped);
             }
-            let mut next = processor.next(events, requests, debugging.hold_interrupts);
+            if let Some(counted) = counted.filter(|_| !*repeating) {
+                counted.at_boundary(engine.cpu());
+                // What came in may ask for something itself.
+                let more = shared.take();
+                events.note(more);
+                requests = requests.and(more);
+                if stop.is_stopped() {
+                    continue;
+                }
+            }
+            let mut processor = Processor { engine, memory, platform: &platform };
+            let mut next = match *repeating {
+                true => Ok(Next::Step),
+                false => processor.next(events, requests, debugging.hold_interrupts && counted.is_none()),
+            };
             if let Ok(Next::Execute | Next::Step) = next {
                 if let Some(stop) = debugging.before(engine) {
                     return HaltReason::Debug(stop);
@@ -54,18 +73,32 @@ impl DbtVcpu {
                 }
             }
             let stepped = matches!(next, Ok(Next::Step));
-            let executed = match next {
-                Ok(Next::Execute) => engine.run(memory, &platform),
-                Ok(Next::Step) => engine.act(memory, &platform, |core| x86_interp::step(core).map(|_| ())),
-                Ok(Next::Sleep) => {
+            let executed = match (next, counted) {
+                (Ok(Next::Execute), None) => engine.run(memory, &platform),
+                (Ok(Next::Execute), Some(counted)) => {
+                    let result;
+                    (result, *repeating) = engine.run_counted(memory, &platform, counted, counted.end());
+                    result
+                }
+                (Ok(Next::Step), _) => step(engine, memory, &platform, repeating),
+                (Ok(Next::Sleep), None) => {
                     shared.wait(halt_poll);
                     Ok(())
                 }
-                Err(stop) => Err(stop),
+                (Ok(Next::Sleep), Some(counted)) => {
+                    counted.idle(engine.cpu(), shared, stop);
+                    Ok(())
+                }
+                (Err(stop), _) => Err(stop),
             };
             let delivered = match executed {
                 Err(Stop::Trap(trap)) if trap != Trap::TripleFault => {
-                    engine.act(memory, &platform, |core| core.deliver_trap(trap))
+                    let delivered = engine.act(memory, &platform, |core| core.deliver_trap(trap));
+                    if let (Some(counted), Ok(())) = (counted, &delivered) {
+                        counted.count_one();
+                    }
+                    *repeating = false;
+                    delivered
                 }
                 other => other,
             };
@@ -81,6 +114,27 @@ impl DbtVcpu {
             }
         }
     }
+}
+
+/// Executes one instruction, or a part of a repeated one.
+fn step(
+    engine: &mut Engine,
+    memory: &GuestMemory,
+    platform: &VcpuPlatform<'_>,
+    repeating: &mut bool,
+) -> Result<(), Stop> {
+    let mut flow = Flow::Next;
+    engine.act(memory, platform, |core| {
+        flow = x86_interp::step(core)?;
+        Ok(())
+    })?;
+    if let Some(counted) = platform.counted {
+        *repeating = flow == Flow::Again;
+        if !*repeating {
+            counted.count_one();
+        }
+    }
+    Ok(())
 }
 
 /// Marks the vCPU as running.
@@ -107,15 +161,20 @@ struct Processor<'a> {
 }
 
 impl Processor<'_> {
+    /// Delivers something, which counts as an instruction.
     fn act(&mut self, act: impl FnMut(&mut Core<'_>) -> Result<(), Trap>) -> Result<(), Stop> {
-        self.engine.act(self.memory, self.platform, act)
+        self.engine.act(self.memory, self.platform, act)?;
+        if let Some(counted) = self.platform.counted {
+            counted.count_one();
+        }
+        Ok(())
     }
 
     /// Delivers events in the order of their priority (Intel SDM volume 3, table 6-2), and says what to do
     /// then. `hold` holds interrupts back, unless the processor is halted.
     fn next(&mut self, events: &mut Events, requests: Requests, hold: bool) -> Result<Next, Stop> {
         if requests.has(Requests::FLUSH) {
-            self.act(|core| {
+            self.engine.act(self.memory, self.platform, |core| {
                 core.flush_all_tlbs();
                 Ok(())
             })?;

@@ -9,7 +9,7 @@ use std::cell::UnsafeCell;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use x86_core::{Cpu, Tlb};
 
 /// Requests to a vCPU: a set of bits, and the vector of a SIPI.
@@ -28,6 +28,11 @@ impl Requests {
     const SECOND_NMI: u32 = 1 << 5;
     pub(crate) const SMI: u32 = 1 << 6;
     const SIPI_VECTOR: u32 = 24;
+
+    /// These, and those that were taken after them, as far as single bits go.
+    pub(crate) fn and(self, later: Self) -> Self {
+        Self(self.0 | later.0)
+    }
 
     pub(crate) fn has(self, bit: u32) -> bool {
         self.0 & bit != 0
@@ -169,6 +174,23 @@ impl VcpuShared {
             self.wake.wait(&mut lock);
         }
         self.sleeping.store(false, Ordering::SeqCst);
+    }
+
+    /// Waits until there are requests, or for `time` at most; says whether there are.
+    pub(crate) fn wait_for(&self, time: Option<Duration>) -> bool {
+        let end = time.and_then(|time| Instant::now().checked_add(time));
+        let mut lock = self.lock.lock();
+        self.sleeping.store(true, Ordering::SeqCst);
+        self.pass();
+        let mut timed_out = false;
+        while self.requests.load(Ordering::SeqCst) == 0 && !timed_out {
+            match end {
+                Some(end) => timed_out = self.wake.wait_until(&mut lock, end).timed_out(),
+                None => self.wake.wait(&mut lock),
+            }
+        }
+        self.sleeping.store(false, Ordering::SeqCst);
+        self.requests.load(Ordering::SeqCst) != 0
     }
 
     /// Notes that the vCPU is between two instructions.

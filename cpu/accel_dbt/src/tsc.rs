@@ -92,6 +92,8 @@ struct Running {
 #[derive(Debug)]
 pub(crate) struct TscSource {
     host: HostCounter,
+    /// It is made of the VM's clock at any time, as that counts instructions.
+    counted: bool,
     clock: VmClock,
     /// This counter less the host's, while vCPUs run.
     offset: AtomicU64,
@@ -102,6 +104,18 @@ impl TscSource {
     pub(crate) fn new(clock: VmClock) -> Self {
         Self {
             host: HostCounter::get(),
+            counted: false,
+            clock,
+            offset: AtomicU64::new(0),
+            running: Mutex::new(Running { vcpus: 0, frozen: 0 }),
+        }
+    }
+
+    /// A counter of that rate that follows a clock which counts instructions.
+    pub(crate) fn counted(clock: VmClock, hertz: u64) -> Self {
+        Self {
+            host: HostCounter { hertz, epoch: None },
+            counted: true,
             clock,
             offset: AtomicU64::new(0),
             running: Mutex::new(Running { vcpus: 0, frozen: 0 }),
@@ -114,12 +128,15 @@ impl TscSource {
 
     /// The counter on a running vCPU.
     pub(crate) fn read(&self) -> u64 {
+        if self.counted {
+            return self.at(self.clock.now());
+        }
         self.host.read().wrapping_add(self.offset.load(Ordering::Relaxed))
     }
 
     /// This counter less the host's own, which stays while vCPUs run; `None` if it is made of another clock.
     pub(crate) fn host_offset(&self) -> Option<u64> {
-        self.host.epoch.is_none().then(|| self.offset.load(Ordering::Relaxed))
+        (self.host.epoch.is_none() && !self.counted).then(|| self.offset.load(Ordering::Relaxed))
     }
 
     /// A vCPU begins to run; it stops when what this returns is dropped.
@@ -136,7 +153,10 @@ impl TscSource {
     /// The counter of the stopped VM. (While vCPUs run it moves on.)
     pub(crate) fn now(&self) -> u64 {
         let running = self.running.lock();
-        if running.vcpus == 0 { self.at(self.clock.now()).max(running.frozen) } else { self.read() }
+        if running.vcpus != 0 || self.counted {
+            return self.read();
+        }
+        self.at(self.clock.now()).max(running.frozen)
     }
 
     /// What the counter is at the moment `time` of the VM's clock, when it is set by that.

@@ -23,6 +23,8 @@ pub(crate) struct DbtVcpu {
     pub(crate) events: Events,
     pub(crate) halt_poll: HaltPoll,
     pub(crate) debugging: Debugging,
+    /// In the middle of a repeated string instruction, where instructions are counted.
+    pub(crate) repeating: bool,
 }
 
 impl DbtVcpu {
@@ -30,8 +32,13 @@ impl DbtVcpu {
     fn at_rest<R>(&self, act: impl FnOnce(&mut Core<'_>) -> R) -> R {
         // SAFETY: this is the vCPU, and it does not run.
         let engine = unsafe { self.shared.engine() };
-        let platform =
-            VcpuPlatform { bus: &NoBus, lapic: &self.lapic, tsc: &self.vm.tsc, pauses: Cell::new(0) };
+        let platform = VcpuPlatform {
+            bus: &NoBus,
+            lapic: &self.lapic,
+            tsc: &self.vm.tsc,
+            counted: self.vm.counted.as_ref(),
+            pauses: Cell::new(0),
+        };
         act(&mut engine.core(&self.vm.memory, &platform))
     }
 }
@@ -49,6 +56,7 @@ impl Vcpu for DbtVcpu {
         self.shared.take();
         self.lapic.reset();
         self.events = Events::at_reset(self.id);
+        self.repeating = false;
         self.at_rest(|core| core.reset());
     }
 
@@ -90,7 +98,9 @@ impl Vcpu for DbtVcpu {
     }
 
     fn debug_limits(&self) -> DebugLimits {
-        DebugLimits { hardware: None, read_watchpoints: true, hold_interrupts: true, guest_registers: true }
+        // Where instructions are counted, interrupts come at their counts, debugged or not.
+        let hold_interrupts = self.vm.counted.is_none();
+        DebugLimits { hardware: None, read_watchpoints: true, hold_interrupts, guest_registers: true }
     }
 
     fn set_debug(&mut self, settings: &DebugSettings) -> Result<(), AccelError> {

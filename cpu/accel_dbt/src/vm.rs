@@ -1,5 +1,6 @@
 //! One VM.
 
+use crate::counted::Counted;
 use crate::debug::Debugging;
 use crate::engine::Engine;
 use crate::events::Events;
@@ -8,7 +9,7 @@ use crate::shared::{Requests, VcpuShared};
 use crate::tsc::TscSource;
 use crate::vcpu::DbtVcpu;
 use crate::vm_shared::VmShared;
-use accel::{AccelError, AccelVm, EoiListener, Tier, Vcpu, VmSpec};
+use accel::{AccelError, AccelVm, EoiListener, External, Tier, Vcpu, VmSpec};
 use clock::TimerService;
 use guest_memory::{CodeWriteHook, GuestMemory};
 use irq::MsiTarget;
@@ -63,6 +64,7 @@ impl DbtVm {
             vcpus: spec.vcpus,
             tier: spec.tier,
             halt_poll: spec.halt_poll,
+            counted: Counted::new(timers),
             translator,
             breakpoints: Mutex::default(),
             made: Mutex::new(Vec::new()),
@@ -96,6 +98,9 @@ impl AccelVm for DbtVm {
         let shared = VcpuShared::new(engine);
         let lapic = self.shared.apics.connect(id, shared.clone()).ok_or(refused("it exists already"))?;
         self.shared.made.lock().push(shared.clone());
+        if let Some(counted) = &self.shared.counted {
+            counted.connect(&shared);
+        }
         let (events, halt_poll) = (Events::at_reset(id), HaltPoll::new(self.shared.halt_poll));
         Ok(Box::new(DbtVcpu {
             id,
@@ -105,6 +110,7 @@ impl AccelVm for DbtVm {
             events,
             halt_poll,
             debugging: Debugging::default(),
+            repeating: false,
         }))
     }
 
@@ -148,5 +154,11 @@ impl AccelVm for DbtVm {
 
     fn tsc_hertz(&self) -> u64 {
         self.shared.tsc.hertz()
+    }
+
+    fn set_external(&self, external: Arc<dyn External>) {
+        if let Some(counted) = &self.shared.counted {
+            counted.set_external(external);
+        }
     }
 }

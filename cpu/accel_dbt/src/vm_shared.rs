@@ -1,5 +1,6 @@
 //! What the vCPUs of a VM share.
 
+use crate::counted::Counted;
 use crate::shared::VcpuShared;
 use crate::tsc::TscSource;
 use accel::Tier;
@@ -22,6 +23,8 @@ pub(crate) struct VmShared {
     pub(crate) model: Arc<CpuModel>,
     pub(crate) vcpus: u32,
     pub(crate) tier: Tier,
+    /// If instructions are counted.
+    pub(crate) counted: Option<Counted>,
     /// See [`accel::VmSpec::halt_poll`].
     pub(crate) halt_poll: Option<Duration>,
     /// What translates, unless the interpreter does all.

@@ -85,6 +85,10 @@ impl Accelerator for KvmAccelerator {
         memory: &GuestMemory,
         timers: &Arc<TimerService>,
     ) -> Result<Arc<dyn AccelVm>, AccelError> {
+        if timers.clock().counter().is_some() {
+            let reason = "the host's processor stops at no exact number of them";
+            return Err(AccelError::Counted { accelerator: NAME, reason });
+        }
         let most = self.max_vcpus();
         if !(1..=most).contains(&spec.vcpus) {
             return Err(AccelError::VcpuCount { accelerator: NAME, vcpus: spec.vcpus, most });

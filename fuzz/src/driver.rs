@@ -300,6 +300,7 @@ fn attach(rig: &mut Rig, device: Arc<dyn VirtioDevice>) -> Transport {
         memory: test_memory(),
         msi: rig.outside.clone(),
         intx: Some((rig.outside.line(0), 1, 16)),
+        inline: true,
     };
     let pci = Arc::new(VirtioPciDevice::new(device, config).expect("the device fits"));
     let function = DevFn::from_number(8);
@@ -324,7 +325,7 @@ fn attach(rig: &mut Rig, device: Arc<dyn VirtioDevice>) -> Transport {
 
 /// Gives `device` memory-mapped registers.
 fn map(rig: &mut Rig, device: Arc<dyn VirtioDevice>) -> Transport {
-    let config = VirtioMmioConfig { memory: test_memory(), line: rig.outside.line(0) };
+    let config = VirtioMmioConfig { memory: test_memory(), line: rig.outside.line(0), inline: true };
     let mmio = Arc::new(VirtioMmioDevice::new(device, config).expect("the device fits"));
     rig.memory.map(MMIO, MMIO_DEVICE_LEN, mmio.clone()).expect("addresses are free");
     for (first, len) in [(0, 0x100), (0x30, 0x18), (0x80, 0x30), (0x100, 0x40), (0, MMIO_DEVICE_LEN)] {

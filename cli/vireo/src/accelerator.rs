@@ -78,13 +78,14 @@ pub(crate) struct Choice {
 }
 
 /// Takes the first of `preference` that can run what people run, on the host that `host` asks for its KVM.
-/// KVM asked for by itself is taken when VMs can be made at all.
+/// KVM asked for by itself is taken when VMs can be made at all. Only the translator `counts` instructions.
 ///
 /// # Errors
 /// [`NoAccelerator`] says of each why not.
 pub(crate) fn choose(
     preference: &Preference,
     tier: Tier,
+    counts: bool,
     host: impl FnOnce() -> HostReport,
 ) -> Result<Choice, NoAccelerator> {
     let mut reasons: Vec<String> = Vec::new();
@@ -103,6 +104,11 @@ pub(crate) fn choose(
             }
             Kind::Kvm if tier != Tier::Auto => {
                 reasons.push("not kvm: --tier is an option of the translator".to_owned());
+            }
+            Kind::Kvm if counts => {
+                reasons.push(
+                    "not kvm: --icount, --record and --replay are options of the translator".to_owned(),
+                );
             }
             Kind::Kvm => {
                 let Some(report) = host.take().map(|host| host()) else { continue };
@@ -171,7 +177,8 @@ mod tests {
     }
 
     fn chosen(text: &str, tier: Tier, host: HostReport) -> Result<(Kind, String), String> {
-        let choice = choose(&text.parse().unwrap(), tier, || host).map_err(|error| error.to_string())?;
+        let choice =
+            choose(&text.parse().unwrap(), tier, false, || host).map_err(|error| error.to_string())?;
         Ok((choice.kind, choice.note.unwrap_or_default()))
     }
 
@@ -197,6 +204,10 @@ mod tests {
         assert!(kind == Kind::Dbt && note.contains("kvm_x"), "{note}");
         let (kind, note) = chosen(DEFAULT, Tier::Interpreter, good()).unwrap();
         assert!(kind == Kind::Dbt && note.contains("--tier"), "{note}");
+        let counting = |text: &str| choose(&text.parse().unwrap(), Tier::Auto, true, good);
+        let choice = counting(DEFAULT).unwrap();
+        assert!(choice.kind == Kind::Dbt && choice.note.unwrap().contains("--icount"));
+        assert!(counting("kvm").unwrap_err().to_string().contains("--icount"));
         assert_eq!(chosen("dbt:kvm", Tier::Auto, good()).unwrap().0, Kind::Dbt);
         assert_eq!(chosen("dbt", Tier::Lockstep, good()), Ok((Kind::Dbt, String::new())));
         assert_eq!(chosen("kvm", Tier::Auto, good()), Ok((Kind::Kvm, String::new())));

@@ -14,16 +14,20 @@ pub(crate) const NO_ACCELERATOR: u8 = 10;
 /// The accelerator failed.
 pub(crate) const INTERNAL_ERROR: u8 = 8;
 
+/// A replay is not what was recorded.
+pub(crate) const DIVERGED: u8 = 12;
+
 /// For `--help`.
 pub(crate) const HELP: &str = "\
 Exit codes:
   0    the guest powered off, or reset with --no-reboot, or Ctrl-A X was typed,
-       or gdb killed it
+       or gdb killed it, or a replay came to its end
   1    an error on the host's side, which standard error names
   2    a wrong command line
   4    the guest's kernel panicked (reported through pvpanic)
   6    triple fault, with --no-reboot
   8    the accelerator failed
+  12   a replay is not what was recorded; standard error says where
   10   none of the accelerators asked for can be had; standard error says why
   odd  the guest wrote N to the debug-exit port: 2 * N + 1
   128+S  signal S ended the program";
@@ -31,11 +35,13 @@ Exit codes:
 /// The exit code for the end of a VM.
 pub(crate) fn code(ending: &Ending) -> u8 {
     match ending {
-        Ending::PowerOff | Ending::Reset | Ending::Quit => 0,
+        Ending::PowerOff | Ending::Reset | Ending::Quit | Ending::Replayed { .. } => 0,
         Ending::Panicked => PANICKED,
         Ending::TripleFault { .. } => TRIPLE_FAULT,
         Ending::DebugExit(code) => *code,
         Ending::InternalError(_) => INTERNAL_ERROR,
+        Ending::Diverged(_) => DIVERGED,
+        Ending::RecordingFailed(_) => ERROR,
     }
 }
 
@@ -46,6 +52,12 @@ pub(crate) fn of(ending: &Ending) -> ExitCode {
         Ending::Panicked => eprintln!("vireo: the guest's kernel panicked"),
         Ending::TripleFault { vcpu } => eprintln!("vireo: vCPU {vcpu} shut down by a triple fault"),
         Ending::InternalError(error) => eprintln!("vireo: the accelerator failed: {error}"),
+        Ending::Replayed { cut: false } => eprintln!("vireo: the replay has come to the recording's end"),
+        Ending::Replayed { cut: true } => {
+            eprintln!("vireo: the replay has come to where the recording was cut off");
+        }
+        Ending::Diverged(what) => eprintln!("vireo: {what}"),
+        Ending::RecordingFailed(error) => eprintln!("vireo: {error}"),
     }
     ExitCode::from(code(ending))
 }

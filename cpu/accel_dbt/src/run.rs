@@ -44,9 +44,6 @@ impl DbtVcpu {
                 if requests.has(Requests::FLUSH) {
                     engine.core(memory, &platform).flush_all_tlbs();
                 }
-                if let Some(counted) = counted {
-                    counted.stopped(engine.cpu());
-                }
                 return engine.finish().map_or_else(HaltReason::InternalError, |()| HaltReason::Stopped);
             }
             if let Some(counted) = counted.filter(|_| !*repeating) {

@@ -49,7 +49,12 @@ impl Vcpu for DbtVcpu {
     }
 
     fn run(&mut self, bus: &dyn VcpuBus, stop: &StopToken) -> HaltReason {
-        self.run_loop(bus, stop)
+        let reason = self.run_loop(bus, stop);
+        if let Some(counted) = &self.vm.counted {
+            // SAFETY: this is the vCPU, and it does not run any more.
+            counted.stopped(unsafe { self.shared.engine() }.cpu());
+        }
+        reason
     }
 
     fn reset(&mut self) {

@@ -78,6 +78,11 @@ pub trait Interrupt: Send + Sync {
     fn fail(&self, error: &QueueError);
     /// Whether the device is in the error state.
     fn failed(&self) -> bool;
+    /// Whether queues are served on the thread that rings their doorbells, before that goes on: where the guest is to
+    /// see the same whenever it runs.
+    fn serves_inline(&self) -> bool {
+        false
+    }
 }
 
 /// A queue in use by a device.

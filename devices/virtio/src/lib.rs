@@ -11,14 +11,13 @@
 mod chain;
 mod device;
 mod doorbells;
-#[cfg(feature = "fuzzing")]
-mod inline_threads;
+mod inline_handlers;
 mod mmio_device;
 mod pci_device;
 mod pci_layout;
 mod queue;
+mod queue_threads;
 mod signals;
-#[cfg_attr(feature = "fuzzing", allow(dead_code, unreachable_pub))]
 mod threads;
 mod transport;
 
@@ -28,14 +27,11 @@ pub mod test_driver;
 pub use chain::{Chain, GuestSlice, MAX_CHAIN_DESCRIPTORS};
 pub use device::{ActivateError, Activation, DeviceType, Interrupt, QueueHandle, VirtioDevice};
 pub use doorbells::{Doorbell, DoorbellSink};
-#[cfg(feature = "fuzzing")]
-pub use inline_threads::QueueThreads;
 pub use mmio_device::{MMIO_DEVICE_LEN, TooManyQueues, VirtioMmioConfig, VirtioMmioDevice};
 pub use pci_device::{VirtioPciConfig, VirtioPciDevice};
 pub use pci_layout::MAX_QUEUES;
 pub use queue::{MAX_QUEUE_SIZE, Queue, QueueError, QueueState, RingFeatures};
-#[cfg(not(feature = "fuzzing"))]
-pub use threads::QueueThreads;
+pub use queue_threads::QueueThreads;
 pub use threads::StopToken;
 
 /// Feature bits that are not of one device type (6).

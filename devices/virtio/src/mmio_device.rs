@@ -60,6 +60,8 @@ pub struct VirtioMmioConfig {
     pub memory: GuestMemory,
     /// The interrupt line: high while there is a cause that the driver has not acknowledged.
     pub line: IrqLine,
+    /// Whether queues are served on the thread that rings their doorbells.
+    pub inline: bool,
 }
 
 /// Why a device cannot have this transport.
@@ -88,7 +90,8 @@ impl VirtioMmioDevice {
         if queues > MAX_QUEUES {
             return Err(TooManyQueues { queues, most: MAX_QUEUES });
         }
-        let signals = Signals::new(name(device.device_type()), queues, Pin::Line(config.line));
+        let pin = Pin::Line(config.line);
+        let signals = Signals::new(name(device.device_type()), queues, pin, config.inline);
         let places = Places::Together(register::QUEUE_NOTIFY);
         let transport = Transport::new(device.clone(), config.memory, None, Arc::new(signals), places);
         Ok(Self { device, transport })

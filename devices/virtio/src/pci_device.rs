@@ -34,6 +34,8 @@ pub struct VirtioPciConfig {
     /// The interrupt line for guests without MSI-X, the pin (1 for INTA#), and the number of the interrupt
     /// controller's input that firmware tells the guest.
     pub intx: Option<(IrqLine, u8, u8)>,
+    /// Whether queues are served on the thread that rings their doorbells.
+    pub inline: bool,
 }
 
 impl fmt::Debug for VirtioPciConfig {
@@ -58,7 +60,7 @@ impl VirtioPciDevice {
     /// # Errors
     /// [`PciError`] if the device has more queues than [`MAX_QUEUES`].
     pub fn new(device: Arc<dyn VirtioDevice>, config: VirtioPciConfig) -> Result<Self, PciError> {
-        let VirtioPciConfig { memory, msi, intx } = config;
+        let VirtioPciConfig { memory, msi, intx, inline } = config;
         let kind = device.device_type();
         let queues = device.queue_sizes().len();
         if queues > MAX_QUEUES {
@@ -80,7 +82,7 @@ impl VirtioPciDevice {
         let msix = builder.msix(vectors, BAR, MSIX_TABLE as u32, MSIX_PBA as u32, msi)?;
         let window = pci_layout::add_capabilities(&mut builder)?;
         let pin = Pin::Pci { msix: msix.clone(), intx: builder.intx_pin() };
-        let signals = Arc::new(Signals::new(name(kind), queues, pin));
+        let signals = Arc::new(Signals::new(name(kind), queues, pin, inline));
         let places = Places::Apart(NOTIFY, NOTIFY_MULTIPLIER);
         let transport = Arc::new(Transport::new(device.clone(), memory, Some(msix), signals, places));
         let handler = BarHandler::Memory(transport.clone());

@@ -49,10 +49,12 @@ pub(crate) struct Signals {
     failures: AtomicU64,
     /// The lock is held while the pin changes: the pin is to follow the register.
     isr: Mutex<u8>,
+    /// See [`Interrupt::serves_inline`].
+    inline: bool,
 }
 
 impl Signals {
-    pub(crate) fn new(name: &'static str, queues: usize, pin: Pin) -> Self {
+    pub(crate) fn new(name: &'static str, queues: usize, pin: Pin, inline: bool) -> Self {
         Self {
             name,
             pin,
@@ -62,6 +64,7 @@ impl Signals {
             queue_vectors: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
             failures: AtomicU64::new(0),
             isr: Mutex::new(0),
+            inline,
         }
     }
 
@@ -151,5 +154,9 @@ impl Interrupt for Signals {
 
     fn failed(&self) -> bool {
         self.status.load(Ordering::SeqCst) & status::NEEDS_RESET != 0
+    }
+
+    fn serves_inline(&self) -> bool {
+        self.inline
     }
 }

@@ -101,6 +101,15 @@ impl Driver {
 
     /// Puts `device` on a bus of its own, with guest memory that exists already.
     pub fn with_memory(device: Arc<dyn VirtioDevice>, memory: GuestMemory) -> Self {
+        Self::with_service(device, memory, false)
+    }
+
+    /// The same with queues that are served on the thread that rings.
+    pub fn inline(device: Arc<dyn VirtioDevice>, memory: GuestMemory) -> Self {
+        Self::with_service(device, memory, true)
+    }
+
+    fn with_service(device: Arc<dyn VirtioDevice>, memory: GuestMemory, inline: bool) -> Self {
         let recorder = Arc::new(Recorder::default());
         let mmio = Arc::new(MmioBus::new());
         let windows = Windows { memory32: 0xc000_0000..0xd000_0000, memory64: 0..0, io: 0..0 };
@@ -109,6 +118,7 @@ impl Driver {
             memory: memory.clone(),
             msi: recorder.clone(),
             intx: Some((IrqLine::new(recorder.clone(), 0), 1, 16)),
+            inline,
         };
         let device = Arc::new(VirtioPciDevice::new(device, config).unwrap());
         pci.attach(DevFn::new(1, 0).unwrap(), device.clone()).unwrap();

@@ -354,7 +354,7 @@ fn doorbells_can_be_events() {
 #[test]
 fn doorbells_in_one_register_are_told_apart_by_value() {
     let device = Arc::new(Echo::default());
-    let config = VirtioMmioConfig { memory: test_memory(), line: IrqLine::unconnected() };
+    let config = VirtioMmioConfig { memory: test_memory(), line: IrqLine::unconnected(), inline: false };
     let mmio = VirtioMmioDevice::new(device, config).unwrap();
     let told = Told::default();
     mmio.connect_doorbells(0xd000_0000, Box::new(told.clone()));
@@ -399,6 +399,32 @@ fn a_restored_device_goes_on_where_the_saved_one_stood() {
     assert_eq!(echo(&restored, &mut queue, b"xyz"), b"yz{");
     assert_eq!(restored.config_int(0, 1), 42);
     restored.wait_for("a message", || !restored.recorder.messages.lock().is_empty());
+}
+
+#[test]
+fn without_threads_a_queue_is_served_before_its_doorbell_returns() {
+    let driver = Driver::inline(Arc::new(Echo::default()), test_memory());
+    let mut queue = driver.set_up(feature::TRANSPORT, &[16]).remove(0);
+    driver.set_config(0, &[1]);
+    let send = |queue: &mut DriverQueue| {
+        driver.memory.write(BUFFERS, b"A").unwrap();
+        queue.add(&[(BUFFERS, 1, false), (BUFFERS + 0x100, 1, true)]);
+    };
+    for _ in 0..3 {
+        send(&mut queue);
+        driver.ring(0);
+        assert!(queue.take_used().is_some());
+    }
+    // What a driver is in the middle of is left alone when the VM stops and goes on; what it rang for is not.
+    send(&mut queue);
+    driver.device.stop();
+    driver.device.start();
+    assert!(queue.take_used().is_none());
+    driver.device.stop();
+    driver.ring(0);
+    assert!(queue.take_used().is_none());
+    driver.device.start();
+    assert!(queue.take_used().is_some());
 }
 
 #[test]

@@ -115,25 +115,20 @@ struct Inner {
     threads: Vec<(u16, QueueThread)>,
 }
 
-/// The I/O threads of a device, by the number of the queue whose doorbell wakes them.
+/// Handlers of queues that have I/O threads, by the number of the queue whose doorbell wakes them.
 #[derive(Default)]
-pub struct QueueThreads {
+pub(crate) struct HostThreads {
     inner: Mutex<Inner>,
 }
 
-impl QueueThreads {
-    /// No threads, of a device that is not started.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
+impl HostThreads {
     /// Starts the thread `name` that calls `handler` whenever the doorbell of `queue` rings or the VM runs
     /// on. The handler returns when it has no more to do, and soon after its token says to stop. When it
     /// returns an error or panics, the device goes into the error state; in that state no handler is called.
     ///
     /// # Errors
     /// The host's, if it gives no thread or event descriptor.
-    pub fn spawn(
+    pub(crate) fn spawn(
         &self,
         queue: u16,
         name: &str,
@@ -178,20 +173,20 @@ impl QueueThreads {
         inner.threads.iter().find(|(number, _)| *number == queue).map(|(_, thread)| thread.shared.clone())
     }
 
-    /// Rings the doorbell of `queue`. Never blocks for long.
-    pub fn notify(&self, queue: u16) {
+    /// Rings the doorbell of `queue`, if a thread serves it. Never blocks for long.
+    pub(crate) fn notify(&self, queue: u16) {
         if let Some(shared) = self.find(queue) {
             shared.ring();
         }
     }
 
     /// The event descriptor of the doorbell of `queue`.
-    pub fn doorbell(&self, queue: u16) -> Option<Arc<OwnedFd>> {
+    pub(crate) fn doorbell(&self, queue: u16) -> Option<Arc<OwnedFd>> {
         self.find(queue).map(|shared| shared.event.clone())
     }
 
     /// The VM begins to run. Every queue is looked at.
-    pub fn start(&self) {
+    pub(crate) fn start(&self) {
         let mut inner = self.inner.lock();
         inner.running = true;
         for (_, thread) in &inner.threads {
@@ -201,7 +196,7 @@ impl QueueThreads {
     }
 
     /// The VM is to stand still. On return no handler runs.
-    pub fn stop(&self) {
+    pub(crate) fn stop(&self) {
         let shared: Vec<_> = {
             let mut inner = self.inner.lock();
             inner.running = false;
@@ -217,7 +212,7 @@ impl QueueThreads {
 
     /// Ends all threads. On return no handler runs, and none is called again. Not to be called on one of
     /// the threads.
-    pub fn clear(&self) {
+    pub(crate) fn clear(&self) {
         let threads = std::mem::take(&mut self.inner.lock().threads);
         // All are told before the first is waited for.
         for (_, thread) in &threads {
@@ -227,10 +222,10 @@ impl QueueThreads {
     }
 }
 
-impl fmt::Debug for QueueThreads {
+impl fmt::Debug for HostThreads {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let inner = self.inner.lock();
         let queues: Vec<_> = inner.threads.iter().map(|(queue, _)| *queue).collect();
-        f.debug_struct("QueueThreads").field("running", &inner.running).field("queues", &queues).finish()
+        f.debug_struct("HostThreads").field("running", &inner.running).field("queues", &queues).finish()
     }
 }

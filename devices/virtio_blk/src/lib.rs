@@ -9,9 +9,11 @@ mod backend;
 mod file_io;
 mod raw_file;
 mod request;
+mod snapshot;
 
 pub use backend::BlockBackend;
 pub use raw_file::{RawError, RawFile};
+pub use snapshot::Snapshot;
 
 use device::{SavedState, StateError, decode, encode};
 use parking_lot::Mutex;

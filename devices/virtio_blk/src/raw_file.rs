@@ -24,6 +24,9 @@ pub enum RawError {
     /// It is neither a regular file nor a block device.
     #[error("the image {} is neither a file nor a block device", .0.display())]
     NotADisk(PathBuf),
+    /// There is no room for what would be written to it.
+    #[error("there is no temporary file for what is written to the image: {0}")]
+    Temporary(io::Error),
     /// Somebody uses it in a way that does not go with what was asked for.
     #[error("the image {} is in use by another process", .0.display())]
     InUse(PathBuf),
@@ -59,6 +62,13 @@ impl RawFile {
         }
         let size = file.seek(SeekFrom::End(0)).map_err(failed)?;
         Ok(Self { file, size, read_only })
+    }
+
+    /// An empty disk of `size` bytes in a file without a name, which goes with this.
+    pub(crate) fn temporary(size: u64) -> io::Result<Self> {
+        let file = tempfile::tempfile()?;
+        file.set_len(size)?;
+        Ok(Self { file, size, read_only: false })
     }
 
     /// `None` if the host cannot do it to this file.

@@ -1,8 +1,9 @@
-//! The virtio entropy device (5.4): fills the driver's buffers with the host's random numbers.
+//! The virtio entropy device (5.4): fills the driver's buffers with random numbers, the host's as a rule.
 
 use device::{SavedState, StateError, decode, encode};
 use guest_memory::GuestMemory;
 use rustix::rand::{GetRandomFlags, getrandom};
+use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use virtio::{ActivateError, Activation, Chain, DeviceType, QueueError, QueueThreads, VirtioDevice};
@@ -17,21 +18,41 @@ const MAX_BYTES: usize = 1 << 16;
 /// Bytes taken from the host at once.
 const PIECE: usize = 4096;
 
+/// Fills a buffer with random numbers, or says why it cannot.
+pub type Source = Arc<dyn Fn(&mut [u8]) -> Result<(), String> + Send + Sync>;
+
 /// A virtio entropy device.
-#[derive(Debug, Default)]
 pub struct VirtioRng {
     threads: QueueThreads,
+    source: Source,
 }
 
 impl VirtioRng {
-    /// An entropy device.
+    /// An entropy device that gives the host's random numbers.
     pub fn new() -> Self {
-        Self::default()
+        Self::with_source(Arc::new(random))
+    }
+
+    /// An entropy device that gives the numbers of `source`.
+    pub fn with_source(source: Source) -> Self {
+        Self { threads: QueueThreads::new(), source }
+    }
+}
+
+impl Default for VirtioRng {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for VirtioRng {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VirtioRng").field("threads", &self.threads).finish_non_exhaustive()
     }
 }
 
 /// Fills what the device may write of `chain`, and returns how much that was.
-fn fill(memory: &GuestMemory, chain: &Chain) -> Result<u32, QueueError> {
+fn fill(source: &Source, memory: &GuestMemory, chain: &Chain) -> Result<u32, QueueError> {
     let len = MAX_BYTES.min(chain.writable_len() as usize);
     if len == 0 {
         // 5.4.6.1: all buffers are for the device to write.
@@ -41,21 +62,21 @@ fn fill(memory: &GuestMemory, chain: &Chain) -> Result<u32, QueueError> {
     let mut done = 0;
     while done < len {
         let part = &mut piece[..PIECE.min(len - done)];
-        random(part)?;
+        source(part).map_err(QueueError::Device)?;
         chain.write(memory, done as u32, part)?;
         done += part.len();
     }
     Ok(len as u32)
 }
 
-fn random(buffer: &mut [u8]) -> Result<(), QueueError> {
+fn random(buffer: &mut [u8]) -> Result<(), String> {
     let mut done = 0;
     while done < buffer.len() {
         match getrandom(&mut buffer[done..], GetRandomFlags::empty()) {
             Ok(count) => done += count,
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => {
-                return Err(QueueError::Device(format!("the host gives no random numbers: {error}")));
+                return Err(format!("the host gives no random numbers: {error}"));
             }
         }
     }
@@ -82,8 +103,9 @@ impl VirtioDevice for VirtioRng {
     fn activate(&self, activation: Activation) -> Result<(), ActivateError> {
         let interrupt = activation.interrupt;
         for queue in activation.queues {
+            let source = self.source.clone();
             self.threads.spawn(queue.index, "virtio-rng", interrupt.clone(), move |stop| {
-                queue.serve(stop, |chain| fill(&queue.memory, chain))
+                queue.serve(stop, |chain| fill(&source, &queue.memory, chain))
             })?;
         }
         Ok(())

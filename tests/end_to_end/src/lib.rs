@@ -64,9 +64,17 @@ pub struct Guest {
 impl Guest {
     /// Starts `vireo run` with `arguments`.
     pub fn start<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Self {
+        Self::start_with_errors(arguments, Stdio::inherit())
+    }
+
+    /// The same with standard error going to `errors`.
+    pub fn start_with_errors<S: AsRef<OsStr>>(
+        arguments: impl IntoIterator<Item = S>,
+        errors: impl Into<Stdio>,
+    ) -> Self {
         let mut command = Command::new(program());
         command.arg("run").args(arguments);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(errors);
         let mut child = command.spawn().expect("the program starts");
         let mut output = child.stdout.take().expect("its output is piped");
         let console = Arc::new(Console::default());
@@ -150,6 +158,16 @@ impl Guest {
             assert!(Instant::now() < end, "the program does not end; the guest said:\n{}", self.text());
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Waits for the program's end, and gives all that the guest has printed with how it ended.
+    pub fn finish(&mut self) -> (ExitStatus, String) {
+        let status = self.wait();
+        let mut text = self.console.text.lock().unwrap();
+        while !text.1 {
+            text = self.console.changed.wait(text).unwrap();
+        }
+        (status, text.0.clone())
     }
 
     /// The program's process id.

@@ -3,6 +3,7 @@
 
 mod endpoint;
 mod escape;
+mod gate;
 mod port;
 mod socket;
 mod spec;
@@ -10,7 +11,8 @@ mod terminal;
 
 pub use endpoint::{ChardevError, Endpoint, InputEvent};
 pub use escape::{EscapeKeys, HELP as ESCAPE_HELP};
-pub use port::{PortConnection, PortEvents, connect_console, connect_output, connect_serial};
+pub use gate::{Gate, PortGate, PortInput, Receiver};
+pub use port::{PortConnection, PortEvents, Surroundings, connect_console, connect_output, connect_serial};
 pub use socket::bind_unix;
 pub use spec::{ChardevSpec, ChardevSpecError};
 pub use terminal::RawTerminal;

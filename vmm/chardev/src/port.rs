@@ -1,11 +1,12 @@
 //! A serial port or console connected to a character device.
 
 use crate::endpoint::read_events;
+use crate::gate::{Gate, PatientOutput, PortGate, PortInput, Receiver};
 use crate::{ChardevError, Endpoint, InputEvent, RawTerminal};
 use parking_lot::{Condvar, Mutex};
 use serial::{BufferedOutput, Serial, SerialBackend};
 use std::collections::VecDeque;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 use virtio_console::{ConsoleBackend, PortConfig, VirtioConsole};
 
@@ -17,28 +18,38 @@ const INPUT_BUFFER: usize = 64 << 10;
 /// Told of what a person at the terminal wants of the program itself.
 pub type PortEvents = Arc<dyn Fn(InputEvent) + Send + Sync>;
 
+/// What ports are connected with.
+#[derive(Clone)]
+pub struct Surroundings {
+    /// Hears of the escape keys.
+    pub events: PortEvents,
+    /// What stands between the ports and the world, if anything does.
+    pub gate: Option<Arc<dyn Gate>>,
+}
+
 /// The guest's side of a connection.
 trait GuestPort: Send + Sync {
     /// Takes what it can and returns how much.
-    fn receive(&self, bytes: &[u8]) -> usize;
-    fn receive_break(&self);
+    fn receive(&self, input: &PortInput) -> usize;
 }
 
 impl GuestPort for Serial {
-    fn receive(&self, bytes: &[u8]) -> usize {
-        Self::receive(self, bytes)
-    }
-    fn receive_break(&self) {
-        Self::receive_break(self);
+    fn receive(&self, input: &PortInput) -> usize {
+        match input {
+            PortInput::Bytes(bytes) => Self::receive(self, bytes),
+            PortInput::Break => self.receive_break().into(),
+        }
     }
 }
 
 impl GuestPort for VirtioConsole {
-    fn receive(&self, bytes: &[u8]) -> usize {
-        Self::receive(self, 0, bytes)
+    fn receive(&self, input: &PortInput) -> usize {
+        match input {
+            PortInput::Bytes(bytes) => Self::receive(self, 0, bytes),
+            // It knows no break.
+            PortInput::Break => 1,
+        }
     }
-    /// A virtio console knows no break.
-    fn receive_break(&self) {}
 }
 
 /// The host's end of a connected port. Dropping it restores the terminal.
@@ -54,49 +65,64 @@ impl PortConnection {
     }
 }
 
-/// Makes a serial port by `make`, connected to `endpoint`. `events` hears of the escape keys.
+/// Makes a serial port by `make`, connected to `endpoint`.
 ///
 /// # Errors
 /// [`ChardevError`] if the host cannot start the threads that carry the characters.
 pub fn connect_serial(
     endpoint: Endpoint,
-    events: PortEvents,
+    around: Surroundings,
     make: impl FnOnce(Arc<dyn SerialBackend>) -> Arc<Serial>,
 ) -> Result<(Arc<Serial>, PortConnection), ChardevError> {
     let Endpoint { output, input, terminal, raw, .. } = endpoint;
     let output = BufferedOutput::new(output, OUTPUT_BUFFER).map_err(threads)?;
-    let port = make(output.clone());
-    output.connect(&port);
+    let guest = Later::default();
+    let gate = around.gate.map(|gate| gate.port(guest.receiver()));
+    let port = match &gate {
+        Some(gate) => make(Arc::new(PatientOutput { output: output.clone(), gate: gate.clone() })),
+        None => make(output.clone()),
+    };
+    if gate.is_none() {
+        output.connect(&port);
+    }
+    guest.set(Arc::<Serial>::downgrade(&port));
     if let Some(input) = input {
-        let guest: Weak<dyn GuestPort> = Arc::<Serial>::downgrade(&port);
-        feed(&output, guest, events, |event| read_events(input, terminal, event))?;
+        feed(&output, guest, gate, around.events, |event| read_events(input, terminal, event))?;
     }
     Ok((port, PortConnection { output, _raw: raw }))
 }
 
-/// Makes a virtio console, connected to `endpoint`. `events` hears of the escape keys.
+/// Makes a virtio console, connected to `endpoint`.
 ///
 /// # Errors
 /// [`ChardevError`] if the host cannot start the threads that carry the characters.
 pub fn connect_console(
     endpoint: Endpoint,
-    events: PortEvents,
+    around: Surroundings,
 ) -> Result<(Arc<VirtioConsole>, PortConnection), ChardevError> {
     let Endpoint { output, input, terminal, raw, .. } = endpoint;
     let output = BufferedOutput::new(output, OUTPUT_BUFFER).map_err(threads)?;
-    let config = PortConfig::console(Arc::new(ConsoleOutput(output.clone())));
+    let guest = Later::default();
+    let gate = around.gate.map(|gate| gate.port(guest.receiver()));
+    let backend: Arc<dyn SerialBackend> = match &gate {
+        Some(gate) => Arc::new(PatientOutput { output: output.clone(), gate: gate.clone() }),
+        None => output.clone(),
+    };
+    let config = PortConfig::console(Arc::new(ConsoleOutput(backend)));
     let console = VirtioConsole::new(vec![config])
         .map_err(|error| ChardevError::new("a console", std::io::Error::other(error.to_string())))?;
     let console = Arc::new(console);
     let ready = Arc::downgrade(&console);
-    output.on_output_room(move || {
-        if let Some(console) = ready.upgrade() {
-            console.transmit_ready(0);
-        }
-    });
+    if gate.is_none() {
+        output.on_output_room(move || {
+            if let Some(console) = ready.upgrade() {
+                console.transmit_ready(0);
+            }
+        });
+    }
+    guest.set(Arc::<VirtioConsole>::downgrade(&console));
     if let Some(input) = input {
-        let guest: Weak<dyn GuestPort> = Arc::<VirtioConsole>::downgrade(&console);
-        feed(&output, guest, events, |event| read_events(input, terminal, event))?;
+        feed(&output, guest, gate, around.events, |event| read_events(input, terminal, event))?;
     }
     Ok((console, PortConnection { output, _raw: raw }))
 }
@@ -118,14 +144,35 @@ pub fn connect_output(
     Ok((send, PortConnection { output, _raw: raw }))
 }
 
-struct ConsoleOutput(Arc<BufferedOutput>);
+struct ConsoleOutput(Arc<dyn SerialBackend>);
 
 impl ConsoleBackend for ConsoleOutput {
     fn write(&self, bytes: &[u8]) -> usize {
-        SerialBackend::write(&*self.0, bytes)
+        self.0.write(bytes)
     }
     fn input_room(&self) {
-        SerialBackend::input_room(&*self.0);
+        self.0.input_room();
+    }
+}
+
+/// The guest's side of a connection that is being made.
+#[derive(Clone, Default)]
+struct Later(Arc<OnceLock<Weak<dyn GuestPort>>>);
+
+impl Later {
+    fn set(&self, port: Weak<dyn GuestPort>) {
+        let first = self.0.set(port).is_ok();
+        debug_assert!(first, "a port is made once");
+    }
+
+    fn get(&self) -> Option<Arc<dyn GuestPort>> {
+        self.0.get()?.upgrade()
+    }
+
+    /// What gives the guest input.
+    fn receiver(&self) -> Receiver {
+        let guest = self.clone();
+        Box::new(move |input| guest.get().map_or(0, |guest| guest.receive(input)))
     }
 }
 
@@ -151,7 +198,8 @@ struct Queue {
 /// escape keys work while the guest takes no input.
 fn feed(
     output: &BufferedOutput,
-    guest: Weak<dyn GuestPort>,
+    guest: Later,
+    gate: Option<Arc<dyn PortGate>>,
     events: PortEvents,
     read: impl FnOnce(&mut dyn FnMut(InputEvent)) + Send + 'static,
 ) -> Result<(), ChardevError> {
@@ -175,7 +223,10 @@ fn feed(
         for_reader.changed.notify_all();
     };
     std::thread::Builder::new().name("serial-input".into()).spawn(reader).map_err(threads)?;
-    let feeder = move || waiting.feed(&guest);
+    let feeder = move || match gate {
+        Some(gate) => waiting.feed(|input| gate.input(input)),
+        None => waiting.feed(|input| Some(guest.get()?.receive(input))),
+    };
     std::thread::Builder::new().name("serial-feed".into()).spawn(feeder).map_err(threads)?;
     Ok(())
 }
@@ -191,8 +242,8 @@ impl Waiting {
         self.changed.notify_all();
     }
 
-    /// Hands input to the guest until there is no more of either.
-    fn feed(&self, guest: &Weak<dyn GuestPort>) {
+    /// Hands input to the guest until there is no more of either: `give` says how much was taken.
+    fn feed(&self, give: impl Fn(&PortInput) -> Option<usize>) {
         let mut queue = self.queue.lock();
         loop {
             if queue.bytes.is_empty() && queue.breaks == 0 {
@@ -203,17 +254,17 @@ impl Waiting {
                 continue;
             }
             let breaks = std::mem::take(&mut queue.breaks);
-            let bytes = std::mem::take(&mut queue.bytes);
-            let taken = parking_lot::MutexGuard::unlocked(&mut queue, || {
-                let guest = guest.upgrade()?;
-                for _ in 0..breaks {
-                    guest.receive_break();
-                }
-                Some(guest.receive(bytes.as_slices().0))
+            let bytes: Vec<u8> = std::mem::take(&mut queue.bytes).into();
+            let (taken, bytes) = parking_lot::MutexGuard::unlocked(&mut queue, || {
+                // One that finds no room is lost.
+                let all = (0..breaks).all(|_| give(&PortInput::Break).is_some());
+                let bytes = PortInput::Bytes(bytes);
+                let taken = if all && !bytes.is_empty() { give(&bytes) } else { all.then_some(0) };
+                (taken, bytes)
             });
-            let Some(taken) = taken else { return };
-            let mut rest = bytes;
-            rest.drain(..taken);
+            let (Some(taken), PortInput::Bytes(mut bytes)) = (taken, bytes) else { return };
+            bytes.drain(..taken);
+            let mut rest = VecDeque::from(bytes);
             rest.extend(std::mem::take(&mut queue.bytes));
             queue.bytes = rest;
             self.changed.notify_all();

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 fn port_on(spec: &str) -> (Arc<Serial>, PortConnection, Option<std::path::PathBuf>) {
     let endpoint = Endpoint::open(&spec.parse().unwrap()).unwrap();
     let name = endpoint.name.clone();
-    let ignore: PortEvents = Arc::new(|_| {});
+    let around = Surroundings { events: Arc::new(|_| {}), gate: None };
     let (port, connection) =
-        connect_serial(endpoint, ignore, |backend| Serial::new(IrqLine::unconnected(), backend)).unwrap();
+        connect_serial(endpoint, around, |backend| Serial::new(IrqLine::unconnected(), backend)).unwrap();
     (port, connection, name)
 }
 

@@ -1,6 +1,7 @@
 //! What the parts of a machine are put together on while it is built.
 
 use crate::MachineError;
+use crate::deterministic::Determinism;
 use accel::VcpuBus;
 use bus::{MmioBus, PioBus};
 use chipset_x86::{Pic, PortRegion};
@@ -13,11 +14,18 @@ pub(super) struct Assembly {
     pub(super) mmio: Arc<MmioBus>,
     pub(super) pio: Arc<PioBus>,
     pub(super) devices: Vec<Arc<dyn Device>>,
+    /// If the machine is to do the same whenever it runs.
+    pub(super) determinism: Option<Arc<Determinism>>,
 }
 
 impl Assembly {
-    pub(super) fn new() -> Self {
-        Self { mmio: Arc::new(MmioBus::new()), pio: Arc::new(PioBus::new()), devices: Vec::new() }
+    pub(super) fn new(determinism: Option<&Arc<Determinism>>) -> Self {
+        Self {
+            mmio: Arc::new(MmioBus::new()),
+            pio: Arc::new(PioBus::new()),
+            devices: Vec::new(),
+            determinism: determinism.cloned(),
+        }
     }
 
     /// Adds a device that has no place on the buses, or has been given one.

@@ -1,5 +1,6 @@
 //! What a machine begins with: a kernel that is put into memory, or a firmware image.
 
+use crate::deterministic::Entropy;
 use crate::kernel::{KernelEntry, KernelImage};
 use crate::{BootSpec, MachineError, MachineSpec};
 use boot::MemoryMap;
@@ -28,10 +29,12 @@ pub(crate) enum BootSource {
 }
 
 impl BootSource {
-    /// Opens what `spec` names.
-    pub(crate) fn open(spec: &MachineSpec) -> Result<Self, MachineError> {
+    /// Opens what `spec` names. Kernels' addresses are picked by `entropy`.
+    pub(crate) fn open(spec: &MachineSpec, entropy: Entropy) -> Result<Self, MachineError> {
         match &spec.boot {
-            BootSpec::Kernel(kernel) => Ok(Self::Kernel(Box::new(KernelImage::open(kernel, spec.memory)?))),
+            BootSpec::Kernel(kernel) => {
+                Ok(Self::Kernel(Box::new(KernelImage::open(kernel, spec.memory, entropy)?)))
+            }
             BootSpec::Firmware(path) => Ok(Self::Firmware(read(path)?)),
         }
     }

@@ -106,6 +106,14 @@ pub enum MachineError {
     /// Devices do not fit together: a mistake of the machine type's.
     #[error("the machine cannot be wired: {0}")]
     Wiring(String),
+    /// There is no recording, or no replay.
+    #[error("the recording {path} cannot be used: {source}", path = .path.display())]
+    Trace {
+        /// The recording.
+        path: PathBuf,
+        /// Why.
+        source: crate::TraceError,
+    },
     /// The host cannot give a thread.
     #[error("the host cannot start a thread: {0}")]
     Thread(io::Error),

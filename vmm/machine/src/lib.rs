@@ -6,6 +6,7 @@
 mod assembly;
 mod bios;
 mod boot_source;
+mod deterministic;
 mod doorbells;
 mod error;
 mod firmware;
@@ -24,10 +25,11 @@ mod spec;
 mod virtio_devices;
 mod vm;
 
+pub use deterministic::{Difference, TraceError};
 pub use error::MachineError;
 pub use numa::{NodeDistance, NodeSpec, NumaError, NumaSpec};
 pub use spec::{
-    BootSpec, DeviceSpec, DriveSpec, HostSpec, KernelSpec, MAX_MEMORY, MAX_SERIALS, MAX_VCPUS, MIN_MEMORY,
-    MachineKind, MachineSpec,
+    BootSpec, DeterministicSpec, DeviceSpec, DriveSpec, HostSpec, KernelSpec, MAX_MEMORY, MAX_SERIALS,
+    MAX_VCPUS, MIN_MEMORY, MachineKind, MachineSpec, TraceSpec,
 };
 pub use vm::{CpuUse, Ending, Pause, RunOptions, Vm, VmHandle};

@@ -3,6 +3,7 @@
 
 use crate::assembly::{Assembly, MachineBus, wiring};
 use crate::boot_source::BootSource;
+use crate::deterministic::{self, Determinism, Entropy};
 use crate::firmware::Firmware;
 use crate::hardware::Hardware;
 use crate::layout::Layout;
@@ -14,7 +15,6 @@ use crate::{MachineError, MachineSpec, isa_devices, serials};
 use accel::{AccelVm, Accelerator, VmSpec};
 use acpi::{AcpiConfig, MicroConfig, SerialPort, VirtioNode};
 use chipset_x86::{Board, IoApic, PowerEvents, Pvpanic, ResetControl, SleepControl, addresses};
-use clock::{TimerService, VmClock};
 use device::PioDevice;
 use guest_memory::{GuestMemory, PreallocProgress};
 use irq::IrqSink;
@@ -31,16 +31,18 @@ const VIRTIO_GSIS: [u32; 17] = [5, 6, 7, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19,
 const ABSENT_PIT: (u16, u16) = (0x40, 4);
 
 /// Builds the machine that `spec` describes. What its guest asks for goes to `requests`; `progress` is
-/// told of memory that is allocated in advance.
+/// told of memory that is allocated in advance. With `determinism` it is to do the same whenever it runs.
 pub(crate) fn build(
     spec: &MachineSpec,
     accelerator: &dyn Accelerator,
+    determinism: Option<&Arc<Determinism>>,
     requests: &Arc<Requests>,
     progress: PreallocProgress<'_>,
 ) -> Result<Hardware, MachineError> {
     virtio_devices::check(spec)?;
     let layout = Layout::new(spec.memory)?;
-    let mut boot = BootSource::open(spec)?;
+    let entropy = determinism.map_or(Entropy::Host, |determinism| determinism.entropy(deterministic::KERNEL));
+    let mut boot = BootSource::open(spec, entropy)?;
     let mut acpi = acpi_config(spec);
     let ram = RamPlan::new(spec, layout.regions())?;
     acpi.numa = ram.numa();
@@ -48,7 +50,7 @@ pub(crate) fn build(
     let firmware = Firmware::micro(&acpi, spec.vcpus, layout.regions())?;
 
     let memory = ram.allocate(boot.rom(), progress)?;
-    let timers = TimerService::new(VmClock::new()).map_err(MachineError::Thread)?;
+    let timers = deterministic::timers(determinism)?;
     let vm_spec = VmSpec {
         vcpus: spec.vcpus,
         socket_vcpus: ram.socket_vcpus(),
@@ -62,7 +64,7 @@ pub(crate) fn build(
     boot.add_word("tsc_early_khz", &format!("tsc_early_khz={}", accel.tsc_hertz() / 1000));
     boot.add_word("pci", "pci=off");
 
-    let mut assembly = Assembly::new();
+    let mut assembly = Assembly::new(determinism);
     let board = add_interrupt_controller(&mut assembly, &acpi, &accel)?;
     pc::chipset::add_clock(&mut assembly, spec, &layout, &timers, &board)?;
     add_power(&mut assembly, requests)?;
@@ -161,7 +163,8 @@ impl Attach for Nodes<'_> {
         let node = self.free.lock().next();
         let node = node.ok_or_else(|| wiring("there are more virtio devices than were counted"))?;
         let line = self.board.gsi_line(node.gsi);
-        let config = VirtioMmioConfig { memory: self.memory.clone(), line };
+        let config =
+            VirtioMmioConfig { memory: self.memory.clone(), line, inline: assembly.determinism.is_some() };
         let device = Arc::new(VirtioMmioDevice::new(device, config).map_err(wiring)?);
         if let Some(sink) = crate::doorbells::sink(&**self.accel) {
             device.connect_doorbells(node.registers.start, sink);

@@ -24,6 +24,15 @@ pub(crate) enum Request {
         /// What it met.
         stop: DebugStop,
     },
+    /// A replay has come to its recording's end.
+    Replayed {
+        /// The recording was cut off.
+        cut: bool,
+    },
+    /// A replay is not what was recorded.
+    Diverged(String),
+    /// A recording cannot be written.
+    RecordingFailed(String),
     /// Somebody wants the VM to stand still for a while.
     Pause,
     /// A person or another program wants the VM to end now.
@@ -36,6 +45,7 @@ impl Request {
     pub(crate) fn is_of_host(&self) -> bool {
         match self {
             Self::Quit | Self::Pause | Self::InternalError(_) => true,
+            Self::Replayed { .. } | Self::Diverged(_) | Self::RecordingFailed(_) => true,
             Self::Power(_) | Self::TripleFault { .. } | Self::Debug { .. } => false,
         }
     }
@@ -61,6 +71,19 @@ impl Requests {
             queue.push_back(request);
         }
         self.arrived.notify_all();
+    }
+
+    /// The same, for a vCPU that is to do nothing after the instruction by which it asks.
+    pub(crate) fn push_and_stop(&self, request: Request) {
+        self.push(request);
+        if let Some(stop) = &*self.running.lock() {
+            stop.stop();
+        }
+    }
+
+    /// Whether nothing was asked for.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.queue.lock().is_empty()
     }
 
     /// The next request, if there is one.
@@ -106,11 +129,7 @@ impl Requests {
 
 impl PowerEvents for Requests {
     fn request(&self, event: PowerEvent) {
-        self.push(Request::Power(event));
-        // The vCPU that asks does nothing after the instruction by which it asks.
-        if let Some(stop) = &*self.running.lock() {
-            stop.stop();
-        }
+        self.push_and_stop(Request::Power(event));
     }
 }
 

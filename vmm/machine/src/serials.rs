@@ -1,9 +1,10 @@
 //! Serial ports.
 
 use crate::assembly::Assembly;
+use crate::deterministic::Ports;
 use crate::requests::{Request, Requests};
 use crate::{MAX_SERIALS, MachineError};
-use chardev::{ChardevSpec, Endpoint, InputEvent, PortConnection, PortEvents, connect_serial};
+use chardev::{ChardevSpec, Endpoint, Gate, InputEvent, PortConnection, Surroundings, connect_serial};
 use chipset_x86::Board;
 use serial::{COM1, COM2, COM3, COM4, Serial};
 use std::sync::Arc;
@@ -27,7 +28,7 @@ pub(super) fn add(
         announce(&endpoint, &format!("the serial port at {port:#x}"));
         let line = board.isa_line(irq);
         let (device, connection) =
-            connect_serial(endpoint, events(requests), |backend| Serial::new(line, backend))?;
+            connect_serial(endpoint, around(assembly, requests), |backend| Serial::new(line, backend))?;
         assembly.map_ports(port, serial::PORT_COUNT, device.clone())?;
         assembly.add(device);
         connections.push(connection);
@@ -42,12 +43,17 @@ pub(super) fn announce(endpoint: &Endpoint, what: &str) {
     }
 }
 
-/// What the escape keys of a terminal do to the machine.
-pub(super) fn events(requests: &Arc<Requests>) -> PortEvents {
+/// What ports are connected with: what the escape keys of a terminal do to the machine, and what has input wait.
+pub(super) fn around(assembly: &Assembly, requests: &Arc<Requests>) -> Surroundings {
     let requests = requests.clone();
-    Arc::new(move |event| {
+    let events = move |event| {
         if event == InputEvent::Quit {
             requests.push(Request::Quit);
         }
-    })
+    };
+    let gate = assembly.determinism.as_ref().map(|determinism| {
+        let ports: Arc<dyn Gate> = Arc::new(Ports(determinism.outside.clone()));
+        ports
+    });
+    Surroundings { events: Arc::new(events), gate }
 }

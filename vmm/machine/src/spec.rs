@@ -65,6 +65,44 @@ pub struct MachineSpec {
     pub devices: Vec<DeviceSpec>,
     /// Whether a reset ends the program instead of rebooting the guest.
     pub no_reboot: bool,
+    /// If everything is to happen by counts of instructions.
+    pub deterministic: Option<DeterministicSpec>,
+}
+
+/// How a machine runs that does the same whenever it runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeterministicSpec {
+    /// An instruction takes `1 << shift` nanoseconds; at most [`clock::MAX_SHIFT`].
+    pub shift: u8,
+    /// Whether an idle vCPU waits as long on the host as in the VM. The guest sees no difference.
+    pub sleep: bool,
+    /// What all random numbers are made of.
+    pub seed: u64,
+    /// What the real-time clock begins with, in seconds since 1970.
+    pub epoch: i64,
+    /// What is done about recordings.
+    pub trace: Option<TraceSpec>,
+}
+
+impl DeterministicSpec {
+    /// 2026-01-01, in seconds since 1970: where the real-time clock begins if nobody says otherwise.
+    pub const EPOCH: i64 = 1_767_225_600;
+}
+
+impl Default for DeterministicSpec {
+    /// An instruction takes a nanosecond.
+    fn default() -> Self {
+        Self { shift: 0, sleep: true, seed: 0, epoch: Self::EPOCH, trace: None }
+    }
+}
+
+/// What a deterministic machine does about recordings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TraceSpec {
+    /// Makes one in this file.
+    Record(PathBuf),
+    /// Has the one in this file happen again.
+    Replay(PathBuf),
 }
 
 /// A device that a machine has only if asked for.
@@ -140,6 +178,8 @@ pub struct DriveSpec {
     pub file: PathBuf,
     /// Whether the guest must not write.
     pub read_only: bool,
+    /// Whether what the guest writes is kept for as long as the VM exists only, and not in the image.
+    pub snapshot: bool,
     /// What the guest sees as the serial number.
     pub serial: Option<String>,
     /// Request queues; without it, one per vCPU.

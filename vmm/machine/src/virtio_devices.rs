@@ -1,13 +1,14 @@
 //! The virtio devices that every machine type can have, whatever it attaches them to.
 
 use crate::assembly::Assembly;
+use crate::deterministic;
 use crate::requests::Requests;
 use crate::{DriveSpec, MachineError, MachineSpec, serials};
 use chardev::{ChardevSpec, Endpoint, PortConnection, connect_console};
 use std::sync::Arc;
 use virtio::VirtioDevice;
 use virtio_balloon::VirtioBalloon;
-use virtio_blk::{RawFile, VirtioBlk, VirtioBlkConfig};
+use virtio_blk::{BlockBackend, RawError, RawFile, Snapshot, VirtioBlk, VirtioBlkConfig};
 use virtio_rng::VirtioRng;
 
 /// The most request queues that a disk gets unasked.
@@ -48,7 +49,7 @@ pub(super) fn add(
         bus.attach(assembly, disk(drive, spec.vcpus)?)?;
     }
     if spec.rng {
-        bus.attach(assembly, Arc::new(VirtioRng::new()))?;
+        bus.attach(assembly, Arc::new(entropy_source(assembly)))?;
     }
     if spec.balloon {
         bus.attach(assembly, Arc::new(VirtioBalloon::new()))?;
@@ -59,15 +60,32 @@ pub(super) fn add(
     }
 }
 
+fn entropy_source(assembly: &Assembly) -> VirtioRng {
+    match &assembly.determinism {
+        None => VirtioRng::new(),
+        Some(determinism) => {
+            let entropy = determinism.entropy(deterministic::DEVICE);
+            VirtioRng::with_source(Arc::new(move |bytes| {
+                entropy.fill(bytes).then_some(()).ok_or_else(|| "there are no random numbers".to_owned())
+            }))
+        }
+    }
+}
+
 fn disk(drive: &DriveSpec, vcpus: u32) -> Result<Arc<VirtioBlk>, MachineError> {
-    let file = RawFile::open(&drive.file, drive.read_only)
-        .map_err(|error| MachineError::Drive { path: drive.file.clone(), reason: error.to_string() })?;
+    let failed =
+        |error: RawError| MachineError::Drive { path: drive.file.clone(), reason: error.to_string() };
+    let file = RawFile::open(&drive.file, drive.read_only || drive.snapshot).map_err(failed)?;
+    let file: Arc<dyn BlockBackend> = match drive.snapshot && !drive.read_only {
+        true => Arc::new(Snapshot::new(file).map_err(failed)?),
+        false => Arc::new(file),
+    };
     let config = VirtioBlkConfig {
         queues: drive.queues.unwrap_or(vcpus.min(MOST_QUEUES) as u16),
         serial: drive.serial.clone().unwrap_or_default(),
         ..VirtioBlkConfig::default()
     };
-    Ok(Arc::new(VirtioBlk::new(config, Arc::new(file))))
+    Ok(Arc::new(VirtioBlk::new(config, file)))
 }
 
 fn add_console(
@@ -78,7 +96,7 @@ fn add_console(
 ) -> Result<PortConnection, MachineError> {
     let endpoint = Endpoint::open(spec)?;
     serials::announce(&endpoint, "the virtio console");
-    let (console, connection) = connect_console(endpoint, serials::events(requests))?;
+    let (console, connection) = connect_console(endpoint, serials::around(assembly, requests))?;
     bus.attach(assembly, console)?;
     Ok(connection)
 }

@@ -1,5 +1,6 @@
 //! A machine that runs: its threads, and what ends it.
 
+use crate::deterministic::Determinism;
 use crate::hardware::Hardware;
 use crate::pc;
 use crate::requests::{Request, Requests};
@@ -30,6 +31,15 @@ pub enum Ending {
     Quit,
     /// The accelerator failed.
     InternalError(String),
+    /// A replay has come to its recording's end, and all was as recorded.
+    Replayed {
+        /// The recording was cut off.
+        cut: bool,
+    },
+    /// A replay is not what was recorded: where, and what differs.
+    Diverged(String),
+    /// The recording could not be written.
+    RecordingFailed(String),
 }
 
 /// Why a VM stands still.
@@ -113,6 +123,7 @@ pub struct Vm {
     no_reboot: bool,
     /// The guest sleeps in S3.
     asleep: bool,
+    determinism: Option<Arc<Determinism>>,
     /// The vCPU that shut down, if the machine is to reset for that when it goes on.
     shut_down: Option<u32>,
 }
@@ -144,10 +155,16 @@ impl Vm {
         placement.place_io()?;
         let meter = Arc::new(CpuMeter::new(spec.vcpus));
         let requests = Arc::new(Requests::default());
-        let hardware = match spec.kind {
-            MachineKind::Pc => pc::build(spec, accelerator, &requests, progress)?,
-            MachineKind::Micro => microvm::build(spec, accelerator, &requests, progress)?,
+        let determinism = Determinism::open(spec, accelerator, &requests)?.map(Arc::new);
+        let build = match spec.kind {
+            MachineKind::Pc => pc::build,
+            MachineKind::Micro => microvm::build,
         };
+        let hardware = build(spec, accelerator, determinism.as_ref(), &requests, progress)?;
+        if let Some(determinism) = &determinism {
+            hardware.accel.set_external(determinism.outside.clone());
+            determinism.begin()?;
+        }
         let vcpus =
             (0..spec.vcpus).map(|id| hardware.accel.create_vcpu(id)).collect::<Result<Vec<_>, _>>()?;
         let mut vm = Self {
@@ -157,6 +174,7 @@ impl Vm {
             placement,
             meter,
             no_reboot: spec.no_reboot,
+            determinism,
             asleep: false,
             shut_down: None,
         };
@@ -197,6 +215,25 @@ impl Vm {
     /// # Errors
     /// As [`Vm::run`].
     pub fn run_until_pause(&mut self, options: &RunOptions<'_>) -> Result<Pause, MachineError> {
+        let pause = self.run_to_pause(options)?;
+        Ok(self.finish(pause))
+    }
+
+    /// A recording ends with the VM, and so does a replay.
+    fn finish(&self, pause: Pause) -> Pause {
+        match (pause, &self.determinism) {
+            (Pause::Ended(ending), Some(determinism)) => Pause::Ended(determinism.outside.finish(ending)),
+            (pause, _) => pause,
+        }
+    }
+
+    /// If the machine is deterministic: how many instructions were executed until it last stood still, and its time then
+    /// in nanoseconds.
+    pub fn progress(&self) -> Option<(u64, u64)> {
+        self.determinism.as_ref().map(|determinism| determinism.outside.progress())
+    }
+
+    fn run_to_pause(&mut self, options: &RunOptions<'_>) -> Result<Pause, MachineError> {
         self.requests.clear_stops();
         if let Some(vcpu) = self.shut_down.take() {
             if self.no_reboot {
@@ -237,7 +274,7 @@ impl Vm {
     pub fn wait(&mut self) -> Pause {
         loop {
             if let Some(pause) = pause(self.requests.wait_for(Request::is_of_host)) {
-                return pause;
+                return self.finish(pause);
             }
         }
     }
@@ -298,6 +335,14 @@ impl Vm {
     /// Lets devices and the clock run, but no vCPU, until somebody asks for something.
     fn sleep_until_request(&mut self) -> Request {
         self.hardware.start();
+        let timers = &self.hardware.timers;
+        while let (Some(counter), Some(deadline)) = (timers.clock().counter(), timers.next_deadline())
+            && self.requests.is_empty()
+        {
+            // Nobody counts: time is passed over until the guest wakes.
+            counter.advance_to(deadline);
+            timers.fire_next();
+        }
         let request = self.requests.wait();
         self.hardware.stop();
         request
@@ -310,6 +355,10 @@ impl Vm {
             (&self.hardware, &self.requests, &self.placement, &self.meter);
         let bus: &dyn VcpuBus = &*hardware.bus;
         requests.set_running(Some(stop.clone()));
+        let outside = self.determinism.as_ref().map(|determinism| &determinism.outside);
+        if let Some(outside) = outside {
+            outside.running(&stop);
+        }
         let request = std::thread::scope(|scope| {
             hardware.start();
             let mut failed = None;
@@ -329,6 +378,10 @@ impl Vm {
                 }
             }
             let request = if failed.is_none() { Some(requests.wait()) } else { None };
+            if let (Some(Request::Quit), Some(outside)) = (&request, outside) {
+                // The vCPU may wait until somebody reads its output.
+                outside.close();
+            }
             stop.stop();
             failed.map_or(Ok(request), Err)
         });
@@ -364,6 +417,9 @@ fn pause(request: Request) -> Option<Pause> {
         Request::Power(PowerEvent::CrashLoaded | PowerEvent::Sleep | PowerEvent::Wake) => return None,
         Request::Power(PowerEvent::Reset) => Ending::Reset,
         Request::TripleFault { vcpu } => Ending::TripleFault { vcpu },
+        Request::Replayed { cut } => Ending::Replayed { cut },
+        Request::Diverged(what) => Ending::Diverged(what),
+        Request::RecordingFailed(error) => Ending::RecordingFailed(error),
         Request::Debug { vcpu, stop } => return Some(Pause::Debug { vcpu, stop }),
         Request::Pause => return Some(Pause::Asked),
     };
@@ -378,6 +434,14 @@ fn report(requests: &Requests, vcpu: u32, reason: HaltReason) {
         HaltReason::TripleFault => requests.push(Request::TripleFault { vcpu }),
         HaltReason::InternalError(error) => {
             requests.push(Request::InternalError(format!("vCPU {vcpu}: {error}")));
+        }
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        if let Some(determinism) = &self.determinism {
+            determinism.outside.close();
         }
     }
 }

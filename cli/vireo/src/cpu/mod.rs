@@ -104,7 +104,7 @@ fn json(value: &impl Serialize) -> Result<String> {
 }
 
 fn accelerator(common: &Common) -> Result<Box<dyn Accelerator>> {
-    let choice = accelerator::choose(&common.accel, Tier::Auto, HostReport::probe)?;
+    let choice = accelerator::choose(&common.accel, Tier::Auto, false, HostReport::probe)?;
     Ok(accelerator::open(choice.kind)?)
 }
 

@@ -75,7 +75,7 @@ impl Report {
         check_kvm(&kvm, &mut Area { name: "kvm", checks: &mut checks });
         host.check(&mut checks);
         let preference: Preference = accelerator::DEFAULT.parse().map_err(anyhow::Error::msg)?;
-        let choice = accelerator::choose(&preference, Tier::Auto, || kvm.clone());
+        let choice = accelerator::choose(&preference, Tier::Auto, false, || kvm.clone());
         let (chosen, reason) = match choice {
             Ok(choice) => (Some(choice.kind.name()), choice.note.unwrap_or_default()),
             Err(error) => (None, error.to_string()),

@@ -4,7 +4,8 @@ use super::words::{split, switch};
 use machine::DriveSpec;
 
 /// What `--drive` takes.
-const ACCEPTED: &str = "file=PATH, format=raw, if=virtio, readonly=on|off, serial=TEXT, queues=N";
+const ACCEPTED: &str =
+    "file=PATH, format=raw, if=virtio, readonly=on|off, snapshot=on|off, serial=TEXT, queues=N";
 
 /// Reads a drive's options. A comma in a value is written twice.
 pub(crate) fn parse(text: &str) -> Result<DriveSpec, String> {
@@ -22,6 +23,7 @@ pub(crate) fn parse(text: &str) -> Result<DriveSpec, String> {
             "if" if value == "virtio" => {}
             "if" => return wrong("if=virtio"),
             "readonly" | "read-only" => drive.read_only = switch(key, value)?,
+            "snapshot" => drive.snapshot = switch(key, value)?,
             "serial" if value.len() <= 20 && value.is_ascii() => drive.serial = Some(value.to_owned()),
             "serial" => return wrong("at most 20 ASCII characters"),
             "queues" => match value.parse() {
@@ -49,9 +51,15 @@ mod tests {
     #[test]
     fn drives_people_write() {
         let drive = parse("file=a,,b.raw,format=raw,if=virtio,readonly=on,serial=X1,queues=4").unwrap();
-        let expected =
-            DriveSpec { file: "a,b.raw".into(), read_only: true, serial: Some("X1".into()), queues: Some(4) };
+        let expected = DriveSpec {
+            file: "a,b.raw".into(),
+            read_only: true,
+            snapshot: false,
+            serial: Some("X1".into()),
+            queues: Some(4),
+        };
         assert_eq!(drive, expected);
+        assert!(parse("file=a,snapshot=on").unwrap().snapshot);
         for text in ["", "x", "file=", "format=raw", "file=a,format=qcow9", "file=a,queues=0", "file=a,b=c"] {
             assert!(parse(text).is_err(), "{text}");
         }

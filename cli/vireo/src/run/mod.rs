@@ -3,6 +3,7 @@
 mod cpu_use;
 mod device;
 mod drive;
+mod icount;
 mod memory_backing;
 mod numa;
 mod options;
@@ -14,16 +15,20 @@ pub(crate) use options::Options;
 
 use crate::{accelerator, exit};
 use accel_kvm::HostReport;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use chardev::{ChardevSpec, RawTerminal};
 use gdb::{Listener, Start};
-use machine::{BootSpec, Ending, HostSpec, KernelSpec, MachineError, MachineSpec, Vm, VmHandle};
+use machine::{
+    BootSpec, DeterministicSpec, Ending, HostSpec, KernelSpec, MachineError, MachineSpec, TraceSpec, Vm,
+    VmHandle,
+};
 use placement::PlacementSpec;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Duration;
 
 /// Guest memory in bytes where nobody says how much.
 const DEFAULT_MEMORY: u64 = 1 << 30;
@@ -31,7 +36,8 @@ const DEFAULT_MEMORY: u64 = 1 << 30;
 /// Builds the VM and runs it to its end.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let spec = spec(options)?;
-    let choice = accelerator::choose(&options.accel, options.tier, HostReport::probe)?;
+    let counts = spec.deterministic.is_some();
+    let choice = accelerator::choose(&options.accel, options.tier, counts, HostReport::probe)?;
     if let Some(note) = &choice.note {
         eprintln!("vireo: {note}");
     }
@@ -46,10 +52,15 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         Some(listener) => debugged(&mut vm, listener, options.paused),
         None => vm.run(),
     };
+    let progress = vm.progress();
     drop(vm);
     RawTerminal::restore();
     if options.cpu_times {
         eprint!("{}", cpu_use::table(&handle.cpu_use()));
+    }
+    if let Some((count, nanos)) = progress {
+        let seconds = Duration::from_nanos(nanos).as_secs_f64();
+        eprintln!("vireo: {count} instructions, {seconds:.6} s of the guest's time");
     }
     match signal.load(Ordering::SeqCst) {
         0 => Ok(exit::of(&ending?)),
@@ -92,7 +103,18 @@ fn spec(options: &Options) -> Result<MachineSpec> {
         balloon: !options.no_balloon,
         devices: options.debug_exit.iter().chain(&options.device).cloned().collect(),
         no_reboot: options.no_reboot,
+        deterministic: deterministic(options)?,
     })
+}
+
+fn deterministic(options: &Options) -> Result<Option<DeterministicSpec>> {
+    let (icount, record, replay) = (&options.icount, &options.record, &options.replay);
+    let spec = icount::spec(icount.as_ref(), record.as_ref(), replay.as_ref()).map_err(anyhow::Error::msg)?;
+    let records = spec.as_ref().is_some_and(|spec| matches!(spec.trace, Some(TraceSpec::Record(_))));
+    if records && options.gdb.is_some() {
+        bail!("--gdb does not go with a recording, which knows nothing of what gdb changes; debug a replay");
+    }
+    Ok(spec)
 }
 
 fn boot(options: &Options) -> Result<BootSpec> {

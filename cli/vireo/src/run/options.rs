@@ -1,5 +1,6 @@
 //! The words of `vireo run`.
 
+use super::icount::{self, Icount};
 use super::numa::NumaWord;
 use super::{device, drive, memory_backing, numa, size};
 use crate::accelerator::{self, Preference};
@@ -25,6 +26,8 @@ Examples:
   vireo run --kernel vmlinux --serial file=boot.log --no-reboot
   vireo run debian --append nokaslr --gdb tcp::1234 --paused
       gdb debugs the kernel from its first instruction on: `target remote :1234`
+  vireo run debian --record session.rec
+      writes down what is typed; `vireo run debian --replay session.rec` does it again, to the instruction
   vireo run debian --smp 2 --memory-backing hugepages=2M --pin 0=2 --pin 1=3 --sched vcpus=fifo:1
 
 Keys in the terminal:
@@ -32,6 +35,8 @@ Keys in the terminal:
 
 /// The heading of options on how the host is used.
 const HOST: &str = "Use of the host";
+/// The heading of options on deterministic machines.
+const REPEATING: &str = "Repeating a run exactly";
 /// The heading of options on debugging.
 const DEBUGGING: &str = "Debugging";
 
@@ -77,7 +82,8 @@ pub(crate) struct Options {
     /// Machine type: pc, or microvm, which has no chipset and no PCI and starts faster.
     #[arg(long, short = 'M', value_name = "TYPE", default_value = "pc", value_parser = parse_machine)]
     pub(super) machine: MachineKind,
-    /// A disk: file=PATH[,format=raw][,readonly=on][,serial=TEXT][,queues=N].
+    /// A disk: file=PATH[,format=raw][,readonly=on][,snapshot=on][,serial=TEXT][,queues=N]. With snapshot=on the file
+    /// stays as it is, and what the guest writes is lost at the end.
     #[arg(long, value_name = "OPTIONS", value_parser = drive::parse)]
     pub(super) drive: Vec<DriveSpec>,
     /// A serial port: stdio, pty, file=PATH, unix=PATH[,server=on|off][,wait=on|off], null. The first is
@@ -146,6 +152,27 @@ pub(crate) struct Options {
     /// Do not start the guest: gdb does, with `continue`.
     #[arg(long, short = 'S', requires = "gdb", help_heading = DEBUGGING)]
     pub(super) paused: bool,
+    /// Make time of instructions, so that the same guest does the same whenever it runs:
+    /// [shift=N][,sleep=on|off][,seed=N][,rtc=SECONDS].
+    ///
+    /// An instruction takes 2^N nanoseconds (0 to 10; default 0). There is one vCPU, and the translator executes it. An
+    /// idle guest waits as long as it thinks it does, or with sleep=off not at all. Random numbers come from a generator
+    /// with that seed (default 0): they are no secrets. The clock begins at SECONDS since 1970 (default: 2026-01-01).
+    /// QEMU's rr=record|replay,rrfile=FILE are taken for --record FILE and --replay FILE; there is no shift=auto.
+    /// Example: --icount shift=1,sleep=off
+    #[arg(long, value_name = "OPTIONS", num_args = 0..=1, default_missing_value = "", value_parser = icount::parse,
+        help_heading = REPEATING)]
+    pub(super) icount: Option<Icount>,
+    /// Write down in FILE what comes from outside and when, so that --replay can do it again. Implies --icount.
+    ///
+    /// Disks must be readonly=on or snapshot=on, so that they are the same at each replay. Example:
+    /// vireo run debian --record session.rec, and then: vireo run debian --replay session.rec
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["replay", "gdb"], help_heading = REPEATING)]
+    pub(super) record: Option<PathBuf>,
+    /// Do again what was recorded in FILE, on the same machine: the same guest instructions, at the same moments. What is
+    /// typed is ignored; gdb can debug it. Where it does something else, it ends with exit code 12 and says where.
+    #[arg(long, value_name = "FILE", conflicts_with = "icount", help_heading = REPEATING)]
+    pub(super) replay: Option<PathBuf>,
     /// Debian's mirror to fetch images from, instead of the one that the host is configured with.
     #[arg(long, value_name = "URL")]
     pub(super) mirror: Option<String>,

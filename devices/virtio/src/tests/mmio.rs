@@ -21,7 +21,7 @@ impl Rig {
     fn with_memory(memory: guest_memory::GuestMemory) -> Self {
         let recorder = Arc::new(Recorder::default());
         let line = IrqLine::new(recorder.clone(), 5);
-        let config = VirtioMmioConfig { memory: memory.clone(), line };
+        let config = VirtioMmioConfig { memory: memory.clone(), line, inline: false };
         let device = VirtioMmioDevice::new(Arc::new(Echo::default()), config).unwrap();
         Self { memory, device, recorder }
     }

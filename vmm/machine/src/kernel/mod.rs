@@ -11,6 +11,7 @@ mod version;
 
 pub(crate) use entry::KernelEntry;
 
+use crate::deterministic::Entropy;
 use crate::{KernelSpec, MachineError};
 use boot::{
     BootSpec, Compression, DirectEntry, KernelFile, MAX_UNPACKED, MemoryMap, Payload, Protocol, SetupHeader,
@@ -47,6 +48,7 @@ struct Files {
     cache: Option<Cache>,
     /// The most bytes that a kernel may unpack to.
     limit: u64,
+    entropy: Entropy,
 }
 
 /// What is loaded.
@@ -60,7 +62,7 @@ struct Prepared {
 
 impl KernelImage {
     /// Opens the files that `spec` names; none may be larger than the guest's `memory` in bytes.
-    pub(crate) fn open(spec: &KernelSpec, memory: u64) -> Result<Self, MachineError> {
+    pub(crate) fn open(spec: &KernelSpec, memory: u64, entropy: Entropy) -> Result<Self, MachineError> {
         let open = |what, path: &Path| Input::open(what, path, memory);
         let files = Arc::new(Files {
             spec: spec.clone(),
@@ -68,6 +70,7 @@ impl KernelImage {
             initrd: spec.initrd.as_ref().map(|path| open("initrd", path)).transpose()?,
             cache: if spec.unpack { Cache::of_user() } else { None },
             limit: memory.min(MAX_UNPACKED),
+            entropy,
         });
         let for_thread = files.clone();
         let thread = std::thread::Builder::new().name("kernel".into());
@@ -117,7 +120,7 @@ impl KernelImage {
             memory: map,
             rsdp: Some(rsdp),
             direct: None,
-            rng_seed: if random(&mut seed) { &seed } else { &[] },
+            rng_seed: if self.files.entropy.fill(&mut seed) { &seed } else { &[] },
         };
         let direct = unpacked.as_ref().and_then(|(vmlinux, place)| {
             let direct = Some(DirectEntry { vmlinux, place: *place });
@@ -163,7 +166,7 @@ impl Files {
         let mut vmlinux = self.get_unpacked().inspect_err(|error| not_possible(error)).ok()?;
         let mut numbers = [0; 16];
         let wanted = !self.spec.append.split_ascii_whitespace().any(|word| word == "nokaslr");
-        if !wanted || !random(&mut numbers) {
+        if !wanted || !self.entropy.fill(&mut numbers) {
             return Some((vmlinux, None));
         }
         let [slide, place] = [0, 8]
@@ -213,10 +216,4 @@ enum NotUnpacked {
 
 fn unpacks_itself(path: &Path, error: &dyn std::fmt::Display) {
     tracing::info!("{} is left to unpack itself: {error}", path.display());
-}
-
-/// Fills `bytes` with random ones. `false`: the host has none yet, early in its own start.
-fn random(bytes: &mut [u8]) -> bool {
-    let len = bytes.len();
-    rustix::rand::getrandom(bytes, rustix::rand::GetRandomFlags::NONBLOCK).is_ok_and(|count| count == len)
 }

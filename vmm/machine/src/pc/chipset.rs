@@ -93,8 +93,13 @@ pub(crate) fn add_clock(
     timers: &Arc<TimerService>,
     board: &Arc<Board>,
 ) -> Result<Arc<Rtc>, MachineError> {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    let seconds = now.map_or(0, |since| since.as_secs() as i64);
+    let seconds = match &assembly.determinism {
+        Some(determinism) => determinism.spec.epoch,
+        None => {
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+            now.map_or(0, |since| since.as_secs() as i64)
+        }
+    };
     let config = RtcConfig {
         seconds,
         memory_below_4g: layout.low(),

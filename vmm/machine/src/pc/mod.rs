@@ -5,6 +5,7 @@ mod pci_devices;
 
 use crate::assembly::{Assembly, MachineBus};
 use crate::boot_source::BootSource;
+use crate::deterministic::{self, Determinism, Entropy};
 use crate::firmware::{self, Firmware};
 use crate::hardware::Hardware;
 use crate::layout::Layout;
@@ -12,20 +13,21 @@ use crate::ram::RamPlan;
 use crate::requests::Requests;
 use crate::{MachineError, MachineSpec, fw_cfg_device, isa_devices, serials, virtio_devices};
 use accel::{Accelerator, VmSpec};
-use clock::{TimerService, VmClock};
 use guest_memory::PreallocProgress;
 use std::sync::Arc;
 
 /// Builds the machine that `spec` describes. What its guest asks for goes to `requests`; `progress` is
-/// told of memory that is allocated in advance.
+/// told of memory that is allocated in advance. With `determinism` it is to do the same whenever it runs.
 pub(crate) fn build(
     spec: &MachineSpec,
     accelerator: &dyn Accelerator,
+    determinism: Option<&Arc<Determinism>>,
     requests: &Arc<Requests>,
     progress: PreallocProgress<'_>,
 ) -> Result<Hardware, MachineError> {
     let layout = Layout::new(spec.memory)?;
-    let boot = BootSource::open(spec)?;
+    let entropy = determinism.map_or(Entropy::Host, |determinism| determinism.entropy(deterministic::KERNEL));
+    let boot = BootSource::open(spec, entropy)?;
     let mut acpi = firmware::acpi_config(spec);
     let ram = RamPlan::new(spec, layout.regions())?;
     acpi.numa = ram.numa();
@@ -33,7 +35,7 @@ pub(crate) fn build(
     let firmware = Firmware::new(&acpi, spec.vcpus, layout.regions())?;
 
     let memory = ram.allocate(boot.rom(), progress)?;
-    let timers = TimerService::new(VmClock::new()).map_err(MachineError::Thread)?;
+    let timers = deterministic::timers(determinism)?;
     let vm_spec = VmSpec {
         vcpus: spec.vcpus,
         socket_vcpus: ram.socket_vcpus(),
@@ -43,7 +45,7 @@ pub(crate) fn build(
     };
     let accel = accelerator.create_vm(&vm_spec, &memory, &timers)?;
 
-    let mut assembly = Assembly::new();
+    let mut assembly = Assembly::new(determinism);
     let chipset = chipset::add(&mut assembly, &acpi, spec, &layout, &accel, &timers, requests)?;
     let mut connections = serials::add(&mut assembly, &chipset.board, &spec.serials, requests)?;
     fw_cfg_device::add(&mut assembly, spec, &memory)?;

@@ -60,6 +60,7 @@ impl Attach for Slots<'_> {
             memory: self.memory.clone(),
             msi: self.accel.msi_target(),
             intx: Some((self.board.gsi_line(gsi), 1, gsi as u8)),
+            inline: assembly.determinism.is_some(),
         };
         let function = Arc::new(VirtioPciDevice::new(device, config).map_err(wiring)?);
         self.root.attach(place, function.clone()).map_err(wiring)?;

@@ -159,8 +159,8 @@ pub(super) fn inspect(core: &mut Core, insn: &Instruction) -> Result<Flow, Trap>
     let register = insn.op0_register();
     match mnemonic {
         Mnemonic::Lar => {
-            // A 16-bit register takes the low half: the second word without its top.
-            operand::set_register(core.cpu, register, descriptor.raw >> 32 & 0x00f0_ff00);
+            // A 16-bit register takes the low half. The limit's part is undefined on Intel's processors; AMD's leave it.
+            operand::set_register(core.cpu, register, descriptor.raw >> 32 & 0x00ff_ff00);
         }
         Mnemonic::Lsl => {
             let limit = u64::from(descriptor.limit());

@@ -274,7 +274,7 @@ fn table_and_task_registers() {
     run(&mut machine, &[0x0f, 0x03, 0xc8]).unwrap();
     assert_eq!(machine.cpu.regs[reg::RCX], 0xffff_ffff);
     run(&mut machine, &[0x0f, 0x02, 0xc8]).unwrap();
-    assert_eq!(machine.cpu.regs[reg::RCX], 0x00a0_9b00);
+    assert_eq!(machine.cpu.regs[reg::RCX], 0x00af_9b00);
     assert_eq!(machine.cpu.rflags & flags::ZF, flags::ZF);
     run(&mut machine, &[0x0f, 0x00, 0xe8]).unwrap(); // verw ax
     assert_eq!(machine.cpu.rflags & flags::ZF, 0);

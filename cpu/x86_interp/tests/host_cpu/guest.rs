@@ -12,6 +12,8 @@ const SCRATCH_PAGE: u64 = 0x52_0000;
 pub(crate) struct Guest {
     machine: Machine,
     mode: Option<Mode>,
+    /// ES, CS, SS, DS, FS and GS of 64-bit code, if they count.
+    selectors: Option<[u16; 6]>,
 }
 
 fn segment(base: u64, limit: u32, attributes: u32) -> Segment {
@@ -38,11 +40,31 @@ impl Guest {
         }
         machine.cpu.cr4 |= cr4::FSGSBASE | cr4::OSXSAVE;
         machine.core().flush_tlb(false);
-        Self { machine, mode: None }
+        Self { machine, mode: None, selectors: None }
+    }
+
+    /// Gives 64-bit code the descriptors and the selectors that Linux gives it.
+    pub(crate) fn make_linux_segments(&mut self) {
+        let descriptors: [u64; 5] = [
+            0x00af_9b00_0000_ffff,
+            0x00cf_9300_0000_ffff,
+            0x00cf_fb00_0000_ffff,
+            0x00cf_f300_0000_ffff,
+            0x00af_fb00_0000_ffff,
+        ];
+        for (index, descriptor) in (2..).zip(descriptors) {
+            self.machine.poke(testing::GDT + 8 * index, descriptor);
+        }
+        // The table is for the supervisor, beyond what other instructions reach.
+        let linear = SCRATCH + 0x2_0000;
+        self.machine.poke(PAGE_TABLE + 0x1000 + (linear >> 12 & 511) * 8, testing::GDT | 3);
+        self.machine.cpu.gdtr.base = linear;
+        self.machine.core().flush_tlb(false);
+        self.selectors = Some([0, 0x33, 0x2b, 0, 0, 0]);
     }
 
     fn set_mode(&mut self, mode: Mode) {
-        if self.mode == Some(mode) {
+        if self.mode == Some(mode) && self.selectors.is_none() {
             return;
         }
         self.mode = Some(mode);
@@ -55,6 +77,11 @@ impl Guest {
         };
         self.machine.cpu.segments = [data; 6];
         self.machine.cpu.segments[Seg::Cs as usize] = code;
+        if let Some(selectors) = self.selectors {
+            for (segment, selector) in self.machine.cpu.segments.iter_mut().zip(selectors) {
+                segment.selector = selector;
+            }
+        }
         self.machine.core().mode_changed();
     }
 
@@ -82,7 +109,7 @@ impl Guest {
         machine.cpu.regs = case.state.regs;
         let start = case.mode.start();
         machine.cpu.rip = start;
-        machine.cpu.rflags = case.state.rflags & native_oracle::LOADABLE_FLAGS | flags::FIXED;
+        machine.cpu.rflags = case.state.rflags & native_oracle::LOADABLE_FLAGS | flags::FIXED | flags::IF;
         let mut left = count;
         let result = loop {
             match x86_interp::step(&mut machine.core()) {

@@ -207,3 +207,103 @@ fn extended_control_registers() {
         tally.finish();
     }
 }
+
+/// Selectors: the kernel's code and data, user code and data, none, data at level 0, one behind the table.
+const SELECTORS: [u64; 10] = [0x33, 0x33, 0x30, 0x23, 0x2b, 0x10, 0x18, 0, 3, 0xfff8];
+
+/// What a far transfer or a load of a segment register takes is at RBX: 16, 32 or 64 bits of offset, and a selector. And
+/// at RSP: what far returns and IRET take.
+fn with_selector(random: &mut Random, bytes: &[u8]) -> Case {
+    let mut case = case(random, Mode::Bits64, bytes);
+    let selector = SELECTORS[random.below(SELECTORS.len() as u64) as usize];
+    let target = Mode::Bits64.start() + 0x40 + random.below(0x400);
+    let size = case.insn.memory_size().size() as u64;
+    case.state.regs[3] = Mode::Bits64.scratch() + 512 + random.below(64);
+    case.state.regs[1] = selector | random.next() << 16;
+    let mut put = |address: u64, value: u64| {
+        let at = (address - Mode::Bits64.scratch()) as usize;
+        case.state.scratch[at..at + 8].copy_from_slice(&value.to_le_bytes());
+    };
+    let (rbx, rsp) = (case.state.regs[3], case.state.regs[4]);
+    // Of an offset of 64 bits AMD's processors read 32.
+    put(rbx, target);
+    put(rbx + if size == 4 { 2 } else { 4 }, selector);
+    let flags = random.next() & native_oracle::LOADABLE_FLAGS | flags::IF | 2;
+    let words = [target, selector, flags, rsp + 64, 0x2b];
+    let size = match bytes[0] {
+        0x48 => 8,
+        0x66 => 2,
+        // PUSHF and POPF.
+        0x9c | 0x9d => 8,
+        _ => 4,
+    };
+    let words = if matches!(bytes.last(), Some(0x9d)) { [flags; 5] } else { words };
+    for (index, word) in (0..).zip(words) {
+        put(rsp + size * index, word);
+    }
+    case
+}
+
+/// Far transfers in user code, and other instructions that take selectors or give them: the segments are Linux's on both
+/// sides. (FS stays as it is: it is the test's own.)
+#[test]
+fn selectors() {
+    if !native_oracle::host_is_amd() {
+        // Far pointers with REX.W differ.
+        return;
+    }
+    let codes: &[&[u8]] = &[
+        &[0xff, 0x2b], // jmp far [rbx]
+        &[0x48, 0xff, 0x2b],
+        &[0x66, 0xff, 0x2b],
+        &[0xff, 0x1b], // call far [rbx]
+        &[0x48, 0xff, 0x1b],
+        &[0x66, 0xff, 0x1b],
+        &[0xcb], // retf
+        &[0x48, 0xcb],
+        &[0x66, 0xcb],
+        &[0xca, 0x10, 0x00],
+        &[0x48, 0xca, 0x08, 0x00],
+        &[0xcf], // iretd
+        &[0x48, 0xcf],
+        &[0x0f, 0xb2, 0x03], // lss eax, [rbx]
+        &[0x48, 0x0f, 0xb2, 0x03],
+        &[0x66, 0x0f, 0xb2, 0x03],
+        &[0x8c, 0xc8], // mov eax, cs
+        &[0x48, 0x8c, 0xd0],
+        &[0x66, 0x8c, 0xd8],
+        &[0x8c, 0x03],             // mov [rbx], es
+        &[0x8e, 0xd1],             // mov ss, ecx
+        &[0x0f, 0xa0],             // push fs
+        &[0x66, 0x0f, 0xa0],       // push fs, of 16 bits
+        &[0x9c],                   // pushfq
+        &[0x66, 0x9c],             // pushfw
+        &[0x9d],                   // popfq
+        &[0x66, 0x9d],             // popfw
+        &[0x0f, 0x02, 0xc1],       // lar eax, cx
+        &[0x66, 0x0f, 0x02, 0xc1], // lar ax, cx
+        &[0x48, 0x0f, 0x02, 0xc1], // lar rax, ecx
+        &[0x0f, 0x03, 0xc1],       // lsl eax, cx
+        &[0x66, 0x0f, 0x03, 0xc1], // lsl ax, cx
+        &[0x48, 0x0f, 0x03, 0xc1], // lsl rax, ecx
+        &[0x0f, 0x00, 0xe1],       // verr cx
+        &[0x0f, 0x00, 0xe9],       // verw cx
+    ];
+    let mut random = Random::new();
+    let mut guest = Guest::new();
+    guest.make_linux_segments();
+    let mut tally = Tally::new(Mode::Bits64);
+    for code in codes {
+        for _ in 0..60 * native_oracle::rounds() {
+            let case = with_selector(&mut random, code);
+            let (host, ours) = (host_run(&case), guest.run(&case));
+            let host = Outcome { end: normalized(host.end, case.mode), ..host };
+            let ours = Outcome { end: normalized(ours.end, case.mode), ..ours };
+            tally.add(case.insn.code(), 1);
+            if let Some(text) = difference(&case, &host, &ours) {
+                tally.fail(case.insn.code(), format!("{code:x?} {:x}: {text}", case.state.regs[1]));
+            }
+        }
+    }
+    tally.finish();
+}

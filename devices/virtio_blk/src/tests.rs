@@ -88,6 +88,41 @@ fn ranges(driver: &Driver, queue: &mut DriverQueue, kind: u32, data: &[u8]) -> u
 }
 
 #[test]
+fn a_snapshot_reads_what_was_written_and_leaves_its_image_alone() {
+    let mut file = image();
+    let content: Vec<u8> =
+        (0..SECTORS * SECTOR_SIZE).map(|index| (index / 512 + index % 251) as u8).collect();
+    io::Write::write_all(&mut file, &content).unwrap();
+    let backend = Snapshot::new(RawFile::open(file.path(), true).unwrap()).unwrap();
+    let device = VirtioBlk::new(VirtioBlkConfig::default(), Arc::new(backend));
+    let driver = Driver::new(Arc::new(device));
+    assert_eq!(driver.offered() & blk::RO, 0);
+    let features = blk::FLUSH | blk::DISCARD | blk::WRITE_ZEROES | virtio::feature::TRANSPORT;
+    let mut queue = driver.set_up(features, &[64]).remove(0);
+    let mut expected = content.clone();
+    // Within a word of the map, over its end, whole words, and what was written before.
+    for (number, (sector, sectors)) in
+        [(3, 1), (5, 2), (60, 10), (64, 130), (4, 1), (255, 1)].into_iter().enumerate()
+    {
+        let data: Vec<u8> = (0..sectors * 512).map(|index| (index * 3 + number * 77) as u8).collect();
+        write(&driver, &mut queue, sector as u64, &data);
+        expected[sector * 512..][..data.len()].copy_from_slice(&data);
+    }
+    assert_eq!(ranges(&driver, &mut queue, 13, &range(100, 20, 1)), 0);
+    expected[100 * 512..120 * 512].fill(0);
+    assert_eq!(ranges(&driver, &mut queue, 11, &range(0, 2, 0)), 0);
+    assert_eq!(request(&driver, &mut queue, 4, 0, (0, false), 0), 0);
+    for (sector, sectors) in [(0, 256), (2, 5), (63, 2), (119, 3), (250, 6)] {
+        let part = &expected[sector * 512..(sector + sectors) * 512];
+        assert!(
+            read(&driver, &mut queue, sector as u64, (sectors * 512) as u32) == part,
+            "from sector {sector}"
+        );
+    }
+    assert!(std::fs::read(file.path()).unwrap() == content);
+}
+
+#[test]
 fn configuration_space_describes_the_disk() {
     let file = image();
     let driver = Driver::new(device(&file, false, 4));

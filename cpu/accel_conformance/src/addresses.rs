@@ -1,6 +1,6 @@
-//! What newer processors add to paging: process-context identifiers, protection keys, five levels. A case that the
-//! target's processors announce nothing of checks nothing.
+//! What newer processors add to paging: process-context identifiers, protection keys, five levels.
 
+use crate::feature::{Feature, has};
 use crate::guest::{
     Asm, CODE, DATA, PAGE_TABLES, assemble, boot64, exit, interrupt_handler, progress, write_tables,
 };
@@ -28,21 +28,6 @@ const OTHER: u64 = 0x2_0000;
 
 fn u64s(words: &[u64]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
-}
-
-/// Leaf, and register of it (EBX 1, ECX 2), that say whether there is a feature.
-fn announces(target: &Target<'_>, leaf: u32, register: usize, bit: i32) -> bool {
-    let mut rig = Rig::new(target, 1);
-    boot64(&mut rig, |a| {
-        a.mov(eax, leaf)?;
-        a.xor(ecx, ecx)?;
-        a.cpuid()?;
-        a.mov(eax, if register == 1 { ebx } else { ecx })?;
-        a.shr(eax, bit)?;
-        a.and(eax, 1)?;
-        exit(a)
-    });
-    rig.run() == 1
 }
 
 /// Handles #GP and #PF: the error code goes to `DATA` plus [`FAULT`], and the guest goes on where RBX says.
@@ -97,7 +82,7 @@ fn map_window(rig: &Rig, table: &[u64]) {
 const GP: u64 = CAUGHT as u64;
 
 pub(crate) fn process_contexts_keep_apart(target: &Target<'_>) {
-    if !announces(target, 1, 2, 17) || !announces(target, 7, 1, 10) {
+    if !has(target, &[Feature::PCID, Feature::INVPCID]) {
         return;
     }
     let second = 0x4_0000;
@@ -217,7 +202,7 @@ fn report_pkru(a: &mut CodeAssembler) -> Asm {
 }
 
 pub(crate) fn protection_keys_guard_user_pages(target: &Target<'_>) {
-    if !announces(target, 7, 2, 3) || !announces(target, 1, 2, 26) {
+    if !has(target, &[Feature::PKU, Feature::XSAVE]) {
         return;
     }
     const AREA: i32 = 0x1000;
@@ -315,7 +300,7 @@ pub(crate) fn protection_keys_guard_user_pages(target: &Target<'_>) {
 }
 
 pub(crate) fn protection_keys_guard_privileged_pages(target: &Target<'_>) {
-    if !announces(target, 7, 2, 31) {
+    if !has(target, &[Feature::PKS]) {
         return;
     }
     let mut rig = Rig::new(target, 1);
@@ -354,7 +339,7 @@ pub(crate) fn protection_keys_guard_privileged_pages(target: &Target<'_>) {
 }
 
 pub(crate) fn five_levels_map_57_bits(target: &Target<'_>) {
-    if !announces(target, 7, 2, 16) {
+    if !has(target, &[Feature::LA57]) {
         return;
     }
     const HIGH: u64 = 0x00ab_0000_0000_0000;

@@ -12,6 +12,7 @@ mod counted;
 mod cross;
 mod debugging;
 mod events;
+mod feature;
 mod guest;
 mod io;
 mod litmus;

@@ -1,5 +1,6 @@
 //! Guests that run guests of their own, where processors announce SVM (AMD APM volume 2, chapter 15).
 
+use crate::feature::{Feature, has};
 use crate::guest::{APIC, Asm, CODE, DATA, PAGE_TABLES, assemble, boot64, exit, interrupt_handler, progress};
 use crate::rig::{Rig, Target};
 use crate::snapshot::copied;
@@ -17,20 +18,6 @@ const INNER: u64 = CODE + 0x8000;
 const INTR: u64 = 0x60;
 const VMRUN: u64 = 0x80;
 const VMMCALL: u64 = 0x81;
-
-/// Whether the target's processors have SVM.
-fn has_svm(target: &Target<'_>) -> bool {
-    let mut rig = Rig::new(target, 1);
-    boot64(&mut rig, |a| {
-        a.mov(eax, 0x8000_0001u32)?;
-        a.cpuid()?;
-        a.mov(eax, ecx)?;
-        a.shr(eax, 2)?;
-        a.and(eax, 1)?;
-        exit(a)
-    });
-    rig.run() == 1
-}
 
 /// Enables SVM, with the VMCB's address in RAX after it.
 fn enable(a: &mut CodeAssembler) -> Asm {
@@ -111,7 +98,7 @@ fn counting_handler(rig: &Rig, vector: u8, physical: bool) {
 pub(crate) fn interrupts_leave_a_guest_and_virtual_ones_reach_it(target: &Target<'_>) {
     const OUTER_VECTOR: u8 = 0x40;
     const INNER_VECTOR: u8 = 0x51;
-    if !has_svm(target) {
+    if !has(target, &[Feature::SVM]) {
         return;
     }
     let mut rig = Rig::new(target, 1);
@@ -166,7 +153,7 @@ pub(crate) fn interrupts_leave_a_guest_and_virtual_ones_reach_it(target: &Target
 
 pub(crate) fn a_guest_of_a_guest_is_saved_as_it_runs(target: &Target<'_>) {
     const ROUNDS: u32 = 20_000_000;
-    if !has_svm(target) {
+    if !has(target, &[Feature::SVM]) {
         return;
     }
     let mut rig = Rig::new(target, 1);

@@ -443,11 +443,11 @@ impl Registers {
                 self.send(destination, effects);
             }
             number::ICR_HIGH => self.icr = self.icr & 0xffff_ffff | u64::from(value & 0xff00_0000) << 32,
-            number::ID => {
+            number::ID if self.mode() == Mode::XApic => {
                 self.current_id = value >> 24;
                 effects.renamed = true;
             }
-            number::VERSION | number::APR | number::PPR | number::RRD => {}
+            number::ID | number::VERSION | number::APR | number::PPR | number::RRD => {}
             number::ISR..=number::IRR_LAST | number::TIMER_CURRENT | number::SELF_IPI => {}
             _ => {
                 if !self.write(number, value, now, effects) {

@@ -216,6 +216,7 @@ fn programs_change_the_id_that_messages_name() {
     assert_eq!(read(copy.lapic(2), 0x20) >> 24, 2);
     // In x2APIC mode the id is the processor's own.
     rig.lapic(2).write_msr(MSR_APIC_BASE, 0xfee0_0c00, 0).unwrap();
+    rig.lapic(2).mmio_write(0x20, &(1u32 << 24).to_le_bytes());
     assert_eq!(rig.lapic(2).read_msr(MSR_X2APIC + 2), Ok(2));
     send_xapic(rig.lapic(0), 2, 0x74);
     assert_eq!(rig.pending()[2], Some(0x74));

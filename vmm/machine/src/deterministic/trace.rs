@@ -75,40 +75,41 @@ impl Player {
 
     /// What is to happen now.
     pub(super) fn step(&mut self, now: Stamp, digests: &dyn Fn() -> Digests) -> Step {
-        let Some((stamp, event)) = &self.next else { return Step::Over { cut: true } };
-        let early = now.count < stamp.count || now.count == stamp.count && now.time < stamp.time;
-        if early {
-            return Step::Go;
-        }
-        if now != *stamp {
-            return Step::Diverged(
-                self.diverged(now, &format!("{} came in at {}", name(event), words(*stamp))),
-            );
-        }
-        match event {
-            Event::Check(recorded) => {
-                if let Some(what) = differs(*recorded, digests()) {
-                    return Step::Diverged(self.diverged(now, what));
-                }
-                match self.advance() {
-                    Ok(()) => self.step(now, digests),
-                    Err(error) => Step::Diverged(error),
-                }
+        loop {
+            let Some((stamp, event)) = &self.next else { return Step::Over { cut: true } };
+            let early = now.count < stamp.count || now.count == stamp.count && now.time < stamp.time;
+            if early {
+                return Step::Go;
             }
-            Event::End(recorded, reason) => {
-                if *reason != Reason::default() {
-                    return Step::Diverged(self.diverged(now, "the guest ended the VM here"));
-                }
-                match differs(*recorded, digests()) {
-                    Some(what) => Step::Diverged(self.diverged(now, what)),
-                    None => Step::Over { cut: false },
-                }
+            if now != *stamp {
+                return Step::Diverged(
+                    self.diverged(now, &format!("{} came in at {}", name(event), words(*stamp))),
+                );
             }
-            Event::Input { .. } | Event::Break { .. } => {
-                let event = event.clone();
-                match self.advance() {
-                    Ok(()) => Step::LetIn(event),
-                    Err(error) => Step::Diverged(error),
+            match event {
+                Event::Check(recorded) => {
+                    if let Some(what) = differs(*recorded, digests()) {
+                        return Step::Diverged(self.diverged(now, what));
+                    }
+                    if let Err(error) = self.advance() {
+                        return Step::Diverged(error);
+                    }
+                }
+                Event::End(recorded, reason) => {
+                    if *reason != Reason::default() {
+                        return Step::Diverged(self.diverged(now, "the guest ended the VM here"));
+                    }
+                    return match differs(*recorded, digests()) {
+                        Some(what) => Step::Diverged(self.diverged(now, what)),
+                        None => Step::Over { cut: false },
+                    };
+                }
+                Event::Input { .. } | Event::Break { .. } => {
+                    let event = event.clone();
+                    return match self.advance() {
+                        Ok(()) => Step::LetIn(event),
+                        Err(error) => Step::Diverged(error),
+                    };
                 }
             }
         }

@@ -89,6 +89,13 @@ fn layering(root: &Path, complaints: &mut Vec<String>) -> Outcome {
         .no_deps()
         .exec()
         .context("cargo metadata")?;
+    // README's first command is plain `cargo run`.
+    let programs = metadata.workspace_default_packages().into_iter().flat_map(|package| &package.targets);
+    let programs: Vec<_> = programs.filter(|target| target.is_bin()).map(|target| &target.name).collect();
+    if programs != ["vireo"] {
+        complaints
+            .push(format!("Cargo.toml: `cargo run` is to run vireo, and would run one of {programs:?}"));
+    }
     for package in &metadata.packages {
         let Some(from) = layer_of(root, package) else { continue };
         for dependency in &package.dependencies {

@@ -25,6 +25,7 @@ mod moves;
 mod operand;
 mod run;
 mod save;
+mod selected;
 mod simd_exception;
 mod stub;
 #[cfg(all(test, target_arch = "x86_64"))]

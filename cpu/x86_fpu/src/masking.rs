@@ -1,10 +1,8 @@
 //! Memory operands of which a mask register says what is accessed: elements that are not selected cause no fault and
 //! are not written (Intel SDM volume 2, 2.7.5 and 2.8).
 
-use crate::frame::Frame;
-use crate::operand;
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
-use x86_core::{Core, Seg, Trap};
+use x86_core::Core;
 
 /// How the bits of a mask select elements in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,7 +18,7 @@ pub(crate) struct Masking {
     /// As many elements as bits are set lie one after the other.
     packed: bool,
     /// So many bytes must be writable, whatever is selected.
-    checked: u8,
+    pub(crate) checked: u8,
 }
 
 /// How the operand of an instruction (with its memory operand, if it has a mask) is selected; `None` if it is accessed
@@ -122,7 +120,7 @@ fn is_whole(insn: &Instruction) -> bool {
 
 impl Masking {
     /// The parts of the operand that are accessed: runs of bytes, each with its beginning and its length.
-    fn runs(self, core: &Core) -> Runs {
+    pub(crate) fn runs(self, core: &Core) -> Runs {
         let mask = core.cpu.opmask[usize::from(self.register)] & (u64::MAX >> (64 - self.bits));
         let elements = if self.packed {
             let count = mask.count_ones();
@@ -135,52 +133,10 @@ impl Masking {
         };
         Runs { elements, at: 0, element: u32::from(self.element) }
     }
-
-    /// Whether anything is accessed: if not, nothing has to be aligned.
-    pub(crate) fn accesses(self, core: &Core) -> bool {
-        self.runs(core).next().is_some()
-    }
-
-    /// Reads what is selected into the frame; the rest is zeros there.
-    pub(crate) fn read(
-        self,
-        core: &mut Core,
-        (seg, offset): (Seg, u64),
-        frame: &mut Frame,
-    ) -> Result<(), Trap> {
-        let mut data = [0; 64];
-        for (at, len) in self.runs(core) {
-            operand::read(core, (seg, offset.wrapping_add(at as u64)), &mut data[at..at + len])?;
-        }
-        frame.set_memory(&data);
-        Ok(())
-    }
-
-    /// Checks that what is selected can be written.
-    pub(crate) fn check_write(self, core: &mut Core, (seg, offset): (Seg, u64)) -> Result<(), Trap> {
-        if self.checked != 0 {
-            core.check_write(seg, offset, u64::from(self.checked))?;
-        }
-        for (at, len) in self.runs(core) {
-            core.check_write(seg, offset.wrapping_add(at as u64), len as u64)?;
-        }
-        Ok(())
-    }
-
-    /// Writes what is selected of the frame's memory operand.
-    pub(crate) fn write(self, core: &mut Core, address: (Seg, u64), frame: &Frame) -> Result<(), Trap> {
-        self.check_write(core, address)?;
-        for (at, len) in self.runs(core) {
-            // SAFETY: the instruction stored what its mask selects.
-            let data = unsafe { frame.memory_part(at, len) };
-            operand::write(core, (address.0, address.1.wrapping_add(at as u64)), data)?;
-        }
-        Ok(())
-    }
 }
 
 /// Runs of elements that are accessed.
-struct Runs {
+pub(crate) struct Runs {
     /// The elements, one bit for each.
     elements: u64,
     /// How many elements of it are done with.

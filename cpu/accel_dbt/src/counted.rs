@@ -5,7 +5,6 @@
 //! the next timer is due or something is to come from outside, and calls the timers itself. A repeated string
 //! instruction that pauses is gone on with before anything else: how often it pauses does not matter then.
 
-use crate::shared::{Requests, VcpuShared};
 use accel::{External, Idle, Moment, StopToken};
 use clock::{Counter, TimerService};
 use std::sync::{Arc, OnceLock};
@@ -34,14 +33,9 @@ impl Counted {
         debug_assert!(first, "it is set once");
     }
 
-    /// Has `vcpu` leave its code when a timer is armed that is due earlier than it was to run.
-    pub(crate) fn connect(&self, vcpu: &Arc<VcpuShared>) {
-        let vcpu = Arc::downgrade(vcpu);
-        self.timers.on_earlier(move || {
-            if let Some(vcpu) = vcpu.upgrade() {
-                vcpu.post(Requests::LOOK);
-            }
-        });
+    /// Has `look` be called when a timer is armed that is due earlier than the vCPU was to run.
+    pub(crate) fn connect(&self, look: impl Fn() + Send + Sync + 'static) {
+        self.timers.on_earlier(look);
     }
 
     fn now(&self) -> Moment {
@@ -72,20 +66,21 @@ impl Counted {
         timer.min(external).max(self.counter.count() + 1)
     }
 
-    /// The processor waits for an interrupt.
-    pub(crate) fn idle(&self, cpu: &Cpu, vcpu: &VcpuShared, stop: &StopToken) {
+    /// The processor waits for an interrupt. `wait` waits until there is something to look at, at most so long, and says
+    /// whether there is.
+    pub(crate) fn idle(&self, cpu: &Cpu, stop: &StopToken, wait: impl Fn(Option<Duration>) -> bool) {
         let now = self.now();
         let deadline = self.timers.next_deadline();
         let nobody = || deadline.map_or(Idle::Stand, Idle::Skip);
         match self.external.get().map_or_else(nobody, |external| external.idle(now, deadline)) {
             Idle::Skip(time) => self.counter.advance_to(time),
             Idle::Stand => {
-                vcpu.wait_for(None);
+                wait(None);
             }
             Idle::Sleep => {
                 let begin = Instant::now();
                 let whole = deadline.map(|deadline| Duration::from_nanos(deadline.saturating_sub(now.time)));
-                if !vcpu.wait_for(whole) {
+                if !wait(whole) {
                     self.counter.advance_to(deadline.unwrap_or(now.time));
                     return;
                 }

@@ -83,7 +83,7 @@ impl DbtVcpu {
                     Ok(())
                 }
                 (Ok(Next::Sleep), Some(counted)) => {
-                    counted.idle(engine.cpu(), shared, stop);
+                    counted.idle(engine.cpu(), stop, |most| shared.wait_for(most));
                     Ok(())
                 }
                 (Err(stop), _) => Err(stop),

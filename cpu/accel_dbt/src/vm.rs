@@ -99,7 +99,12 @@ impl AccelVm for DbtVm {
         let lapic = self.shared.apics.connect(id, shared.clone()).ok_or(refused("it exists already"))?;
         self.shared.made.lock().push(shared.clone());
         if let Some(counted) = &self.shared.counted {
-            counted.connect(&shared);
+            let vcpu = Arc::downgrade(&shared);
+            counted.connect(move || {
+                if let Some(vcpu) = vcpu.upgrade() {
+                    vcpu.post(Requests::LOOK);
+                }
+            });
         }
         let (events, halt_poll) = (Events::at_reset(id), HaltPoll::new(self.shared.halt_poll));
         Ok(Box::new(DbtVcpu {

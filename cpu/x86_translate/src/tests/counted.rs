@@ -2,7 +2,7 @@
 
 use super::differential::{Kind, Mode, listing, prepare};
 use super::generate::Random;
-use super::{State, Translated, options};
+use super::{State, Translated, options, rflags};
 use crate::{Exit, Options};
 use x86_core::testing::{CODE, Machine};
 use x86_core::{Flow, Trap, flags, reg};
@@ -72,18 +72,7 @@ fn compare(kind: Kind, seed: u64) {
         }
         // What the manuals leave undefined comes out as on the host translated, and as on AMD's interpreted.
         let mut ignored = flags::RF;
-        for (iced, flag) in [
-            (iced_x86::RflagsBits::OF, flags::OF),
-            (iced_x86::RflagsBits::SF, flags::SF),
-            (iced_x86::RflagsBits::ZF, flags::ZF),
-            (iced_x86::RflagsBits::AF, flags::AF),
-            (iced_x86::RflagsBits::CF, flags::CF),
-            (iced_x86::RflagsBits::PF, flags::PF),
-        ] {
-            if program.ever & iced != 0 {
-                ignored |= flag;
-            }
-        }
+        ignored |= rflags(program.ever);
         let differences = State::of(&expected.cpu).differences(&State::of(actual.vcpu.cpu()), ignored);
         assert!(
             differences.is_empty(),

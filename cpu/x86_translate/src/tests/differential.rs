@@ -1,7 +1,7 @@
 //! Random programs, run by the interpreter and translated.
 
 use super::generate::{Mix, Program, Random, Roles, program};
-use super::{State, Translated, options};
+use super::{State, Translated, options, rflags};
 use crate::{Exit, Options};
 use iced_x86::{Decoder, Formatter, Instruction, IntelFormatter};
 use std::sync::{Arc, LazyLock};
@@ -294,18 +294,7 @@ fn compare(kind: Kind, seed: u64, options: &Options) {
     let mask = expected.core().stack_mask();
     let top = expected.cpu.segments[Seg::Ss as usize].base + (expected.cpu.regs[reg::RSP] & mask);
     let undefined = if faulted { program.ever } else { program.undefined };
-    for (iced, flag) in [
-        (iced_x86::RflagsBits::OF, flags::OF),
-        (iced_x86::RflagsBits::SF, flags::SF),
-        (iced_x86::RflagsBits::ZF, flags::ZF),
-        (iced_x86::RflagsBits::AF, flags::AF),
-        (iced_x86::RflagsBits::CF, flags::CF),
-        (iced_x86::RflagsBits::PF, flags::PF),
-    ] {
-        if undefined & iced != 0 {
-            ignored |= flag;
-        }
-    }
+    ignored |= rflags(undefined);
     if !kind.strict {
         // Flags that are dead are not exact when an instruction faults.
         ignored |= if faulted { flags::ARITHMETIC } else { 0 };

@@ -10,10 +10,11 @@ mod svm;
 mod tables;
 
 use crate::{Exit, Options, Translator, TranslatorVcpu};
+use iced_x86::RflagsBits;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use x86_core::testing::{FlatPlatform, Machine};
-use x86_core::{Cpu, Flow, VecReg};
+use x86_core::{Cpu, Flow, VecReg, flags};
 
 /// A machine whose processor runs translated code.
 pub(crate) struct Translated {
@@ -21,6 +22,19 @@ pub(crate) struct Translated {
     pub(crate) platform: FlatPlatform,
     pub(crate) vcpu: TranslatorVcpu,
     pub(crate) translator: Arc<Translator>,
+}
+
+/// Arithmetic flags in RFLAGS, of the decoder's bits for them.
+pub(crate) fn rflags(bits: u32) -> u64 {
+    let pairs = [
+        (RflagsBits::OF, flags::OF),
+        (RflagsBits::SF, flags::SF),
+        (RflagsBits::ZF, flags::ZF),
+        (RflagsBits::AF, flags::AF),
+        (RflagsBits::CF, flags::CF),
+        (RflagsBits::PF, flags::PF),
+    ];
+    pairs.into_iter().filter(|(bit, _)| bits & bit != 0).fold(0, |all, (_, flag)| all | flag)
 }
 
 pub(crate) fn options() -> Options {

@@ -6,7 +6,7 @@ pub mod in_lab;
 
 use std::ffi::OsStr;
 use std::io::{Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -39,6 +39,15 @@ pub fn boot(arguments: &[&str]) -> Guest {
     let mut guest = Guest::start(["--accel", "dbt"].iter().chain(arguments));
     guest.expect(PROMPT);
     guest
+}
+
+/// Waits until something listens at the socket of that name.
+pub fn wait_for(socket: &Path) {
+    let end = Instant::now() + PATIENCE;
+    while !socket.exists() {
+        assert!(Instant::now() < end, "nothing listens at {}", socket.display());
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Has a guest's shell switch the machine off, and checks that the program ends well.

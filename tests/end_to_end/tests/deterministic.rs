@@ -1,11 +1,10 @@
 //! Machines that do the same whenever they run, recordings of them, and their replays.
 
 use end_to_end::gdb::gdb;
-use end_to_end::{Guest, PATIENCE, PROMPT, program, run};
+use end_to_end::{Guest, PROMPT, program, run, wait_for};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// The exit code of a replay that is not what was recorded.
@@ -224,14 +223,6 @@ fn bad_recordings_and_options_are_named() {
     wrong(&["--icount", "shift=auto"], 2, "shift=auto follows the host's time");
     wrong(&["--icount", "shift=11"], 2, "a number from 0 to 10");
     assert!(!place.path("r").exists());
-}
-
-fn wait_for(socket: &Path) {
-    let end = Instant::now() + PATIENCE;
-    while !socket.exists() {
-        assert!(Instant::now() < end, "nothing listens at {}", socket.display());
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 #[test]

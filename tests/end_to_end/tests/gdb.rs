@@ -2,7 +2,7 @@
 
 use end_to_end::elf::{elf32, multiboot_header};
 use end_to_end::gdb::{Debugger, Symbols, gdb, symbols};
-use end_to_end::{Guest, PATIENCE, PROMPT, boot, power_off, run};
+use end_to_end::{Guest, PATIENCE, PROMPT, boot, power_off, run, wait_for};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener};
 use std::os::unix::net::UnixStream;
@@ -18,15 +18,6 @@ fn kernel_symbols() -> Symbols {
     );
     power_off(guest);
     symbols
-}
-
-/// Waits until something listens at `socket`.
-fn wait_for(socket: &Path) {
-    let end = Instant::now() + PATIENCE;
-    while !socket.exists() {
-        assert!(Instant::now() < end, "nothing listens at {}", socket.display());
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 #[test]

@@ -22,6 +22,7 @@ const UNSAFE_CRATES: &[&str] = &[
     "accel_kvm",     // memory slots, the page shared with the kernel, signals
     "dbt_code",      // executable memory
     "guest_memory",  // guest memory as raw pointers
+    "io_loop",       // the ring shared with the kernel, and memory that it reads and writes
     "native_oracle", // runs instructions on the host's processor, for tests
     "virtio_blk",    // vectored I/O on guest memory, and file locks
     "x86_core",      // guest memory through the soft TLB's pointers

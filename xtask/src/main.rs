@@ -3,6 +3,7 @@
 mod bench;
 mod debian_disk;
 mod fuzz;
+mod iotests;
 mod isa;
 mod kvm_lab;
 mod lint;
@@ -37,6 +38,8 @@ enum Chore {
     KvmLab(kvm_lab::Options),
     /// Runs others' CPU test suites on our accelerators, beside QEMU's TCG.
     Suites(suites::Options),
+    /// Runs QEMU's own block tests on our image tools, beside real qemu-img.
+    Iotests(iotests::Options),
     /// Loads a whole Debian with stress-ng and rcutorture and looks for complaints in its kernel's log.
     Stress(stress::Options),
     /// Measures against QEMU's TCG and the bare host, side by side.
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Chore::Fuzz(options) => fuzz::run(&root(), &options),
         Chore::KvmLab(options) => return kvm_lab::run(&root(), &options),
         Chore::Suites(options) => suites::run(&root(), &options),
+        Chore::Iotests(options) => iotests::run(&root(), &options),
         Chore::Stress(options) => stress::run(&root(), &options),
         Chore::Bench(bench) => bench.run(&root()),
     };

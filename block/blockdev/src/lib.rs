@@ -1,0 +1,3 @@
+//! All block drivers, how images are named and opened, and what is done with whole images.
+
+pub mod syntax;

@@ -1,0 +1,294 @@
+//! JSON as QEMU's tools read and print it.
+//!
+//! Read: strings may stand in single quotes too. Printed: in the order in which QEMU's tools print an object's members,
+//! which is not sorted and not the order in which they were put in, but that of the hash table that they keep objects
+//! in; scripts, and QEMU's own tests, compare such output to the letter.
+
+use serde_json::{Map, Value};
+use std::fmt::Write;
+
+/// The deepest nesting that is flattened; what is parsed has a limit of its own.
+const MAX_DEPTH: usize = 128;
+
+/// Why a text cannot be used as JSON.
+#[derive(Debug, thiserror::Error)]
+pub enum JsonError {
+    /// It is not JSON.
+    #[error("JSON parse error, {0}")]
+    Syntax(serde_json::Error),
+    /// It is not an object.
+    #[error("JSON text must be an object")]
+    NotAnObject,
+    /// A value is null, or nested too deeply.
+    #[error("'{0}' has a value that no option can have")]
+    NoOption(String),
+}
+
+/// Reads an object.
+///
+/// # Errors
+///
+/// The text is not JSON (strings in single quotes apart), or not an object.
+pub fn parse_object(text: &str) -> Result<Map<String, Value>, JsonError> {
+    match serde_json::from_str(&with_double_quotes(text)).map_err(JsonError::Syntax)? {
+        Value::Object(object) => Ok(object),
+        _ => Err(JsonError::NotAnObject),
+    }
+}
+
+/// The same text with strings in double quotes.
+fn with_double_quotes(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 16);
+    let mut quote = None;
+    let mut letters = text.chars();
+    while let Some(letter) = letters.next() {
+        match (quote, letter) {
+            (None, '\'' | '"') => {
+                quote = Some(letter);
+                out.push('"');
+            }
+            (Some(open), _) if open == letter => {
+                quote = None;
+                out.push('"');
+            }
+            (Some('\''), '"') => out.push_str("\\\""),
+            (Some(_), '\\') => match letters.next() {
+                Some('\'') => out.push('\''),
+                Some(escaped) => out.extend(['\\', escaped]),
+                None => out.push('\\'),
+            },
+            _ => out.push(letter),
+        }
+    }
+    out
+}
+
+/// An option's value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scalar {
+    /// A text.
+    Text(String),
+    /// A number, as it was written.
+    Number(String),
+    /// A switch.
+    Switch(bool),
+}
+
+/// The options that an object means: members of nested objects have dotted keys, and those of arrays have their index.
+///
+/// # Errors
+///
+/// There is a null, or nesting beyond a limit.
+pub fn flatten(object: &Map<String, Value>) -> Result<Vec<(String, Scalar)>, JsonError> {
+    let mut options = Vec::new();
+    for (key, value) in object {
+        flatten_value(key.clone(), value, MAX_DEPTH, &mut options)?;
+    }
+    Ok(options)
+}
+
+fn flatten_value(
+    key: String,
+    value: &Value,
+    depth: usize,
+    options: &mut Vec<(String, Scalar)>,
+) -> Result<(), JsonError> {
+    let Some(depth) = depth.checked_sub(1) else { return Err(JsonError::NoOption(key)) };
+    let scalar = match value {
+        Value::Null => return Err(JsonError::NoOption(key)),
+        Value::Bool(value) => Scalar::Switch(*value),
+        Value::Number(number) => Scalar::Number(number.to_string()),
+        Value::String(text) => Scalar::Text(text.clone()),
+        Value::Array(values) => {
+            for (index, value) in values.iter().enumerate() {
+                flatten_value(format!("{key}.{index}"), value, depth, options)?;
+            }
+            return Ok(());
+        }
+        Value::Object(object) => {
+            for (name, value) in object {
+                flatten_value(format!("{key}.{name}"), value, depth, options)?;
+            }
+            return Ok(());
+        }
+    };
+    options.push((key, scalar));
+    Ok(())
+}
+
+/// The members of an object in QEMU's order.
+pub fn in_order(object: &Map<String, Value>) -> Vec<(&String, &Value)> {
+    let mut members: Vec<_> = object.iter().collect();
+    members.sort_by_key(|(key, _)| bucket(key));
+    members
+}
+
+/// The bucket, of 512, that QEMU's objects have a key in: the hash function of gdbm.
+fn bucket(key: &str) -> u32 {
+    let length = u32::try_from(key.len()).unwrap_or(u32::MAX);
+    let sum = key.bytes().zip(0_u32..).fold(0x238F_13AF_u32.wrapping_mul(length), |sum, (byte, index)| {
+        sum.wrapping_add(u32::from(byte) << (index * 5 % 24))
+    });
+    sum.wrapping_mul(1_103_515_243).wrapping_add(12345) % 512
+}
+
+/// A value over several lines, with four spaces a level, and no line feed at its end.
+pub fn pretty(value: &Value) -> String {
+    let mut out = String::new();
+    print(value, Some(0), &mut out);
+    out
+}
+
+/// A value in one line.
+pub fn compact(value: &Value) -> String {
+    let mut out = String::new();
+    print(value, None, &mut out);
+    out
+}
+
+fn print(value: &Value, level: Option<usize>, out: &mut String) {
+    let inner = level.map(|level| level + 1);
+    match value {
+        Value::Null => out.push_str("null"),
+        Value::Bool(value) => out.push_str(if *value { "true" } else { "false" }),
+        Value::Number(number) => out.push_str(&number.to_string()),
+        Value::String(text) => print_string(text, out),
+        Value::Array(values) => {
+            out.push('[');
+            for (index, value) in values.iter().enumerate() {
+                separate(index, inner, out);
+                print(value, inner, out);
+            }
+            break_line(level, out);
+            out.push(']');
+        }
+        Value::Object(object) => {
+            out.push('{');
+            for (index, (key, value)) in in_order(object).into_iter().enumerate() {
+                separate(index, inner, out);
+                print_string(key, out);
+                out.push_str(": ");
+                print(value, inner, out);
+            }
+            break_line(level, out);
+            out.push('}');
+        }
+    }
+}
+
+fn separate(index: usize, level: Option<usize>, out: &mut String) {
+    if index > 0 {
+        out.push_str(if level.is_some() { "," } else { ", " });
+    }
+    break_line(level, out);
+}
+
+fn break_line(level: Option<usize>, out: &mut String) {
+    if let Some(level) = level {
+        out.push('\n');
+        out.extend(std::iter::repeat_n("    ", level));
+    }
+}
+
+/// A string in double quotes, with what is not ASCII as escapes.
+fn print_string(text: &str, out: &mut String) {
+    out.push('"');
+    for letter in text.chars() {
+        match letter {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\u{8}' => out.push_str("\\b"),
+            '\u{c}' => out.push_str("\\f"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            ' '..='~' => out.push(letter),
+            _ => {
+                for unit in letter.encode_utf16(&mut [0; 2]) {
+                    // Writing to a string does not fail.
+                    let _ = write!(out, "\\u{unit:04X}");
+                }
+            }
+        }
+    }
+    out.push('"');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Scalar, compact, flatten, parse_object, pretty};
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    #[test]
+    fn either_quote() {
+        let object = parse_object(r#"{'driver': "qcow2", 'file': {'x': 'a"b\'c', "y": [1, true]}}"#).unwrap();
+        let text = |text: &str| Scalar::Text(text.into());
+        assert_eq!(
+            flatten(&object).unwrap(),
+            [
+                ("driver".into(), text("qcow2")),
+                ("file.x".into(), text("a\"b'c")),
+                ("file.y.0".into(), Scalar::Number("1".into())),
+                ("file.y.1".into(), Scalar::Switch(true)),
+            ]
+        );
+        assert!(parse_object("[]").is_err());
+        assert!(parse_object("{'a': ").is_err());
+        assert!(flatten(&parse_object("{'a': null}").unwrap()).is_err());
+    }
+
+    #[test]
+    fn the_order_is_qemus() {
+        let info = json!({
+            "filename": "a", "format": "qcow2", "virtual-size": 64, "actual-size": 196, "cluster-size": 65536,
+            "dirty-flag": false, "children": [], "format-specific": {"type": "qcow2", "data": {
+                "refcount-bits": 16, "lazy-refcounts": false, "compat": "1.1", "corrupt": false,
+                "compression-type": "zlib", "extended-l2": false}},
+        });
+        let text = pretty(&info);
+        let keys: Vec<_> = text.lines().filter_map(|line| line.trim().split('"').nth(1)).collect();
+        assert_eq!(
+            keys,
+            [
+                "children",
+                "virtual-size",
+                "filename",
+                "cluster-size",
+                "format",
+                "actual-size",
+                "format-specific",
+                "type",
+                "data",
+                "compat",
+                "compression-type",
+                "lazy-refcounts",
+                "refcount-bits",
+                "corrupt",
+                "extended-l2",
+                "dirty-flag"
+            ]
+        );
+        assert!(text.starts_with("{\n    \"children\": [\n    ],\n    \"virtual-size\": 64,\n"));
+    }
+
+    #[test]
+    fn strings_are_escaped() {
+        assert_eq!(compact(&json!(["a\n\"ä😀\u{7f}", 1])), r#"["a\n\"\u00E4\uD83D\uDE00\u007F", 1]"#);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_printed_is_read(text in ".*", key in "[a-z.-]{1,12}") {
+            let value = json!({ key: text });
+            let read: Value = Value::Object(parse_object(&compact(&value)).unwrap());
+            prop_assert_eq!(&read, &value);
+            prop_assert_eq!(Value::Object(parse_object(&pretty(&value)).unwrap()), value);
+        }
+
+        #[test]
+        fn nothing_panics(text in "['\"\\\\{}:a,]{0,40}") {
+            let _ = parse_object(&text).map(|object| flatten(&object));
+        }
+    }
+}

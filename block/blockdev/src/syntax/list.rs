@@ -84,7 +84,7 @@ pub fn asks_for_help(list: &str) -> bool {
 /// with the one between.
 pub fn can_be_joined(list: &str) -> bool {
     let commas = list.len() - list.trim_end_matches(',').len();
-    !list.is_empty() && !list.starts_with(',') && commas % 2 == 0
+    !list.is_empty() && !list.starts_with(',') && commas.is_multiple_of(2)
 }
 
 /// A value as it stands in a list, with its commas doubled.

@@ -4,4 +4,6 @@
 //! back. Section names in this crate's documentation are those of QEMU's `docs/interop/qcow2.txt`, the format's
 //! specification.
 
+pub mod check;
 pub mod format;
+pub mod storage;

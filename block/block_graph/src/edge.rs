@@ -1,0 +1,71 @@
+//! How nodes hang together.
+
+use crate::NodeRef;
+use arc_swap::ArcSwap;
+use std::fmt;
+use std::sync::Arc;
+
+/// What a node is to the node above it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// The file that holds a format's metadata, and its data unless there is a data file.
+    File,
+    /// The file that holds a format's data.
+    Data,
+    /// What is read where the node above has nothing.
+    Backing,
+    /// What a filter lets through.
+    Filtered,
+    /// One of several alike.
+    Member(u16),
+}
+
+/// A node's hold of a node below it, which may be exchanged for another while nothing is in flight.
+pub struct Edge {
+    role: Role,
+    node: ArcSwap<crate::Node>,
+}
+
+impl Edge {
+    /// An edge to `node`.
+    pub fn new(role: Role, node: NodeRef) -> Arc<Self> {
+        node.add_parent();
+        Arc::new(Self { role, node: ArcSwap::new(node) })
+    }
+
+    /// What the node is to the one above.
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// The node.
+    pub fn node(&self) -> NodeRef {
+        self.node.load_full()
+    }
+
+    /// Takes `node` instead, and returns what was there. The caller has seen to it that no request is in flight
+    /// through this edge.
+    pub fn replace(&self, node: NodeRef) -> NodeRef {
+        node.add_parent();
+        let old = self.node.swap(node);
+        old.remove_parent();
+        old
+    }
+
+    /// Whether it leads to `node`.
+    pub fn leads_to(&self, node: &NodeRef) -> bool {
+        Arc::ptr_eq(&self.node.load(), node)
+    }
+}
+
+impl Drop for Edge {
+    fn drop(&mut self) {
+        self.node.load().remove_parent();
+    }
+}
+
+impl fmt::Debug for Edge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} -> {}", self.role, self.node.load().name())
+    }
+}

@@ -5,5 +5,7 @@
 //! specification.
 
 pub mod check;
+pub mod create;
 pub mod format;
+pub mod measure;
 pub mod storage;

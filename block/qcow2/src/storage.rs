@@ -4,6 +4,8 @@
 //! can give them any file.
 
 use async_trait::async_trait;
+use block_graph::{Errno, NodeRef, Preallocation, Truncate, WriteFlags, ZeroFlags};
+use io_loop::IoBuffer;
 use std::io;
 
 /// The most bytes that are read or written at once.
@@ -57,6 +59,54 @@ pub async fn write_all(file: &dyn Storage, offset: u64, from: &[u8]) -> io::Resu
         file.write(offset + (index * MAX_TRANSFER) as u64, piece).await?;
     }
     Ok(())
+}
+
+/// A node of the graph as a file.
+#[derive(Clone, Debug)]
+pub struct NodeFile(pub NodeRef);
+
+#[async_trait(?Send)]
+impl Storage for NodeFile {
+    fn len(&self) -> u64 {
+        self.0.len()
+    }
+
+    async fn read(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        let len = self.0.len();
+        let there = len.saturating_sub(offset).min(into.len() as u64) as usize;
+        into[there..].fill(0);
+        if there > 0 {
+            let mut buffer = IoBuffer::scratch(there);
+            self.0.read(offset, &buffer.io()).await?;
+            into[..there].copy_from_slice(buffer.bytes());
+        }
+        Ok(())
+    }
+
+    async fn write(&self, offset: u64, from: &[u8]) -> io::Result<()> {
+        Ok(self.0.write(offset, &IoBuffer::from(from).into_io(), WriteFlags::empty()).await?)
+    }
+
+    async fn write_zeroes(&self, offset: u64, len: u64, allocate: bool) -> io::Result<()> {
+        let flags = if allocate { ZeroFlags::empty() } else { ZeroFlags::MAY_UNMAP };
+        Ok(self.0.write_zeroes(offset, len, flags).await?)
+    }
+
+    async fn set_len(&self, len: u64) -> io::Result<()> {
+        Ok(self.0.truncate(len, Truncate::default()).await?)
+    }
+
+    async fn reserve(&self, offset: u64, len: u64) -> io::Result<()> {
+        let end =
+            offset.checked_add(len).ok_or_else(|| io::Error::from_raw_os_error(Errno::TOO_LARGE.number()))?;
+        let how = Truncate { preallocation: Preallocation::Falloc, ..Truncate::default() };
+        // Only what is new is allocated: the caller reserves before it writes.
+        if end > self.0.len() { Ok(self.0.truncate(end, how).await?) } else { Ok(()) }
+    }
+
+    async fn flush(&self) -> io::Result<()> {
+        Ok(self.0.flush().await?)
+    }
 }
 
 #[cfg(any(test, feature = "testing"))]

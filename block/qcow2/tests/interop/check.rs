@@ -1,8 +1,6 @@
 //! Check and repair against qemu-img's, on images that qemu-img wrote and that were damaged at random.
 
-mod oracle;
-
-use oracle::{HostFile, Oracle};
+use crate::oracle::{HostFile, Oracle};
 use proptest::prelude::Rng;
 use proptest::test_runner::{RngAlgorithm, TestRng};
 use qcow2::check::{Fix, Report, check};
@@ -18,7 +16,7 @@ fn ours(path: &Path, fix: Fix) -> (Result<Report, Report>, Vec<String>) {
 #[test]
 fn sound_images_are_found_sound() {
     let Some(oracle) = Oracle::find("sound_images_are_found_sound") else { return };
-    for (name, options) in oracle::SHAPES {
+    for (name, options) in crate::oracle::SHAPES {
         let image = oracle.image(name, options);
         let (report, lines) = ours(&image, Fix::NONE);
         assert_eq!(lines, Vec::<String>::new(), "{name}");

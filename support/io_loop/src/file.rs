@@ -76,6 +76,14 @@ impl IoFile {
                 Ok(0) => break,
                 Ok(moved) => done += moved,
                 Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN)) => {}
+                // Direct I/O has read to the end of a file that does not end with a block: no more can be read there.
+                Err(error)
+                    if done > 0
+                        && direction == Direction::Read
+                        && error.raw_os_error() == Some(libc::EINVAL) =>
+                {
+                    break;
+                }
                 Err(error) => return Err(error),
             }
         }

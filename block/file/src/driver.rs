@@ -1,0 +1,218 @@
+//! A file or device of the host as a driver.
+
+use crate::direct;
+use crate::lock::{self, Claim};
+use crate::open::{self, FileOptions, Opened, Wants};
+use crate::status::{Run, run_at};
+use crate::truncate::set_length;
+use crate::zero::{self, Lacks};
+use block_graph::{
+    BlockStatus, Driver, Errno, Error, Limits, OpenFlags, Options, Preallocation, RangeGuard, RangeLock,
+    Result, Truncate, WriteFlags, ZeroFlags, async_trait,
+};
+use io_loop::IoVec;
+use parking_lot::{Mutex, RwLock};
+use std::any::Any;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A file or block device of the host.
+#[derive(Debug)]
+pub struct HostFile {
+    driver: &'static str,
+    wants: Wants,
+    options: FileOptions,
+    opened: RwLock<Arc<Opened>>,
+    /// The length as far as this node knows; nobody else may change it.
+    len: AtomicU64,
+    /// What the file system does not have.
+    pub(crate) lacks: Arc<Lacks>,
+    /// With direct I/O: the blocks that are being written.
+    pub(crate) writes: RangeLock,
+    /// Data, no holes: what was found last.
+    data_run: Mutex<Range<u64>>,
+}
+
+impl HostFile {
+    /// Opens the file that `options` name, and takes its locks. `driver` is the name it is opened by.
+    pub(crate) async fn open(
+        driver: &'static str,
+        wants: Wants,
+        options: &mut Options,
+        flags: OpenFlags,
+    ) -> Result<Self> {
+        let options = FileOptions::take(driver, options)?;
+        let opened = open::open(driver, wants, &options, flags).await?;
+        Ok(Self {
+            driver,
+            wants,
+            options,
+            len: AtomicU64::new(opened.len),
+            opened: RwLock::new(Arc::new(opened)),
+            lacks: Arc::default(),
+            writes: RangeLock::new(),
+            data_run: Mutex::new(0..0),
+        })
+    }
+
+    fn opened(&self) -> Arc<Opened> {
+        self.opened.read().clone()
+    }
+
+    /// The length as far as this node knows, in bytes.
+    pub(crate) fn known_len(&self) -> u64 {
+        self.len.load(Ordering::Acquire)
+    }
+
+    /// With direct I/O: waits until nobody writes to the range's blocks, and keeps others from it.
+    pub(crate) async fn hold(&self, file: &Opened, start: u64, end: u64) -> Option<RangeGuard<'_>> {
+        if file.alignment == 1 {
+            return None;
+        }
+        let alignment = u64::from(file.alignment);
+        let start = start - start % alignment;
+        Some(self.writes.lock(start..end.checked_next_multiple_of(alignment).unwrap_or(u64::MAX)).await)
+    }
+
+    /// Takes a range out of what is known to be data.
+    pub(crate) fn forget_run(&self, range: Range<u64>) {
+        let mut run = self.data_run.lock();
+        if run.start < range.end && range.start < run.end {
+            *run = 0..0;
+        }
+    }
+}
+
+#[async_trait(?Send)]
+impl Driver for HostFile {
+    fn format_name(&self) -> &'static str {
+        self.driver
+    }
+
+    fn len(&self) -> u64 {
+        self.known_len()
+    }
+
+    fn limits(&self) -> Limits {
+        let alignment = self.opened.read().alignment;
+        Limits { request_alignment: alignment, memory_alignment: alignment, ..Limits::default() }
+    }
+
+    fn grows(&self) -> bool {
+        !self.opened.read().device
+    }
+
+    async fn read(&self, offset: u64, into: &IoVec) -> Result<()> {
+        direct::read(&self.opened(), offset, into).await
+    }
+
+    async fn write(&self, offset: u64, from: &IoVec, flags: WriteFlags) -> Result<()> {
+        let file = self.opened();
+        let through = flags.contains(WriteFlags::FUA) && !file.flags.no_flush;
+        direct::write(self, &file, offset, from, through).await?;
+        self.len.fetch_max(offset + from.len() as u64, Ordering::AcqRel);
+        Ok(())
+    }
+
+    async fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
+        let file = self.opened();
+        zero::write_zeroes(self, &file, offset, len, flags).await?;
+        self.len.fetch_max(offset + len, Ordering::AcqRel);
+        if flags.contains(ZeroFlags::FUA) && !file.flags.no_flush {
+            file.io.sync().await?;
+        }
+        Ok(())
+    }
+
+    async fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        zero::discard(self, &self.opened(), offset, len).await
+    }
+
+    async fn flush(&self) -> Result<()> {
+        let file = self.opened();
+        if file.flags.no_flush { Ok(()) } else { Ok(file.io.sync().await?) }
+    }
+
+    async fn block_status(&self, offset: u64, len: u64, precise: bool) -> Result<BlockStatus> {
+        let file = self.opened();
+        if file.device || !precise {
+            return Ok(BlockStatus::data(len));
+        }
+        {
+            let run = self.data_run.lock();
+            if run.contains(&offset) {
+                return Ok(BlockStatus::data(len.min(run.end - offset)));
+            }
+        }
+        Ok(match run_at(&**file.io.descriptor(), offset, self.known_len().max(offset + len)) {
+            Run::Data(run) => {
+                let found = BlockStatus::data(len.min(run.end - offset));
+                *self.data_run.lock() = run;
+                found
+            }
+            Run::Hole(hole) => BlockStatus::zero(len.min(hole.end - offset)),
+        })
+    }
+
+    async fn truncate(&self, len: u64, how: Truncate) -> Result<()> {
+        let file = self.opened();
+        if file.device {
+            let known = self.known_len();
+            return match how {
+                _ if how.preallocation != Preallocation::Off => Err(Error::unsupported(format!(
+                    "Preallocation mode '{}' unsupported for this non-regular file",
+                    how.preallocation.name()
+                ))),
+                _ if len != known && how.exact => Err(Error::unsupported("Cannot resize device files")),
+                _ if len > known => Err(Error::new(Errno::INVALID, "Cannot grow device files")),
+                _ => Ok(()),
+            };
+        }
+        self.forget_run(0..u64::MAX);
+        let preallocation = how.preallocation;
+        file.io.call(move |fd| Ok(set_length(fd, len, preallocation))).await.map_err(Error::from)??;
+        self.len.store(len, Ordering::Release);
+        Ok(())
+    }
+
+    async fn reopen(&self, options: &mut Options, flags: OpenFlags) -> Result<()> {
+        let mut wanted = self.options.clone();
+        if options.has("filename") || options.has("aio") || options.has("locking") {
+            options.set_default("filename", wanted.filename.as_str());
+            wanted = FileOptions::take(self.driver, options)?;
+            if wanted.filename != self.options.filename {
+                return Err(Error::unsupported("Cannot change the option 'filename'"));
+            }
+        }
+        let old = self.opened();
+        // The locks of the old descriptor would be in the way of the new one's.
+        lock::release(old.io.descriptor());
+        match open::open(self.driver, self.wants, &wanted, flags).await {
+            Ok(opened) => {
+                self.len.store(opened.len, Ordering::Release);
+                *self.opened.write() = Arc::new(opened);
+                Ok(())
+            }
+            Err(error) => {
+                if self.options.locking {
+                    lock::claim(old.io.descriptor(), Claim::of(old.flags), &self.options.filename)?;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn allocated_size(&self) -> Option<u64> {
+        let stat = rustix::fs::fstat(&**self.opened().io.descriptor()).ok()?;
+        Some(stat.st_blocks.unsigned_abs() * 512)
+    }
+
+    fn filename(&self) -> Option<String> {
+        Some(self.options.filename.clone())
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}

@@ -37,6 +37,8 @@ pub struct OpenFlags {
     pub unmap: bool,
     /// The node may be made longer or shorter by writes or truncation: its user said so.
     pub resize: bool,
+    /// The format was found out, not given: whoever writes could make it look like another the next time.
+    pub probed: bool,
 }
 
 impl OpenFlags {
@@ -52,6 +54,7 @@ impl OpenFlags {
         force_share: false,
         unmap: false,
         resize: false,
+        probed: false,
     };
 
     /// To be read and written, with discards passed on.
@@ -76,13 +79,29 @@ impl OpenFlags {
     /// What a backing file is opened for by a node that is opened for this.
     #[must_use]
     pub fn for_backing(self) -> Self {
-        Self { writable: false, resize: false, no_backing: false, unmap: false, check: false, ..self }
+        Self {
+            writable: false,
+            resize: false,
+            no_backing: false,
+            unmap: false,
+            check: false,
+            probed: false,
+            ..self
+        }
     }
 
     /// What the file below a format's node is opened for.
     #[must_use]
     pub fn for_file(self) -> Self {
-        Self { resize: self.writable, no_backing: false, no_io: false, check: false, unmap: true, ..self }
+        Self {
+            resize: self.writable,
+            no_backing: false,
+            no_io: false,
+            check: false,
+            probed: false,
+            unmap: true,
+            ..self
+        }
     }
 }
 
@@ -409,7 +428,10 @@ impl OpenContext {
                 self.name_below(kind, &mut options)?;
                 kind
             }
-            None => self.find_out(&mut options, flags).await?,
+            None => {
+                flags.probed = true;
+                self.find_out(&mut options, flags).await?
+            }
         };
         if kind.is_protocol()
             && let Some(Value::Text(filename)) = options.get("filename")

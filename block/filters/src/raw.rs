@@ -2,11 +2,12 @@
 
 use block_graph::{
     BlockStatus, Driver, DriverKind, Edge, Errno, Error, Limits, MAX_LEN, MeasureReport, NodeRef,
-    OpenContext, OpenFlags, OptionKind, OptionSpec, Options, Result, Role, Truncate, WriteFlags, ZeroFlags,
-    async_trait,
+    OpenContext, OpenFlags, OptionKind, OptionSpec, Options, Registry, Result, Role, Truncate, WriteFlags,
+    ZeroFlags, async_trait,
 };
-use io_loop::IoVec;
+use io_loop::{IoBuffer, IoVec};
 use std::any::Any;
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -27,6 +28,42 @@ pub struct RawImage {
     size: Option<AtomicU64>,
     /// Whether an offset or length was asked for.
     windowed: bool,
+    guard: HeadGuard,
+}
+
+/// Keeps the first sector of an image, whose format nobody named, from looking like another format: the next time it
+/// is opened, its guest would choose what is done with the host's files.
+#[derive(Default)]
+struct HeadGuard {
+    /// What formats there are; `None` if the image is known to be raw.
+    formats: Option<Arc<Registry>>,
+}
+
+impl HeadGuard {
+    /// Whether `from` may be written at `offset` of `file`.
+    async fn check(&self, file: &NodeRef, offset: u64, from: &IoVec) -> Result<()> {
+        let Some(formats) = self.formats.as_ref().filter(|_| offset < SECTOR) else { return Ok(()) };
+        let mut head = IoBuffer::zeroed(SECTOR as usize);
+        let io = head.io();
+        let len = from.len().min((SECTOR - offset) as usize);
+        if len < SECTOR as usize {
+            file.read(0, &io).await?;
+        }
+        io.copy_from_vec(offset as usize, &from.slice(0..len));
+        drop(io);
+        if formats.probe(head.bytes(), "").is_some_and(|kind| kind.name() != "raw") {
+            let message =
+                "the image's format was not named, and this would make it look like another than raw";
+            return Err(Error::new(Errno::NOT_PERMITTED, message));
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for HeadGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("HeadGuard").field(&self.formats.is_some()).finish()
+    }
 }
 
 impl RawImage {
@@ -53,7 +90,8 @@ impl RawImage {
             }
         }
         let windowed = offset > 0 || size.is_some();
-        Ok(Self { file: Edge::new(Role::File, file), offset, size: size.map(AtomicU64::new), windowed })
+        let (file, size) = (Edge::new(Role::File, file), size.map(AtomicU64::new));
+        Ok(Self { file, offset, size, windowed, guard: HeadGuard::default() })
     }
 
     /// Where the image's byte `at` is in the file.
@@ -90,7 +128,9 @@ impl Driver for RawImage {
     }
 
     async fn write(&self, offset: u64, from: &IoVec, flags: WriteFlags) -> Result<()> {
-        self.file.node().write(self.place(offset)?, from, flags).await
+        let (file, offset) = (self.file.node(), self.place(offset)?);
+        self.guard.check(&file, offset, from).await?;
+        file.write(offset, from, flags).await
     }
 
     async fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
@@ -178,7 +218,9 @@ impl DriverKind for RawKind {
         let offset = options.take_size("offset")?.unwrap_or(0);
         let size = options.take_size("size")?;
         let file = context.open_file(options, flags).await?;
-        Ok(Box::new(RawImage::new(file, offset, size)?))
+        let mut image = RawImage::new(file, offset, size)?;
+        image.guard.formats = flags.probed.then(|| context.registry.clone());
+        Ok(Box::new(image))
     }
 
     fn create_options(&self) -> &'static [OptionSpec] {

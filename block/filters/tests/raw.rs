@@ -1,6 +1,8 @@
 //! Raw images and parts of files, and disks of nothing.
 
-use block_graph::{AllowAll, Error, NodeRef, OpenContext, OpenFlags, Options, Registry, Secrets, Truncate};
+use block_graph::{
+    AllowAll, Errno, Error, NodeRef, OpenContext, OpenFlags, Options, Registry, Secrets, Truncate,
+};
 use block_graph::{Value, WriteFlags, ZeroFlags};
 use io_loop::{IoBuffer, block_on};
 use std::fs;
@@ -92,5 +94,58 @@ fn null_disks_have_nothing() {
         let wrong = open(&[("driver", "null-co".into()), ("filename", "null-co://x".into())]).await;
         let message = "The only allowed filename for this driver is 'null-co://'";
         assert_eq!(wrong.unwrap_err().to_string(), message);
+    });
+}
+
+/// A format that begins with "LOOK".
+struct Look;
+
+#[block_graph::async_trait(?Send)]
+impl block_graph::DriverKind for Look {
+    fn name(&self) -> &'static str {
+        "look"
+    }
+
+    fn probe(&self, head: &[u8], _: &str) -> u8 {
+        if head.starts_with(b"LOOK") { 100 } else { 0 }
+    }
+
+    async fn open(
+        &self,
+        _: &OpenContext,
+        _: &mut Options,
+        _: OpenFlags,
+    ) -> Result<Box<dyn block_graph::Driver>, Error> {
+        Err(Error::unsupported("look is only looked for"))
+    }
+}
+
+#[test]
+fn an_image_that_was_taken_for_raw_stays_raw() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), [0; 4096]).unwrap();
+    let name = file.path().to_str().unwrap();
+    let mut registry = Registry::new();
+    block_file::register(&mut registry);
+    block_filters::register(&mut registry);
+    registry.add(Look);
+    let context = OpenContext::new(Arc::new(registry), Arc::new(Secrets::default()), Arc::new(AllowAll));
+    let bytes = |bytes: &[u8]| IoBuffer::from(bytes).into_io();
+    block_on(async {
+        let node = context.open_filename(name, Options::new(), OpenFlags::WRITE).await.unwrap();
+        let mut sector = [0; 512];
+        node.write(0, &bytes(&sector), WriteFlags::empty()).await.unwrap();
+        node.write(512, &bytes(b"LOOK"), WriteFlags::empty()).await.unwrap();
+        sector[..4].copy_from_slice(b"LOOK");
+        let refused = node.write(0, &bytes(&sector), WriteFlags::empty()).await.unwrap_err();
+        assert_eq!(refused.errno(), Errno::NOT_PERMITTED);
+        node.write(0, &bytes(b"L"), WriteFlags::empty()).await.unwrap();
+        assert!(node.write(1, &bytes(b"OOK"), WriteFlags::empty()).await.is_err(), "in two parts");
+        node.close().await.unwrap();
+        drop(node);
+        let options = Options::with("driver", "raw");
+        let node = context.open_filename(name, options, OpenFlags::WRITE).await.unwrap();
+        node.write(0, &bytes(&sector), WriteFlags::empty()).await.unwrap();
+        node.close().await.unwrap();
     });
 }

@@ -1,6 +1,6 @@
 //! Disk encryption with the LUKS1 header, and the cipher of disk sectors that it names.
 //!
-//! Nothing here does I/O. A caller reads the first [`HEADER_BYTES`] bytes of a volume and gives them to
+//! The format itself does no I/O. A caller reads the first [`HEADER_BYTES`] bytes of a volume and gives them to
 //! [`Volume::open`]; reads the key material that [`Volume::key_material`] names; gets the master key from
 //! [`Volume::unlock_slot`]; and has sectors encrypted and decrypted in place by the [`SectorCipher`] that
 //! [`Volume::sector_cipher`] makes of it. What changes a header ([`NewVolume`], [`Volume::add_key`],
@@ -10,6 +10,9 @@
 //! layout where it does not. Algorithms are those QEMU knows, by its names. [`SectorCipher::legacy_qcow`] is the
 //! cipher of old encrypted qcow images, which have no header.
 //!
+//! [`HeaderPlace`] does the reading, writing and waiting for a header that is in a node, and [`LuksKind`] is the driver
+//! `luks`: encrypted disks as nodes.
+//!
 //! Key derivation takes seconds of processor time by design, and a header says how much: run it where it blocks
 //! nobody. Keys, passwords' digests and split key material are zeroed when dropped.
 #![forbid(unsafe_code)]
@@ -18,18 +21,24 @@ mod algorithm;
 mod amend;
 mod antiforensic;
 mod block_cipher;
+mod driver;
 mod error;
 mod hash;
 mod header;
 mod iv;
+mod kind;
 mod modes;
+mod place;
 mod sector_cipher;
 mod volume;
 
 pub use algorithm::{CipherAlgorithm, CipherMode, HashAlgorithm, IvAlgorithm};
 pub use amend::{Amendment, KeyMaterials};
+pub use driver::LuksDisk;
 pub use error::Error;
 pub use header::{HEADER_BYTES, Header, KEY_SLOTS, KeySlot, has_luks_magic};
+pub use kind::{LuksKind, take_new_volume};
+pub use place::HeaderPlace;
 pub use sector_cipher::{SECTOR_BYTES, SectorCipher};
 pub use volume::{CipherSpec, HeaderWrite, MasterKey, NewVolume, Volume, new_volume_header_bytes};
 

@@ -6,6 +6,13 @@
 
 pub mod check;
 pub mod create;
+mod driver;
+mod engine;
 pub mod format;
 pub mod measure;
+mod open;
+mod parameters;
 pub mod storage;
+
+pub use driver::Qcow2Driver;
+pub use open::Qcow2Kind;

@@ -127,3 +127,9 @@ impl Qcow2Error {
         }
     }
 }
+
+impl From<Qcow2Error> for block_graph::Error {
+    fn from(error: Qcow2Error) -> Self {
+        Self::of(block_graph::Errno::new(error.errno().raw_os_error()), error)
+    }
+}

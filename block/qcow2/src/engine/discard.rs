@@ -1,0 +1,281 @@
+//! Making guest ranges zero, and discarding them.
+
+use super::cache::Slice;
+use super::copy::{NewEntries, bits};
+use super::state::Qcow2;
+use super::writeback::Why;
+use crate::format::entry::{ClusterKind, L2Entry, SubclusterKind};
+use block_graph::{Errno, Error, Result, ZeroFlags};
+use io_loop::IoBuffer;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// The most bytes of zeros that are written at a time.
+const ZEROS: u64 = 1 << 20;
+
+impl Qcow2 {
+    /// Makes a guest range zero.
+    pub(crate) async fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
+        self.check_writable()?;
+        {
+            let _request = self.requests.enter().await;
+            self.relieve().await?;
+            self.zero_guest(offset, len, flags).await?;
+        }
+        if flags.contains(ZeroFlags::FUA) { self.flush().await } else { Ok(()) }
+    }
+
+    /// [`Qcow2::write_zeroes`] for those that are within a request, or alone.
+    pub(crate) async fn zero_guest(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
+        let unit = self.geometry.subcluster_size();
+        let end = offset + len;
+        let cannot_mark = self.version_2() && self.backing_node().is_some();
+        // The disk's last subcluster is whole although the disk ends within it.
+        let whole_end = if end == self.disk_size() { end.next_multiple_of(unit) } else { end & !(unit - 1) };
+        let whole_start = offset.next_multiple_of(unit);
+        if cannot_mark || whole_start >= whole_end {
+            return self.zero_part(offset..end, flags).await;
+        }
+        self.zero_part(offset..whole_start, flags).await?;
+        self.mark_zero(whole_start..whole_end, flags).await?;
+        self.zero_part(whole_end.min(end)..end, flags).await
+    }
+
+    /// Makes a range zero that is less than subclusters: by marking them if all else in them is zero, too.
+    async fn zero_part(&self, range: Range<u64>, flags: ZeroFlags) -> Result<()> {
+        let unit = self.geometry.subcluster_size();
+        let mut at = range.start;
+        while at < range.end {
+            let start = at & !(unit - 1);
+            let end = range.end.min(start + unit);
+            let run = self.map(start, unit).await?;
+            let reads_zero = match run.kind {
+                SubclusterKind::ZeroPlain | SubclusterKind::ZeroAllocated => true,
+                SubclusterKind::UnallocatedPlain | SubclusterKind::UnallocatedAllocated => {
+                    self.backing_node().is_none_or(|backing| backing.len() <= start)
+                }
+                _ => false,
+            };
+            if !reads_zero {
+                if flags.contains(ZeroFlags::NO_FALLBACK) {
+                    return Err(Error::errno_only(Errno::NOT_SUPPORTED));
+                }
+                let len = end.min(at + ZEROS) - at;
+                self.write_guest(at, &IoBuffer::zeroed(len as usize).into_io()).await?;
+                at += len;
+                continue;
+            }
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// Has the L2 tables say that whole subclusters are zero.
+    async fn mark_zero(&self, range: Range<u64>, flags: ZeroFlags) -> Result<()> {
+        if self.data_file_raw() {
+            let len = range.end.min(self.data().len()).saturating_sub(range.start);
+            if len > 0 {
+                self.data().write_zeroes(range.start, len, flags.difference(ZeroFlags::FUA)).await?;
+            }
+        }
+        let unmap = flags.contains(ZeroFlags::MAY_UNMAP);
+        let geometry = &self.geometry;
+        self.change_entries(range, Why::Request, |entry, touched| {
+            let kind = entry.kind(geometry);
+            if geometry.extended_l2 && touched != u32::MAX {
+                // Some subclusters of the cluster: compressed ones have been written as data by then.
+                let allocated = entry.allocated_bits() & !touched;
+                return Change::To(entry.with_bitmaps(allocated, entry.zero_bits() | touched));
+            }
+            if self.version_2() {
+                return Change::To(L2Entry::UNALLOCATED);
+            }
+            let keeps = (!unmap || self.discards.no_unref) && entry.has_host_cluster(geometry);
+            if keeps {
+                let new = if geometry.extended_l2 {
+                    entry.with_bitmaps(0, u32::MAX)
+                } else {
+                    L2Entry { descriptor: entry.descriptor | crate::format::entry::ZERO, bitmap: 0 }
+                };
+                return Change::To(new);
+            }
+            match kind {
+                ClusterKind::ZeroPlain => Change::Nothing,
+                _ => Change::To(L2Entry::zero_plain(geometry.extended_l2)),
+            }
+        })
+        .await
+    }
+
+    /// Discards the whole clusters of a guest range.
+    pub(crate) async fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        self.check_writable()?;
+        let _request = self.requests.enter().await;
+        self.relieve().await?;
+        if self.version_2() && self.backing_node().is_some() {
+            // The backing file's data would show.
+            return Err(Error::errno_only(Errno::NOT_SUPPORTED));
+        }
+        let size = self.geometry.cluster_size();
+        let end = offset + len;
+        let last = if end == self.disk_size() { end.next_multiple_of(size) } else { end & !(size - 1) };
+        let first = offset.next_multiple_of(size);
+        if first >= last {
+            return Ok(());
+        }
+        self.discard_guest(first..last, Why::Request, false).await
+    }
+
+    /// Discards whole clusters. `fully` has them be unallocated, so that the backing file shows; otherwise they are zero.
+    pub(crate) async fn discard_guest(&self, range: Range<u64>, why: Why, fully: bool) -> Result<()> {
+        let geometry = &self.geometry;
+        let backed = self.backing_node().is_some();
+        self.change_entries(range, why, |entry, _| {
+            let allocated = matches!(
+                entry.kind(geometry),
+                ClusterKind::Normal | ClusterKind::ZeroAllocated | ClusterKind::Compressed
+            );
+            let new = if fully {
+                L2Entry::UNALLOCATED
+            } else if !backed && !allocated {
+                return Change::Nothing;
+            } else if self.version_2() {
+                L2Entry::UNALLOCATED
+            } else if self.discards.no_unref && entry.has_host_cluster(geometry) {
+                if geometry.extended_l2 {
+                    entry.with_bitmaps(0, u32::MAX)
+                } else {
+                    L2Entry { descriptor: entry.descriptor | crate::format::entry::ZERO, bitmap: 0 }
+                }
+            } else {
+                L2Entry::zero_plain(geometry.extended_l2)
+            };
+            if new == entry { Change::Nothing } else { Change::To(new) }
+        })
+        .await
+    }
+
+    /// Changes the entries of the subclusters of `range`, in L2 tables that are the active L1 table's alone. Clusters
+    /// that an entry no longer names are freed. `change` gets each entry and which of its subclusters are meant.
+    async fn change_entries(
+        &self,
+        range: Range<u64>,
+        why: Why,
+        change: impl Fn(L2Entry, u32) -> Change,
+    ) -> Result<()> {
+        let geometry = &self.geometry;
+        let mut at = range.start;
+        while at < range.end {
+            let end = range.end.min(self.slice_end(at));
+            if self.skip_unallocated(at, &change).await? {
+                // Nothing in the whole table: on to the next.
+                at = range.end.min((at | ((1 << geometry.l1_shift()) - 1)) + 1);
+                continue;
+            }
+            let claimed = geometry.cluster_start(at)..geometry.clusters(end) << geometry.cluster_bits;
+            let _claim = self.claims.claim(claimed).await;
+            self.expand_partly_compressed(at..end).await?;
+            let slice = self.own_l2_slice(at).await?;
+            self.change_in_slice(&slice, at..end, why, &change);
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// Whether there is no L2 table for a guest offset, and none is needed.
+    async fn skip_unallocated(&self, guest: u64, change: &impl Fn(L2Entry, u32) -> Change) -> Result<bool> {
+        let wanted = match change(L2Entry::UNALLOCATED, u32::MAX) {
+            Change::Nothing => L2Entry::UNALLOCATED,
+            Change::To(entry) => entry,
+        };
+        Ok(wanted == L2Entry::UNALLOCATED && self.l2_table(guest).await?.is_none())
+    }
+
+    /// Writes the data of compressed clusters of which only some subclusters are to change uncompressed.
+    async fn expand_partly_compressed(&self, range: Range<u64>) -> Result<()> {
+        let geometry = &self.geometry;
+        if !geometry.extended_l2 {
+            return Ok(());
+        }
+        for guest in [geometry.cluster_start(range.start), geometry.cluster_start(range.end - 1)] {
+            let whole = range.start <= guest && guest + geometry.cluster_size() <= range.end;
+            if whole || self.map(guest, 1).await?.kind != SubclusterKind::Compressed {
+                continue;
+            }
+            self.expand(guest).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes a compressed cluster's data uncompressed. The caller has claimed it.
+    async fn expand(&self, guest: u64) -> Result<()> {
+        let slice = self.own_l2_slice(guest).await?;
+        let taken = {
+            let mut allocator = self.allocator.lock().await;
+            self.take_exactly(&mut allocator, 1).await?
+        };
+        let data = IoBuffer::scratch(self.geometry.cluster_size() as usize).into_io();
+        let (plan, entries) =
+            self.plan_copy(&slice, guest, data.len() as u64, taken.offset, true, taken.fresh);
+        let result = match self.read_guest(guest, &data).await {
+            Ok(()) => self.copy_and_write(&plan, data).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = result {
+            self.give_back(taken.offset, 1).await;
+            return Err(error);
+        }
+        for old in self.link(&slice, &entries) {
+            self.free_entry(old, Why::Other);
+        }
+        Ok(())
+    }
+
+    fn change_in_slice(
+        &self,
+        slice: &Arc<Slice>,
+        range: Range<u64>,
+        why: Why,
+        change: &impl Fn(L2Entry, u32) -> Change,
+    ) {
+        let geometry = &self.geometry;
+        let mut freed = Vec::new();
+        let mut guest = geometry.cluster_start(range.start);
+        let mut changes: Vec<(u64, L2Entry)> = Vec::new();
+        while guest < range.end {
+            let unit = geometry.subcluster_bits();
+            let from = range.start.saturating_sub(guest) >> unit;
+            let to = (range.end - guest).min(geometry.cluster_size()).div_ceil(1 << unit);
+            let old = self.entry_in(slice, guest);
+            let touched = if geometry.extended_l2 { bits(from as u32..to as u32) } else { u32::MAX };
+            if let Change::To(new) = change(old, touched)
+                && new != old
+            {
+                changes.push((guest, new));
+                let same_host = new.has_host_cluster(geometry) && new.offset() == old.offset();
+                if !same_host {
+                    freed.push(old);
+                }
+            }
+            guest += geometry.cluster_size();
+        }
+        if changes.is_empty() {
+            return;
+        }
+        for (guest, new) in changes {
+            let first = self.index_in_slice(guest);
+            self.link(slice, &NewEntries { first, entries: vec![new], replace: true });
+        }
+        for old in freed {
+            self.free_entry(old, why);
+        }
+    }
+}
+
+/// What becomes of an entry.
+pub(crate) enum Change {
+    /// It stays.
+    Nothing,
+    /// It becomes this one.
+    To(L2Entry),
+}

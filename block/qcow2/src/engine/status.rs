@@ -1,0 +1,51 @@
+//! What guest ranges are, without reading them.
+
+use super::clusters::Run;
+use super::state::Qcow2;
+use crate::format::entry::SubclusterKind;
+use crate::format::header::CryptMethod;
+use block_graph::{BlockStatus, Result};
+
+impl Qcow2 {
+    /// The status of the first bytes of a guest range that are alike.
+    pub(crate) async fn status(&self, offset: u64, len: u64) -> Result<BlockStatus> {
+        self.corruption.check()?;
+        let _request = self.requests.enter().await;
+        let mut status = self.status_of(self.map(offset, len).await?);
+        // Runs end with a slice; people want to see where something else begins.
+        while status.len < len {
+            let next = self.status_of(self.map(offset + status.len, len - status.len).await?);
+            if !status.continues(&next) || status.compressed {
+                break;
+            }
+            status.len += next.len;
+        }
+        status.eof = offset + status.len == self.disk_size();
+        Ok(status)
+    }
+
+    fn status_of(&self, run: Run) -> BlockStatus {
+        let raw = self.data_file_raw();
+        match run.kind {
+            SubclusterKind::UnallocatedPlain | SubclusterKind::UnallocatedAllocated => {
+                BlockStatus::unallocated(run.len)
+            }
+            SubclusterKind::ZeroPlain => BlockStatus::zero(run.len),
+            SubclusterKind::ZeroAllocated => {
+                let status = BlockStatus::zero(run.len);
+                if self.has_plain_data() && raw { status.stored_at(self.data(), run.host) } else { status }
+            }
+            SubclusterKind::Normal => {
+                let status = BlockStatus::data(run.len);
+                if self.has_plain_data() { status.stored_at(self.data(), run.host) } else { status }
+            }
+            SubclusterKind::Compressed | SubclusterKind::Invalid => {
+                BlockStatus { compressed: true, ..BlockStatus::data(run.len) }
+            }
+        }
+    }
+
+    fn has_plain_data(&self) -> bool {
+        self.crypt_method == CryptMethod::None
+    }
+}

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use nbd::client_handshake::{self, Wire, Wish};
+use nbd::client::handshake::{self as client_handshake, Wire, Wish};
 use nbd::proto::*;
 use std::future::Future;
 use std::io;

@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use nbd::proto::*;
-use nbd::server_handshake::{Exports, Next, OfferedExport, ServerHandshake, Session, TlsPolicy};
+use nbd::server::handshake::{Exports, Next, OfferedExport, ServerHandshake, Session, TlsPolicy};
 
 struct TwoExports;
 

@@ -1,8 +1,8 @@
 //! The two sides of the handshake against each other, in memory.
 
-use nbd::client_handshake::{self, HandshakeError, Session, Wire, Wish};
+use nbd::client::handshake::{self as client_handshake, HandshakeError, Session, Wire, Wish};
 use nbd::proto::*;
-use nbd::server_handshake::{Exports, Next, OfferedExport, ServerHandshake, TlsPolicy};
+use nbd::server::handshake::{Exports, Next, OfferedExport, ServerHandshake, TlsPolicy};
 use std::future::Future;
 use std::io;
 use std::pin::pin;

@@ -68,10 +68,9 @@ impl Request {
     /// Bytes of payload that follow the header: of writes, and of extended requests that say so. More than
     /// [`MAX_PAYLOAD`] are an error, after which the stream cannot be followed.
     pub fn payload(&self, mode: HeaderMode) -> Result<u32, ProtocolError> {
-        let has_one = match mode {
-            HeaderMode::Extended => self.flags.contains(CommandFlags::PAYLOAD_LEN),
-            HeaderMode::Simple | HeaderMode::Structured => self.command == Command::Write,
-        };
+        // QEMU's client does not set the flag in extended writes, and sends the payload all the same.
+        let says_so = mode == HeaderMode::Extended && self.flags.contains(CommandFlags::PAYLOAD_LEN);
+        let has_one = says_so || self.command == Command::Write;
         if !has_one {
             return Ok(0);
         }

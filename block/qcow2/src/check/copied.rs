@@ -56,7 +56,7 @@ impl Checker<'_> {
         let mut refcounts = Refcounts::default();
         let l1_offset = self.header.l1_offset;
         let size = (u64::from(self.header.l1_entries) * 8).min(MAX_L1_BYTES);
-        let within = self.file.len().saturating_sub(l1_offset).min(size) & !7;
+        let within = self.length.saturating_sub(l1_offset).min(size) & !7;
         let mut l1 = read_vec(self.file, l1_offset, within as usize).await?;
         let mut l2_offsets = Vec::new();
         for (index, bytes) in l1.as_chunks_mut().0.iter_mut().enumerate() {
@@ -79,7 +79,7 @@ impl Checker<'_> {
         }
         // One that is named twice is looked at once: it was repaired then.
         let mut seen = std::collections::HashSet::new();
-        let len = self.file.len();
+        let len = self.length;
         l2_offsets.retain(|offset| *offset < len && seen.insert(*offset));
         self.check_copied_l2(&l2_offsets, &mut refcounts, repair).await?;
         if repair {

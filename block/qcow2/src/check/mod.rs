@@ -107,6 +107,8 @@ pub async fn check(file: &dyn Storage, fix: Fix, say: &mut dyn FnMut(&str)) -> R
 /// One check.
 struct Checker<'a> {
     file: &'a dyn Storage,
+    /// The file's length in bytes, which changes by repairs only.
+    length: u64,
     fix: Fix,
     say: &'a mut dyn FnMut(&str),
     report: Report,
@@ -140,6 +142,7 @@ impl<'a> Checker<'a> {
         }
         let mut checker = Self {
             file,
+            length: file.len(),
             fix,
             say,
             report: Report { total_clusters: geometry.clusters(header.size), ..Report::default() },

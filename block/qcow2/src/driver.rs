@@ -9,9 +9,11 @@ use crate::storage::NodeFile;
 use arc_swap::ArcSwap;
 use block_graph::{
     BlockStatus, CheckFix, CheckReport, Driver, Edge, Errno, Error, Image, ImageInfo, Limits, NodeRef,
-    OpenFlags, Options, Result, SnapshotInfo, Truncate, WriteFlags, ZeroFlags, async_trait,
+    OpenFlags, Options, Progress, Result, Secrets, SnapshotInfo, Truncate, WriteFlags, ZeroFlags,
+    async_trait,
 };
 use io_loop::IoVec;
+use luks::Volume;
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 use std::any::Any;
@@ -25,6 +27,7 @@ pub struct Qcow2Driver {
     data_file: Option<Arc<Edge>>,
     backing: Arc<Backing>,
     parameters: Mutex<Parameters>,
+    secrets: Arc<Secrets>,
 }
 
 impl Qcow2Driver {
@@ -36,6 +39,7 @@ impl Qcow2Driver {
         backing: Arc<Backing>,
         parameters: Parameters,
         mut first: FirstCluster,
+        secrets: Arc<Secrets>,
     ) -> Result<Self> {
         let flags = parameters.flags;
         if flags.writable && !flags.check && first.header.incompatible.contains(Incompatible::DIRTY) {
@@ -52,7 +56,12 @@ impl Qcow2Driver {
             data_file,
             backing,
             parameters: Mutex::new(parameters),
+            secrets,
         })
+    }
+
+    pub(crate) fn secrets(&self) -> &Secrets {
+        &self.secrets
     }
 
     pub(crate) fn engine(&self) -> Arc<Qcow2> {
@@ -116,6 +125,7 @@ impl Driver for Qcow2Driver {
     fn limits(&self) -> Limits {
         let geometry = self.engine.load().geometry;
         Limits {
+            request_alignment: if self.engine.load().crypt.is_some() { 512 } else { 1 },
             write_zeroes_alignment: geometry.subcluster_size(),
             discard_alignment: geometry.cluster_size(),
             ..Limits::default()
@@ -166,7 +176,7 @@ impl Driver for Qcow2Driver {
     }
 
     async fn reopen(&self, options: &mut Options, flags: OpenFlags) -> Result<()> {
-        let parameters = Parameters::take(options, flags)?;
+        let parameters = Parameters::take(options, flags, &self.secrets)?;
         let engine = self.engine();
         let _alone = engine.requests.exclusive().await;
         if engine.writable {
@@ -206,7 +216,7 @@ impl Image for Qcow2Driver {
             full_backing_filename: backing_filename.as_deref().map(|name| crate::open::resolve(&image, name)),
             backing_filename,
             backing_format: first.extensions.backing_format.as_deref().map(text),
-            specific: Some(("qcow2", specific(&first))),
+            specific: Some(("qcow2", specific(&engine, &first))),
         }
     }
 
@@ -235,6 +245,10 @@ impl Image for Qcow2Driver {
             compressed_clusters: Some(report.compressed_clusters),
             messages,
         })
+    }
+
+    async fn amend(&self, options: &mut Options, progress: Progress<'_>, force: bool) -> Result<()> {
+        self.amend_options(options, progress, force).await
     }
 
     async fn change_backing(&self, name: Option<&str>, format: Option<&str>) -> Result<()> {
@@ -294,7 +308,7 @@ impl Image for Qcow2Driver {
 }
 
 /// What `info` says of the format alone, with QEMU's names, in its order.
-fn specific(first: &FirstCluster) -> Map<String, Value> {
+fn specific(engine: &Qcow2, first: &FirstCluster) -> Map<String, Value> {
     let header = &first.header;
     let mut map = Map::new();
     let mut add = |key: &str, value: Value| map.insert(key.into(), value);
@@ -316,8 +330,21 @@ fn specific(first: &FirstCluster) -> Map<String, Value> {
             add("data-file-raw", json!(header.autoclear.contains(Autoclear::DATA_FILE_RAW)));
         }
     }
-    if header.crypt_method == CryptMethod::Aes {
-        add("encrypt", json!({"format": "aes"}));
+    match &engine.crypt {
+        Some(crypt) if header.crypt_method == CryptMethod::Luks => {
+            let mut encrypt = Map::new();
+            for (key, value) in crypt.volume.read().as_ref().map(Volume::info).unwrap_or_default() {
+                if key == "cipher-mode" {
+                    encrypt.insert("format".into(), json!("luks"));
+                }
+                encrypt.insert(key, value);
+            }
+            add("encrypt", Value::Object(encrypt));
+        }
+        Some(_) => {
+            add("encrypt", json!({"format": "aes"}));
+        }
+        None => {}
     }
     if header.version >= 3 {
         add("corrupt", json!(header.incompatible.contains(Incompatible::CORRUPT)));

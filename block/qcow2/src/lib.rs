@@ -4,6 +4,7 @@
 //! back. Section names in this crate's documentation are those of QEMU's `docs/interop/qcow2.txt`, the format's
 //! specification.
 
+mod amend;
 pub mod check;
 pub mod create;
 mod driver;

@@ -37,7 +37,7 @@ impl DriverKind for Qcow2Kind {
         flags: OpenFlags,
     ) -> Result<Box<dyn block_graph::Driver>> {
         let file = context.open_file(options, flags).await?;
-        let parameters = Parameters::take(options, flags)?;
+        let parameters = Parameters::take(options, flags, &context.secrets)?;
         let driver = open_image(context, file, options, parameters).await?;
         Ok(Box::new(driver))
     }
@@ -73,7 +73,9 @@ async fn open_image(
         format: first.extensions.backing_format.clone(),
     };
     let file = Edge::new(Role::File, file);
-    let driver = Qcow2Driver::load(file, data_file, backing.clone(), parameters, first).await?;
+    let driver =
+        Qcow2Driver::load(file, data_file, backing.clone(), parameters, first, context.secrets.clone())
+            .await?;
     if let Some(node) = open_backing(context, options, names, flags).await? {
         backing.set(Some(node));
     }

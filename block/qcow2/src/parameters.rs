@@ -1,7 +1,8 @@
 //! The options that an image is opened with.
 
 use crate::format::Geometry;
-use block_graph::{Error, OpenFlags, Options, Result};
+use block_graph::{Error, OpenFlags, Options, Result, Secrets};
+use zeroize::Zeroizing;
 
 /// The most memory for L2 tables, unless options say otherwise, in bytes.
 const L2_CACHE: u64 = 32 << 20;
@@ -9,6 +10,16 @@ const L2_CACHE: u64 = 32 << 20;
 const REFCOUNT_CACHE: u64 = 2 << 20;
 /// The fewest clusters of either cache.
 const FEWEST: u64 = 4;
+
+/// A password, which no message shows.
+#[derive(Clone, Default)]
+pub(crate) struct Password(pub(crate) Zeroizing<Vec<u8>>);
+
+impl std::fmt::Debug for Password {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Password")
+    }
+}
 
 /// Which freed clusters are discarded in the file.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +40,9 @@ pub(crate) struct Parameters {
     pub(crate) flags: OpenFlags,
     pub(crate) lazy_refcounts: Option<bool>,
     pub(crate) discards: DiscardRules,
+    pub(crate) encrypt_format: Option<String>,
+    /// The password of an encrypted image.
+    pub(crate) password: Option<Password>,
     /// Whether writes are checked against overlaps with metadata.
     pub(crate) overlap_check: bool,
     cache_size: Option<u64>,
@@ -46,7 +60,12 @@ pub(crate) struct CacheSizes {
 
 impl Parameters {
     /// Takes what the format knows out of `options`.
-    pub(crate) fn take(options: &mut Options, flags: OpenFlags) -> Result<Self> {
+    pub(crate) fn take(options: &mut Options, flags: OpenFlags, secrets: &Secrets) -> Result<Self> {
+        let password = match options.take_text("encrypt.key-secret") {
+            Some(id) => Some(Password(Zeroizing::new(secrets.get(&id)?.to_vec()))),
+            None => None,
+        };
+        let encrypt_format = options.take_text("encrypt.format");
         let discards = DiscardRules {
             request: options.take_switch("pass-discard-request")?.unwrap_or(flags.unmap),
             snapshot: options.take_switch("pass-discard-snapshot")?.unwrap_or(true),
@@ -62,6 +81,8 @@ impl Parameters {
             lazy_refcounts,
             discards,
             overlap_check,
+            encrypt_format,
+            password,
             cache_size: options.take_size("cache-size")?,
             l2_cache_size: options.take_size("l2-cache-size")?,
             refcount_cache_size: options.take_size("refcount-cache-size")?,

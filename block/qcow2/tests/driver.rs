@@ -2,7 +2,7 @@
 
 mod host;
 
-use block_graph::{NodeRef, OpenFlags, SnapshotInfo, Truncate, WriteFlags, ZeroFlags};
+use block_graph::{NodeRef, OpenFlags, Options, SnapshotInfo, Truncate, WriteFlags, ZeroFlags};
 use futures_util::future::join_all;
 use io_loop::block_on;
 use std::path::{Path, PathBuf};
@@ -66,6 +66,7 @@ struct Disk {
     backed: bool,
     version_2: bool,
     data_file: bool,
+    encrypted: bool,
 }
 
 /// What is done to a disk.
@@ -121,7 +122,7 @@ impl Disk {
                 Step::Zero(start, len, if unmap { ZeroFlags::MAY_UNMAP } else { ZeroFlags::empty() })
             }
             7 => Step::Discard(start, len),
-            8 if !self.data_file => {
+            8 if !self.data_file && !self.encrypted => {
                 let start = start / self.cluster * self.cluster;
                 let len = self.cluster.min(size - start);
                 let seed = self.numbers.next().to_le_bytes();
@@ -198,19 +199,32 @@ impl Disk {
     async fn reopen(&mut self) {
         self.node.close().await.unwrap();
         self.check();
-        self.node = host::open(&self.path, OpenFlags::WRITE).await.unwrap();
+        self.node = open(&self.path, self.encrypted).await;
         assert_eq!(self.node.len(), self.len());
     }
 
     /// qemu-img finds nothing wrong, and the same data.
     fn check(&self) {
         let path = self.path.to_str().unwrap();
-        let Some(output) = qemu_img(&["check", "-q", path]) else { return };
+        let options = format!("driver=qcow2,encrypt.key-secret=key,file.filename={path}");
+        let mut arguments = vec!["check", "-q"];
+        if self.encrypted {
+            arguments.extend(["--image-opts", "--object", SECRET, &options]);
+        } else {
+            arguments.push(path);
+        }
+        let Some(output) = qemu_img(&arguments) else { return };
         let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
         assert!(output.status.success(), "qemu-img check: {text}");
         let raw = self.path.with_extension("model");
         std::fs::write(&raw, &self.model).unwrap();
-        succeed(&["compare", "-q", "-f", "qcow2", "-F", "raw", path, raw.to_str().unwrap()]);
+        let raw = raw.to_str().unwrap();
+        if self.encrypted {
+            let raw = format!("driver=raw,file.filename={raw}");
+            succeed(&["compare", "-q", "--image-opts", "--object", SECRET, &options, &raw]);
+        } else {
+            succeed(&["compare", "-q", "-f", "qcow2", "-F", "raw", path, raw]);
+        }
     }
 
     async fn snapshots(&mut self) {
@@ -254,6 +268,14 @@ impl Disk {
     }
 }
 
+/// The password of encrypted images, as qemu-img's option.
+const SECRET: &str = "secret,id=key,data=sesame";
+
+async fn open(path: &Path, encrypted: bool) -> NodeRef {
+    let options = if encrypted { Options::with("encrypt.key-secret", "key") } else { Options::new() };
+    host::open_with(path, options, OpenFlags::WRITE).await.unwrap()
+}
+
 fn names(folder: &Path, shape: &str) -> (PathBuf, PathBuf) {
     (folder.join(format!("{shape}.qcow2")), folder.join(format!("{shape}-base.qcow2")))
 }
@@ -270,7 +292,8 @@ fn run_sequence(shape: &str, options: &str, backed: bool, seed: u64) {
     let mut model = vec![0; SIZE as usize];
     let size = SIZE.to_string();
     let options = if options.is_empty() { "lazy_refcounts=off".to_owned() } else { options };
-    let mut arguments = vec!["create", "-q", "-f", "qcow2", "-o", &options];
+    let encrypted = options.contains("encrypt");
+    let mut arguments = vec!["create", "-q", "-f", "qcow2", "--object", SECRET, "-o", &options];
     if backed {
         let raw = folder.path().join("base.raw");
         model = (0..SIZE).map(|at| (at / 1000 % 251) as u8).collect();
@@ -281,12 +304,13 @@ fn run_sequence(shape: &str, options: &str, backed: bool, seed: u64) {
     arguments.extend([path.to_str().unwrap(), &size]);
     succeed(&arguments);
     block_on(async {
-        let node = host::open(&path, OpenFlags::WRITE).await.unwrap();
+        let node = open(&path, encrypted).await;
         let cluster = node.driver().image().unwrap().info().cluster_size.unwrap();
         let version_2 = options.contains("compat=0.10");
         let snapshots = Vec::new();
         let numbers = Numbers(seed);
-        let mut disk = Disk { path, node, model, snapshots, numbers, cluster, backed, version_2, data_file };
+        let mut disk =
+            Disk { path, node, model, snapshots, numbers, cluster, backed, version_2, data_file, encrypted };
         for round in 0..60 {
             let count = disk.numbers.below(8) as usize + 1;
             disk.run_together(count).await;
@@ -329,5 +353,8 @@ sequences! {
     data_file_raw: "data_file=DATA,data_file_raw=on", false;
     preallocated: "preallocation=metadata", false;
     backed: "", true;
+    luks: "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=1", false;
+    luks_extended: "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=1,extended_l2=on", true;
+    aes: "encrypt.format=aes,encrypt.key-secret=key,cluster_size=4k", true;
     backed_small: "cluster_size=1k", true;
 }

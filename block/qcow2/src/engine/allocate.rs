@@ -17,7 +17,7 @@ pub(crate) struct Allocator {
     pub(crate) table_dirty: BTreeSet<usize>,
     /// No cluster before this one is free.
     pub(crate) hint: u64,
-    /// Clusters from this offset on have never been used, and read as zeros.
+    /// Clusters from this offset on have never been used: the file ends there, or before.
     pub(crate) fresh: u64,
     /// Where the next compressed data may go, in a cluster that other compressed data begin; 0 for nowhere.
     pub(crate) packed: u64,
@@ -75,7 +75,7 @@ impl Qcow2 {
         if !exactly || count == 1 {
             allocator.hint = found.end;
         }
-        let fresh = offset >= allocator.fresh;
+        let fresh = self.fresh_is_zero && offset >= allocator.fresh;
         allocator.used(offset + length);
         Ok(Taken { offset, clusters: found.end - found.start, fresh })
     }

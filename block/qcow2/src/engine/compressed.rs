@@ -131,6 +131,9 @@ impl Qcow2 {
     /// Writes whole clusters compressed, in parallel; only the disk's last may be less than a cluster.
     pub(crate) async fn write_compressed(&self, offset: u64, from: &IoVec) -> Result<()> {
         let geometry = &self.geometry;
+        if self.crypt.is_some() {
+            return Err(Error::unsupported("Compression and encryption not supported at the same time"));
+        }
         if geometry.data_file {
             return Err(Error::unsupported("Compression is not supported with an external data file"));
         }

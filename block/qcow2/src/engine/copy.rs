@@ -3,7 +3,7 @@
 use super::cache::Slice;
 use super::state::Qcow2;
 use crate::format::entry::{ClusterKind, L2Entry, SubclusterKind};
-use block_graph::{Result, WriteFlags};
+use block_graph::Result;
 use io_loop::{IoBuffer, IoVec};
 use std::ops::Range;
 use std::sync::Arc;
@@ -149,7 +149,7 @@ impl Qcow2 {
         let start = plan.guest - head.len() as u64;
         let host = plan.host_cluster + (start - plan.guest_cluster);
         let all = if head.is_empty() && tail.is_empty() { data } else { IoVec::chain([head, data, tail]) };
-        self.data().write(host, &all, WriteFlags::empty()).await
+        self.write_host(host, start, &all).await
     }
 
     async fn fill(&self, around: &Around) -> Result<IoVec> {

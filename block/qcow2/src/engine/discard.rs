@@ -70,6 +70,36 @@ impl Qcow2 {
         Ok(())
     }
 
+    /// Has no entry of the active L2 tables say that its cluster is zero. The caller is alone.
+    pub(crate) async fn spell_out_zeros(&self, progress: &dyn Fn(u64, u64)) -> Result<()> {
+        let size = self.geometry.cluster_size();
+        let end = self.disk_size().next_multiple_of(size);
+        let mut at = 0;
+        while at < end {
+            let run = self.map(at, end - at).await?;
+            match run.kind {
+                SubclusterKind::ZeroPlain | SubclusterKind::ZeroAllocated => {
+                    let backed = self.backing_node().is_some_and(|backing| backing.len() > at);
+                    if backed {
+                        let mut done = 0;
+                        while done < run.len {
+                            let len = (run.len - done).min(ZEROS);
+                            self.write_guest(at + done, &IoBuffer::zeroed(len as usize).into_io()).await?;
+                            done += len;
+                        }
+                    } else {
+                        self.discard_guest(at..at + run.len, Why::Other, true).await?;
+                    }
+                    self.relieve().await?;
+                }
+                _ => (),
+            }
+            at += run.len;
+            progress(at, end);
+        }
+        Ok(())
+    }
+
     /// Has the L2 tables say that whole subclusters are zero.
     async fn mark_zero(&self, range: Range<u64>, flags: ZeroFlags) -> Result<()> {
         if self.data_file_raw() {

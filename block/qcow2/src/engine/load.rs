@@ -2,15 +2,17 @@
 
 use super::allocate::Allocator;
 use super::cache::SliceCache;
+use super::crypt::Crypt;
 use super::metadata_map::{Metadata, MetadataMap};
 use super::state::{Backing, FirstCluster, L1Table, Qcow2};
 use crate::format::entry::{L1Entry, RefcountTableEntry};
-use crate::format::header::{Autoclear, Compatible, Incompatible};
+use crate::format::header::{Autoclear, Compatible, CryptMethod, Incompatible};
 use crate::format::snapshot::{Snapshot, TableReader};
 use crate::format::{Extensions, Header, Qcow2Error};
-use crate::parameters::Parameters;
+use crate::parameters::{Parameters, Password};
 use block_graph::{Edge, Error, Node, NodeRef, Result};
 use io_loop::IoBuffer;
+use luks::{HeaderPlace, SectorCipher};
 use parking_lot::{Mutex, RwLock};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -76,6 +78,7 @@ pub(crate) async fn load(
     parameters: &Parameters,
     first: FirstCluster,
 ) -> Result<Qcow2> {
+    let crypt = open_crypt(&file.node(), parameters, &first).await?;
     let geometry = first.header.geometry();
     let flags = &parameters.flags;
     let node = file.node();
@@ -99,13 +102,14 @@ pub(crate) async fn load(
             .map_err(|error| error.context("Could not initialize refcount handling"))?;
         allocator.table_offset = first.header.refcount_table_offset;
         let end = node.len().checked_next_multiple_of(geometry.cluster_size());
-        allocator.fresh =
-            end.filter(|_| node.driver().grows() && geometry_is_plain(&first)).unwrap_or(u64::MAX);
+        allocator.fresh = end.unwrap_or(u64::MAX);
         map_metadata(&mut metadata, &first, &l1, &allocator, &snapshots, &geometry);
     }
     Ok(Qcow2 {
         geometry,
         crypt_method: first.header.crypt_method,
+        fresh_is_zero: node.driver().grows() && crypt.is_none(),
+        crypt,
         writable: flags.writable,
         is_version_2: AtomicBool::new(first.header.version < 3),
         size: AtomicU64::new(first.header.size & !511),
@@ -131,11 +135,6 @@ pub(crate) async fn load(
         data_file,
         backing,
     })
-}
-
-/// Whether what the file has where nothing was written is what the guest would read there.
-fn geometry_is_plain(first: &FirstCluster) -> bool {
-    first.header.crypt_method == crate::format::header::CryptMethod::None
 }
 
 /// Reads a table of 64-bit entries, whose length has been checked; what is behind the file's end is zero.
@@ -168,6 +167,51 @@ async fn read_snapshots(file: &NodeRef, first: &FirstCluster) -> Result<Vec<Snap
         bytes.extend(read_bytes(file, end, length).await.map_err(failed)?.bytes());
     }
     Ok(reader.snapshots)
+}
+
+/// Opens the encryption that the header speaks of.
+async fn open_crypt(file: &NodeRef, parameters: &Parameters, first: &FirstCluster) -> Result<Option<Crypt>> {
+    let method = first.header.crypt_method;
+    let format = match method {
+        CryptMethod::None => {
+            if let Some(format) = &parameters.encrypt_format {
+                let message =
+                    format!("No encryption in image header, but options specified format '{format}'");
+                return Err(Error::invalid(message));
+            }
+            return Ok(None);
+        }
+        CryptMethod::Aes => "aes",
+        CryptMethod::Luks => "luks",
+    };
+    if let Some(other) = parameters.encrypt_format.as_deref().filter(|other| *other != format) {
+        let message = format!("Header reported '{format}' encryption format but options specify '{other}'");
+        return Err(Error::invalid(message));
+    }
+    let password = match (&parameters.password, parameters.flags.no_io) {
+        (Some(password), _) => password.clone(),
+        (None, true) => Password::default(),
+        (None, false) => return Err(Error::invalid("Parameter 'encrypt.key-secret' is required for cipher")),
+    };
+    if method == CryptMethod::Aes {
+        let cipher = (!parameters.flags.no_io).then(|| SectorCipher::legacy_qcow(&password.0));
+        return Ok(Some(Crypt::new(method, cipher, None, password)));
+    }
+    let Some(extent) = first.extensions.crypto else {
+        if parameters.flags.no_io {
+            return Ok(Some(Crypt::new(method, None, None, password)));
+        }
+        return Err(Error::invalid("Missing CRYPTO header for crypt method 2"));
+    };
+    let place = HeaderPlace { node: file.clone(), offset: extent.offset };
+    let volume = place.open(false).await?;
+    let mut cipher = None;
+    if !parameters.flags.no_io {
+        let key = place.unlock(&volume, &password.0).await?;
+        cipher =
+            Some(volume.sector_cipher(&key).map_err(|error| Error::of(block_graph::Errno::INVALID, error))?);
+    }
+    Ok(Some(Crypt::new(method, cipher, Some(volume), password)))
 }
 
 /// Notes where metadata are.

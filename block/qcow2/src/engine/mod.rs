@@ -25,6 +25,7 @@ pub(crate) mod clusters;
 pub(crate) mod compressed;
 pub(crate) mod copy;
 pub(crate) mod corruption;
+pub(crate) mod crypt;
 pub(crate) mod discard;
 pub(crate) mod finish;
 pub(crate) mod load;

@@ -82,11 +82,6 @@ impl Qcow2 {
         }
     }
 
-    /// Reads data of guest offset `guest` that are at `host`.
-    async fn read_host(&self, host: u64, _guest: u64, into: &IoVec) -> Result<()> {
-        self.data().read(host, into).await
-    }
-
     /// Reads what the backing file has, and zeros where it has nothing.
     pub(crate) async fn read_backing(&self, guest: u64, into: &IoVec) -> Result<()> {
         let len = into.len();

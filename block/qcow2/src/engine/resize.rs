@@ -70,7 +70,10 @@ impl Qcow2 {
     /// Allocates all clusters of a guest range that are not; what they hold then is zero.
     pub(crate) async fn preallocate(&self, from: u64, to: u64, how: Preallocation) -> Result<()> {
         let geometry = &self.geometry;
-        if matches!(how, Preallocation::Falloc | Preallocation::Full) && !geometry.data_file {
+        if matches!(how, Preallocation::Falloc | Preallocation::Full)
+            && !geometry.data_file
+            && self.file.node().driver().grows()
+        {
             let clusters = geometry.clusters(to) - from / geometry.cluster_size();
             let tables = geometry.l1_entries_for(to - from) + 1;
             let blocks = (clusters + tables) / geometry.refcount_block_entries() + 2;

@@ -319,6 +319,29 @@ impl Qcow2 {
         }
     }
 
+    /// Whether an L2 table of a snapshot says of any cluster that it is zero.
+    pub(crate) async fn snapshots_say_zero(&self) -> Result<bool> {
+        let snapshots = self.snapshots.lock().clone();
+        for snapshot in snapshots {
+            for table in self.snapshot_l1(&snapshot).await?.into_iter().map(|entry| L1Entry(entry).offset()) {
+                let mut at = 0;
+                while table != 0 && at < self.geometry.cluster_size() {
+                    let slice = self.l2.get(&self.file.node(), table + at).await?;
+                    let bytes = slice.bytes();
+                    let zero = |index: usize| {
+                        let kind = self.geometry.l2_entry(&bytes, index).kind(&self.geometry);
+                        matches!(kind, ClusterKind::ZeroPlain | ClusterKind::ZeroAllocated)
+                    };
+                    if (0..self.entries_per_slice()).any(zero) {
+                        return Ok(true);
+                    }
+                    at += self.l2.slice_size();
+                }
+            }
+        }
+        Ok(false)
+    }
+
     /// The host clusters that an L2 table names, in runs; those that several entries name are there several times.
     async fn clusters_of_table(&self, table: u64) -> Result<Vec<Range<u64>>> {
         let geometry = &self.geometry;

@@ -4,6 +4,7 @@ use super::allocate::Allocator;
 use super::cache::SliceCache;
 use super::compressed::Decompressed;
 use super::corruption::Corruption;
+use super::crypt::Crypt;
 use super::metadata_map::MetadataMap;
 use super::requests::{Claims, Requests};
 use super::writeback::Frees;
@@ -64,6 +65,10 @@ pub(crate) struct Qcow2 {
     pub(crate) writable: bool,
     /// See [`Qcow2::version_2`].
     pub(crate) is_version_2: AtomicBool,
+    /// What encrypted data need.
+    pub(crate) crypt: Option<Crypt>,
+    /// Whether clusters behind the file's end read as zeros when they are part of it.
+    pub(crate) fresh_is_zero: bool,
     /// The image file.
     pub(crate) file: Arc<Edge>,
     /// The external data file.

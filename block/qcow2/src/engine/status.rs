@@ -3,7 +3,6 @@
 use super::clusters::Run;
 use super::state::Qcow2;
 use crate::format::entry::SubclusterKind;
-use crate::format::header::CryptMethod;
 use block_graph::{BlockStatus, Result};
 
 impl Qcow2 {
@@ -25,20 +24,15 @@ impl Qcow2 {
     }
 
     fn status_of(&self, run: Run) -> BlockStatus {
-        let raw = self.data_file_raw();
+        let placed = |status: BlockStatus| {
+            if self.has_plain_data() { status.stored_at(self.data(), run.host) } else { status }
+        };
         match run.kind {
-            SubclusterKind::UnallocatedPlain | SubclusterKind::UnallocatedAllocated => {
-                BlockStatus::unallocated(run.len)
-            }
+            SubclusterKind::UnallocatedPlain => BlockStatus::unallocated(run.len),
+            SubclusterKind::UnallocatedAllocated => placed(BlockStatus::unallocated(run.len)),
             SubclusterKind::ZeroPlain => BlockStatus::zero(run.len),
-            SubclusterKind::ZeroAllocated => {
-                let status = BlockStatus::zero(run.len);
-                if self.has_plain_data() && raw { status.stored_at(self.data(), run.host) } else { status }
-            }
-            SubclusterKind::Normal => {
-                let status = BlockStatus::data(run.len);
-                if self.has_plain_data() { status.stored_at(self.data(), run.host) } else { status }
-            }
+            SubclusterKind::ZeroAllocated => placed(BlockStatus::zero(run.len)),
+            SubclusterKind::Normal => placed(BlockStatus::data(run.len)),
             SubclusterKind::Compressed | SubclusterKind::Invalid => {
                 BlockStatus { compressed: true, ..BlockStatus::data(run.len) }
             }
@@ -46,6 +40,6 @@ impl Qcow2 {
     }
 
     fn has_plain_data(&self) -> bool {
-        self.crypt_method == CryptMethod::None
+        self.crypt.is_none()
     }
 }

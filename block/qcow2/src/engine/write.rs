@@ -59,7 +59,7 @@ impl Qcow2 {
             && run.len == len
             && run.in_place()
         {
-            return self.write_in_place(run.host, from).await;
+            return self.write_in_place(run.host, offset, from).await;
         }
         let mut parts = Parts::new();
         let result =
@@ -86,24 +86,24 @@ impl Qcow2 {
 
     async fn write_part(&self, ready: Ready<'_>, data: IoVec) -> Result<()> {
         match ready {
-            Ready::InPlace(host) => self.write_in_place(host, &data).await,
+            Ready::InPlace(host, guest) => self.write_in_place(host, guest, &data).await,
             Ready::Allocated(allocation) => self.write_allocated(*allocation, data).await,
         }
     }
 
-    async fn write_in_place(&self, host: u64, from: &IoVec) -> Result<()> {
+    async fn write_in_place(&self, host: u64, guest: u64, from: &IoVec) -> Result<()> {
         if !self.geometry.data_file {
             self.check_no_overlap(host, from.len() as u64).await?;
         }
         self.unflushed.store(true, Ordering::Relaxed);
-        self.data().write(host, from, WriteFlags::empty()).await
+        self.write_host(host, guest, from).await
     }
 
     /// Finds or makes room for the first bytes of a guest range; returns for how many.
     async fn prepare(&self, guest: u64, len: u64) -> Result<(u64, Ready<'_>)> {
         let run = self.map(guest, len).await?;
         if run.in_place() {
-            return Ok((run.len, Ready::InPlace(run.host)));
+            return Ok((run.len, Ready::InPlace(run.host, guest)));
         }
         let geometry = &self.geometry;
         let end = (guest + len).min(self.slice_end(guest));
@@ -112,7 +112,7 @@ impl Qcow2 {
         let slice = self.own_l2_slice(guest).await?;
         // While this waited, another request may have allocated what was missing.
         match self.look(&slice, guest, end - guest).await? {
-            Found::InPlace(run) => Ok((run.len, Ready::InPlace(run.host))),
+            Found::InPlace(run) => Ok((run.len, Ready::InPlace(run.host, guest))),
             Found::Reuse(clusters) => {
                 let part = self.bytes_within(guest, end, clusters);
                 claim.shorten(geometry.clusters(guest + part) << geometry.cluster_bits);
@@ -273,8 +273,8 @@ impl Qcow2 {
 
 /// Where the first bytes of a range can be written.
 enum Ready<'a> {
-    /// At this host offset, as they are.
-    InPlace(u64),
+    /// At this host offset, as they are; and the guest's.
+    InPlace(u64, u64),
     /// In clusters that the L2 table does not name yet.
     Allocated(Box<Allocation<'a>>),
 }

@@ -102,17 +102,14 @@ impl DriverKind for HostFileKind {
     }
 }
 
-/// Opens an image.
-pub(crate) async fn open(path: &Path, flags: OpenFlags) -> Result<NodeRef> {
-    open_with(path, Options::new(), flags).await
-}
-
 /// Opens an image with options.
 pub(crate) async fn open_with(path: &Path, mut options: Options, flags: OpenFlags) -> Result<NodeRef> {
     let mut registry = Registry::new();
     registry.add(HostFileKind);
     registry.add(qcow2::Qcow2Kind);
-    let context = OpenContext::new(Arc::new(registry), Arc::new(Secrets::default()), Arc::new(AllowAll));
+    let mut secrets = Secrets::default();
+    secrets.add("key", b"sesame".to_vec());
+    let context = OpenContext::new(Arc::new(registry), Arc::new(secrets), Arc::new(AllowAll));
     options.set_default("driver", "qcow2");
     context.open_filename(path.to_str().unwrap(), options, flags).await
 }

@@ -179,6 +179,10 @@ impl Qcow2 {
         }
         let table_offset = offset + (blocks << geometry.cluster_bits);
         for (index, entry) in table.iter().enumerate() {
+            if allocator.table_dirty.contains(&index) {
+                // Its block is not in the file as it must be: it is named later.
+                continue;
+            }
             let at = (blocks << geometry.cluster_bits) as usize + index * 8;
             bytes[at..at + 8].copy_from_slice(&entry.to_be_bytes());
         }
@@ -193,7 +197,6 @@ impl Qcow2 {
         let old_offset = std::mem::replace(&mut allocator.table_offset, table_offset);
         let old_clusters = old_entries.div_ceil(per_cluster);
         allocator.table = table;
-        allocator.table_dirty.clear();
         let mut metadata = self.metadata.write();
         metadata.remove(old_offset, old_entries * 8);
         metadata.add(table_offset, table_bytes, Metadata::RefcountTable);

@@ -176,6 +176,7 @@ impl Qcow2 {
         if lazy && !self.anything_to_write(false) {
             return Ok(false);
         }
+        let allocator = self.allocator.lock().await;
         // What is taken later may hold more than what is taken earlier, never less: an L1 entry's table, an L2 entry's
         // refcount, a refcount block's entry in its table.
         let freed = std::mem::take(&mut self.frees.lock().unstable);
@@ -185,8 +186,15 @@ impl Qcow2 {
             dirty.into_iter().filter_map(|index| Some((index, *l1.entries.get(index)?))).collect()
         };
         let tables = self.l2.take_dirty();
-        let blocks = if lazy { Vec::new() } else { self.blocks.take_dirty() };
-        let mut work = Work { freed, l1_dirty, tables, blocks };
+        let (blocks, table_dirty) = if lazy {
+            Default::default()
+        } else {
+            // New blocks are to be in the file before the table names them, with the refcounts that they have now:
+            // both are taken at one moment. Entries stay dirty until they are written.
+            (self.blocks.take_dirty(), allocator.table_dirty.clone())
+        };
+        drop(allocator);
+        let mut work = Work { freed, l1_dirty, tables, blocks, table_dirty };
         let result = self.write_in_order(&mut work, lazy).await;
         if result.is_err() {
             self.take_back(work);
@@ -199,7 +207,7 @@ impl Qcow2 {
         let mut synced = false;
         self.write_extracts(&file, &work.blocks).await?;
         if !lazy {
-            synced = self.write_refcount_table(&file).await?;
+            synced = self.write_refcount_table(&file, &work.table_dirty).await?;
         }
         if !work.tables.is_empty() || !work.l1_dirty.is_empty() {
             if !synced {
@@ -251,19 +259,21 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Writes entries of the refcount table that name new blocks, after those blocks; says whether it did.
-    async fn write_refcount_table(&self, file: &NodeRef) -> Result<bool> {
-        let mut allocator = self.allocator.lock().await;
-        if allocator.table_dirty.is_empty() {
+    /// Writes `dirty` entries of the refcount table, which name new blocks, after those blocks; says whether it did.
+    async fn write_refcount_table(&self, file: &NodeRef, dirty: &BTreeSet<usize>) -> Result<bool> {
+        if dirty.is_empty() {
             return Ok(false);
         }
+        let mut allocator = self.allocator.lock().await;
         self.sync(file).await?;
-        for range in sectors(&allocator.table_dirty, allocator.table.len()) {
-            let bytes: Vec<u8> =
-                allocator.table[range.clone()].iter().flat_map(|e| e.to_be_bytes()).collect();
+        for range in sectors(dirty, allocator.table.len()) {
+            // Blocks that are newer still are not in the file as they must be.
+            let newer = |index: &usize| allocator.table_dirty.contains(index) && !dirty.contains(index);
+            let entry = |index: usize| if newer(&index) { 0 } else { allocator.table[index] };
+            let bytes: Vec<u8> = range.clone().flat_map(|index| entry(index).to_be_bytes()).collect();
             write_bytes(file, allocator.table_offset + range.start as u64 * 8, &bytes).await?;
         }
-        allocator.table_dirty.clear();
+        allocator.table_dirty.retain(|index| !dirty.contains(index));
         self.sync(file).await?;
         Ok(true)
     }
@@ -321,6 +331,8 @@ struct Work {
     l1_dirty: BTreeMap<usize, u64>,
     tables: Vec<Extract>,
     blocks: Vec<Extract>,
+    /// Entries of the refcount table that name new blocks, all of which are among `blocks`.
+    table_dirty: BTreeSet<usize>,
 }
 
 /// The runs of a table's entries that are to be written for those of `dirty`: whole sectors of 64 entries.

@@ -53,6 +53,7 @@ impl Qcow2 {
     }
 
     async fn take(&self, allocator: &mut Allocator, count: u64, exactly: bool) -> Result<Taken> {
+        self.event("cluster_alloc");
         self.apply_frees(allocator).await?;
         self.before_refcounts_change().await?;
         let mut found = self.find_free(allocator, allocator.hint, count, exactly).await?;
@@ -182,6 +183,7 @@ impl Qcow2 {
 
     /// Takes `size` bytes for compressed data, at most a cluster's, in a row; several may share clusters.
     pub(crate) async fn take_bytes(&self, allocator: &mut Allocator, size: u64) -> Result<u64> {
+        self.event("cluster_alloc_bytes");
         let geometry = &self.geometry;
         if allocator.packed != 0 {
             let at = allocator.packed;

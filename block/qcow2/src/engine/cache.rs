@@ -68,6 +68,8 @@ pub(crate) struct Extract {
 #[derive(Debug)]
 pub(crate) struct SliceCache {
     slice_size: u64,
+    /// What filters that inject errors know the loading of a slice as.
+    load_event: &'static str,
     /// Slices.
     limit: usize,
     map: Mutex<Map>,
@@ -83,10 +85,10 @@ struct Map {
 
 impl SliceCache {
     /// A cache of at most `bytes` bytes.
-    pub(crate) fn new(cluster_size: u64, bytes: u64) -> Self {
+    pub(crate) fn new(cluster_size: u64, bytes: u64, load_event: &'static str) -> Self {
         let slice_size = cluster_size.min(SLICE);
         let limit = usize::try_from(bytes / slice_size).unwrap_or(usize::MAX).max(4);
-        Self { slice_size, limit, map: Mutex::default(), dirty: Mutex::default() }
+        Self { slice_size, load_event, limit, map: Mutex::default(), dirty: Mutex::default() }
     }
 
     /// Bytes of a slice: tables are multiples of it, and aligned to it.
@@ -132,6 +134,7 @@ impl SliceCache {
         let loading = slice.loading.lock().await;
         if !slice.is_loaded() {
             let mut buffer = IoBuffer::zeroed(self.slice_size as usize);
+            file.driver().debug_event(self.load_event);
             file.read(offset, &buffer.io()).await?;
             slice.state.lock().bytes.get_or_insert_with(|| buffer.bytes().into());
         }

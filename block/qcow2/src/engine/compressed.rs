@@ -15,7 +15,6 @@ use io_loop::{IoBuffer, IoVec};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 /// Base-2 logarithm of the window of deflated clusters.
 const WINDOW_BITS: u8 = 12;
@@ -113,6 +112,7 @@ impl Qcow2 {
         }
         let extent = entry.compressed_extent(&self.geometry);
         let mut buffer = IoBuffer::zeroed(extent.length as usize);
+        self.event("read_compressed");
         // The last sector may be beyond the file's end, which reads as zeros.
         self.file.node().read(extent.offset, &buffer.io()).await?;
         let size = self.geometry.cluster_size();
@@ -201,7 +201,7 @@ impl Qcow2 {
             None => Err(Error::errno_only(Errno::TOO_LARGE)),
             Some(entry) => {
                 let data = IoBuffer::from(&packed[..]).into_io();
-                self.unflushed.store(true, Ordering::Relaxed);
+                self.event("write_compressed");
                 self.file.node().write(place.offset, &data, WriteFlags::empty()).await.map(|()| entry)
             }
         };

@@ -149,6 +149,9 @@ impl Qcow2 {
         let start = plan.guest - head.len() as u64;
         let host = plan.host_cluster + (start - plan.guest_cluster);
         let all = if head.is_empty() && tail.is_empty() { data } else { IoVec::chain([head, data, tail]) };
+        if plan.head != Around::Nothing || plan.tail != Around::Nothing {
+            self.event("cow_write");
+        }
         self.write_host(host, start, &all).await
     }
 
@@ -158,6 +161,7 @@ impl Qcow2 {
             Around::Zeros(range) => Ok(IoBuffer::zeroed((range.end - range.start) as usize).into_io()),
             Around::Copy(range) => {
                 let into = IoBuffer::scratch((range.end - range.start) as usize).into_io();
+                self.event("cow_read");
                 self.read_guest(range.start, &into).await?;
                 Ok(into)
             }

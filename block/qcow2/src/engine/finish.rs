@@ -26,6 +26,7 @@ impl Qcow2 {
     /// Writes VM state, `offset` bytes behind where it begins.
     pub(crate) async fn write_vm_state(&self, offset: u64, from: &IoVec) -> Result<()> {
         self.check_writable()?;
+        self.event("vmstate_save");
         let too_large = || Error::errno_only(Errno::TOO_LARGE);
         let start = self.vm_state_start().checked_add(offset).ok_or_else(too_large)?;
         let end = start.checked_add(from.len() as u64).ok_or_else(too_large)?;
@@ -42,6 +43,7 @@ impl Qcow2 {
     /// Reads VM state, `offset` bytes behind where it begins.
     pub(crate) async fn read_vm_state(&self, offset: u64, into: &IoVec) -> Result<()> {
         self.corruption.check()?;
+        self.event("vmstate_load");
         let _request = self.requests.enter().await;
         let start = self.vm_state_start().checked_add(offset);
         let start = start.ok_or_else(|| Error::errno_only(Errno::TOO_LARGE))?;

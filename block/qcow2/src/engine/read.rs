@@ -94,6 +94,7 @@ impl Qcow2 {
         if there == 0 {
             return Ok(());
         }
+        self.event("read_backing_aio");
         backing.read(guest, &into.slice(0..there)).await
     }
 }

@@ -121,6 +121,7 @@ impl Qcow2 {
         let index = (covered >> self.geometry.refcount_block_bits()) as usize;
         let offset = place << self.geometry.cluster_bits;
         self.check_no_overlap(offset, self.geometry.cluster_size()).await?;
+        self.event("refblock_alloc_write");
         self.blocks.forget(offset..offset + self.geometry.cluster_size());
         let mut zeros = IoBuffer::zeroed(self.geometry.cluster_size() as usize);
         self.file.node().write(offset, &zeros.io(), Default::default()).await?;
@@ -163,6 +164,7 @@ impl Qcow2 {
                 "The image cannot grow: its refcount table is as large as possible",
             ));
         }
+        self.event("reftable_grow");
         let offset = first << geometry.cluster_bits;
         let area = (blocks + table_clusters) << geometry.cluster_bits;
         self.check_no_overlap(offset, area).await?;
@@ -188,6 +190,7 @@ impl Qcow2 {
         }
         self.file.node().write(offset, &IoBuffer::from(&bytes[..]).into_io(), Default::default()).await?;
         allocator.used(offset + area);
+        self.event("refblock_alloc_switch_table");
         self.file.node().flush().await?;
         self.change_header(|header| {
             header.refcount_table_offset = table_offset;

@@ -190,9 +190,12 @@ impl Qcow2 {
 
     async fn write_new_l1(&self, offset: u64, bytes: &[u8], entries: &[u64]) -> Result<()> {
         let file = self.file.node();
+        self.event("l1_grow_alloc_table");
         self.write_tables(false).await?;
+        self.event("l1_grow_write_table");
         file.write(offset, &IoBuffer::from(bytes).into_io(), WriteFlags::empty()).await?;
         file.flush().await?;
+        self.event("l1_grow_activate_table");
         self.change_header(|header| {
             header.l1_offset = offset;
             header.l1_entries = entries.len() as u32;

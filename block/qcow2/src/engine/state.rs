@@ -98,8 +98,6 @@ pub(crate) struct Qcow2 {
     pub(crate) overlap_check: bool,
     /// Refcounts may be written late, with the dirty bit set.
     pub(crate) lazy_refcounts: AtomicBool,
-    /// Data have been written since the file was flushed.
-    pub(crate) unflushed: AtomicBool,
 }
 
 impl Qcow2 {
@@ -111,6 +109,11 @@ impl Qcow2 {
     /// The backing file's node.
     pub(crate) fn backing_node(&self) -> Option<NodeRef> {
         self.backing.node()
+    }
+
+    /// Says which point the work has come to, for filters that inject errors there.
+    pub(crate) fn event(&self, event: &'static str) {
+        self.file.node().driver().debug_event(event);
     }
 
     /// The virtual disk's size in bytes.

@@ -12,7 +12,6 @@ use crate::format::entry::{ClusterKind, L1Entry, L2Entry, SubclusterKind};
 use block_graph::{Result, WriteFlags};
 use io_loop::{IoBuffer, IoVec};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 /// What an L2 table has for the first clusters of a range that is to be written.
 enum Found {
@@ -95,7 +94,6 @@ impl Qcow2 {
         if !self.geometry.data_file {
             self.check_no_overlap(host, from.len() as u64).await?;
         }
-        self.unflushed.store(true, Ordering::Relaxed);
         self.write_host(host, guest, from).await
     }
 
@@ -183,7 +181,6 @@ impl Qcow2 {
 
     /// Writes data with what is copied around them, and has the L2 table name them.
     async fn write_allocated(&self, allocation: Allocation<'_>, data: IoVec) -> Result<()> {
-        self.unflushed.store(true, Ordering::Relaxed);
         let result = self.copy_and_write(&allocation.plan, data).await;
         if let Err(error) = result {
             if allocation.taken > 0 {
@@ -267,6 +264,7 @@ impl Qcow2 {
             }
         }
         self.l2.forget(offset..offset + size);
+        self.event("l2_alloc_write");
         file.write(offset, &table.into_io(), WriteFlags::empty()).await
     }
 }

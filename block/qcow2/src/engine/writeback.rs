@@ -114,6 +114,7 @@ impl Qcow2 {
             }
             return Ok(());
         }
+        self.event("cluster_free");
         self.before_refcounts_change().await?;
         let first = freed.offset >> geometry.cluster_bits;
         let mut free: Vec<(u64, u64)> = Vec::new();
@@ -205,7 +206,7 @@ impl Qcow2 {
     async fn write_in_order(&self, work: &mut Work, lazy: bool) -> Result<bool> {
         let file = self.file.node();
         let mut synced = false;
-        self.write_extracts(&file, &work.blocks).await?;
+        self.write_extracts(&file, &work.blocks, "refblock_update_part").await?;
         if !lazy {
             synced = self.write_refcount_table(&file, &work.table_dirty).await?;
         }
@@ -213,7 +214,7 @@ impl Qcow2 {
             if !synced {
                 self.sync(&file).await?;
             }
-            self.write_extracts(&file, &work.tables).await?;
+            self.write_extracts(&file, &work.tables, "l2_update").await?;
             synced = false;
         }
         if !work.l1_dirty.is_empty() {
@@ -241,15 +242,17 @@ impl Qcow2 {
 
     /// Makes durable what has been written: tables, and data that they name.
     async fn sync(&self, file: &NodeRef) -> Result<()> {
+        self.event("flush_to_disk");
         if let Some(data) = &self.data_file {
             data.node().flush().await?;
         }
         file.flush().await
     }
 
-    async fn write_extracts(&self, file: &NodeRef, extracts: &[Extract]) -> Result<()> {
+    async fn write_extracts(&self, file: &NodeRef, extracts: &[Extract], event: &'static str) -> Result<()> {
         let mut writes = FuturesUnordered::new();
         for extract in extracts {
+            self.event(event);
             if writes.len() >= WRITES_AT_A_TIME {
                 writes.try_next().await?;
             }
@@ -266,6 +269,7 @@ impl Qcow2 {
         }
         let mut allocator = self.allocator.lock().await;
         self.sync(file).await?;
+        self.event("refblock_alloc_hookup");
         for range in sectors(dirty, allocator.table.len()) {
             // Blocks that are newer still are not in the file as they must be.
             let newer = |index: &usize| allocator.table_dirty.contains(index) && !dirty.contains(index);
@@ -290,6 +294,7 @@ impl Qcow2 {
             }
         }
         for (index, bytes) in runs {
+            self.event("l1_update");
             write_bytes(file, offset + index as u64 * 8, &bytes).await?;
         }
         Ok(())
@@ -297,7 +302,7 @@ impl Qcow2 {
 
     /// Makes everything durable that was acknowledged before.
     pub(crate) async fn flush(&self) -> Result<()> {
-        self.unflushed.store(false, Ordering::Relaxed);
+        self.event("flush_to_os");
         let mut synced = false;
         if self.writable && (self.anything_to_write(true)) {
             synced = self.write_tables(true).await?;

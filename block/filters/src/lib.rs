@@ -1,7 +1,7 @@
 //! Nodes that have no format of their own: raw images, and filters that pass requests on to one node or several.
 //!
-//! [`register`] adds their drivers to a registry: `raw`, `null-co`, `null-aio`, `blkdebug`, `copy-on-read`, `compress`
-//! and `throttle` (without groups: [`ThrottleKind`]).
+//! [`register`] adds their drivers to a registry: `raw`, `null-co`, `null-aio`, `blkdebug`, `copy-on-read`, `compress`,
+//! `quorum`, and `throttle` (without groups: [`ThrottleKind`]).
 #![forbid(unsafe_code)]
 
 mod blkdebug;
@@ -9,6 +9,7 @@ mod compress;
 mod copy_on_read;
 mod filter;
 mod null;
+mod quorum;
 mod raw;
 mod throttle;
 
@@ -16,6 +17,7 @@ pub use blkdebug::{Blkdebug, BlkdebugKind};
 pub use compress::CompressKind;
 pub use copy_on_read::CopyOnReadKind;
 pub use null::{NullDisk, NullKind};
+pub use quorum::{Quorum, QuorumKind};
 pub use raw::{RawImage, RawKind};
 pub use throttle::{Direction, Limit, ThrottleGroup, ThrottleGroups, ThrottleKind, ThrottleLimits};
 
@@ -29,5 +31,6 @@ pub fn register(registry: &mut Registry) {
     registry.add(BlkdebugKind);
     registry.add(CopyOnReadKind);
     registry.add(CompressKind);
+    registry.add(QuorumKind);
     registry.add(ThrottleKind::default());
 }

@@ -1,5 +1,6 @@
 //! The driver: an open image as a node of the graph.
 
+use crate::bitmaps::PersistentBitmaps;
 use crate::check;
 use crate::engine::load::{self, read_first_cluster};
 use crate::engine::state::{Backing, FirstCluster, Qcow2};
@@ -8,9 +9,9 @@ use crate::parameters::Parameters;
 use crate::storage::NodeFile;
 use arc_swap::ArcSwap;
 use block_graph::{
-    BlockStatus, CheckFix, CheckReport, Driver, Edge, Errno, Error, Image, ImageInfo, Limits, NodeRef,
-    OpenFlags, Options, Progress, Result, Secrets, SnapshotInfo, Truncate, WriteFlags, ZeroFlags,
-    async_trait,
+    BitmapInfo, BlockStatus, CheckFix, CheckReport, DirtyBitmap, Driver, Edge, Errno, Error, Image,
+    ImageInfo, Limits, NodeRef, OpenFlags, Options, Progress, Result, Secrets, SnapshotInfo, Truncate,
+    WriteFlags, ZeroFlags, async_trait,
 };
 use io_loop::IoVec;
 use luks::Volume;
@@ -23,6 +24,7 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub struct Qcow2Driver {
     engine: ArcSwap<Qcow2>,
+    bitmaps: ArcSwap<PersistentBitmaps>,
     file: Arc<Edge>,
     data_file: Option<Arc<Edge>>,
     backing: Arc<Backing>,
@@ -50,8 +52,10 @@ impl Qcow2Driver {
         if flags.writable && !flags.check {
             tidy_header(&engine).await?;
         }
+        let bitmaps = load_bitmaps(&engine, flags).await?;
         Ok(Self {
             engine: ArcSwap::from_pointee(engine),
+            bitmaps: ArcSwap::from_pointee(bitmaps),
             file,
             data_file,
             backing,
@@ -101,6 +105,11 @@ impl Qcow2Driver {
     }
 }
 
+/// Reads the persistent bitmaps; a check looks at them in the file itself.
+async fn load_bitmaps(engine: &Qcow2, flags: OpenFlags) -> Result<PersistentBitmaps> {
+    if flags.check { Ok(PersistentBitmaps::default()) } else { PersistentBitmaps::load(engine).await }
+}
+
 /// Clears autoclear bits that are unknown, and drops what is known to be stale.
 async fn tidy_header(engine: &Qcow2) -> Result<()> {
     let first = engine.first_cluster.lock().clone();
@@ -141,15 +150,21 @@ impl Driver for Qcow2Driver {
     }
 
     async fn write(&self, offset: u64, from: &IoVec, flags: WriteFlags) -> Result<()> {
-        self.engine.load().write(offset, from, flags).await
+        let written = self.engine.load().write(offset, from, flags).await;
+        self.bitmaps.load().wrote(offset, from.len() as u64);
+        written
     }
 
     async fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
-        self.engine.load().write_zeroes(offset, len, flags).await
+        let written = self.engine.load().write_zeroes(offset, len, flags).await;
+        self.bitmaps.load().wrote(offset, len);
+        written
     }
 
     async fn discard(&self, offset: u64, len: u64) -> Result<()> {
-        self.engine.load().discard(offset, len).await
+        let discarded = self.engine.load().discard(offset, len).await;
+        self.bitmaps.load().wrote(offset, len);
+        discarded
     }
 
     async fn flush(&self) -> Result<()> {
@@ -163,7 +178,11 @@ impl Driver for Qcow2Driver {
     }
 
     async fn truncate(&self, len: u64, how: Truncate) -> Result<()> {
-        self.engine().truncate(len, how).await
+        let (engine, bitmaps) = (self.engine(), self.bitmaps.load_full());
+        bitmaps.before_resize(&engine).await?;
+        engine.truncate(len, how).await?;
+        bitmaps.after_resize(engine.disk_size());
+        Ok(())
     }
 
     async fn close(&self) -> Result<()> {
@@ -172,7 +191,9 @@ impl Driver for Qcow2Driver {
             return Ok(());
         }
         let _alone = engine.requests.exclusive().await;
-        engine.finish().await
+        let stored = self.bitmaps.load_full().close(&engine).await;
+        engine.finish().await?;
+        stored.map_err(|error| error.context("Lost persistent bitmaps"))
     }
 
     async fn reopen(&self, options: &mut Options, flags: OpenFlags) -> Result<()> {
@@ -180,9 +201,13 @@ impl Driver for Qcow2Driver {
         let engine = self.engine();
         let _alone = engine.requests.exclusive().await;
         if engine.writable {
+            self.bitmaps.load_full().close(&engine).await?;
             engine.finish().await?;
         }
-        self.reload(parameters).await
+        self.reload(parameters).await?;
+        let flags = self.parameters.lock().flags;
+        self.bitmaps.store(Arc::new(load_bitmaps(&self.engine(), flags).await?));
+        Ok(())
     }
 
     fn image(&self) -> Option<&dyn Image> {
@@ -216,7 +241,10 @@ impl Image for Qcow2Driver {
             full_backing_filename: backing_filename.as_deref().map(|name| crate::open::resolve(&image, name)),
             backing_filename,
             backing_format: first.extensions.backing_format.as_deref().map(text),
-            specific: Some(("qcow2", specific(&engine, &first))),
+            specific: Some((
+                "qcow2",
+                specific(&engine, &first, self.bitmaps.load().to_json(engine.writable)),
+            )),
         }
     }
 
@@ -275,7 +303,9 @@ impl Image for Qcow2Driver {
     }
 
     async fn make_empty(&self) -> Result<()> {
-        self.engine().make_empty().await
+        let emptied = self.engine().make_empty().await;
+        self.bitmaps.load().wrote(0, self.len());
+        emptied
     }
 
     fn snapshots(&self) -> Vec<SnapshotInfo> {
@@ -287,7 +317,12 @@ impl Image for Qcow2Driver {
     }
 
     async fn snapshot_apply(&self, id_or_name: &str) -> Result<()> {
-        self.engine().apply_snapshot(id_or_name).await
+        let (engine, bitmaps) = (self.engine(), self.bitmaps.load_full());
+        bitmaps.before_resize(&engine).await?;
+        engine.apply_snapshot(id_or_name).await?;
+        bitmaps.after_resize(engine.disk_size());
+        bitmaps.wrote(0, engine.disk_size());
+        Ok(())
     }
 
     async fn snapshot_delete(&self, id_or_name: &str) -> Result<()> {
@@ -305,10 +340,32 @@ impl Image for Qcow2Driver {
     async fn read_vm_state(&self, offset: u64, into: &IoVec) -> Result<()> {
         self.engine().read_vm_state(offset, into).await
     }
+
+    fn bitmaps(&self) -> Vec<BitmapInfo> {
+        self.bitmaps.load().infos()
+    }
+
+    async fn bitmap_add(&self, name: &str, granularity: Option<u64>, auto: bool) -> Result<()> {
+        self.bitmaps.load().add(&self.engine(), name, granularity, auto)
+    }
+
+    async fn bitmap_remove(&self, name: &str) -> Result<()> {
+        let engine = self.engine();
+        let _alone = engine.requests.exclusive().await;
+        self.bitmaps.load_full().remove(&engine, name).await
+    }
+
+    async fn bitmap(&self, name: &str) -> Result<Arc<DirtyBitmap>> {
+        self.bitmaps.load_full().get(&self.engine(), name).await
+    }
+
+    async fn bitmap_set_enabled(&self, name: &str, enabled: bool) -> Result<()> {
+        self.bitmaps.load_full().set_enabled(&self.engine(), name, enabled).await
+    }
 }
 
 /// What `info` says of the format alone, with QEMU's names, in its order.
-fn specific(engine: &Qcow2, first: &FirstCluster) -> Map<String, Value> {
+fn specific(engine: &Qcow2, first: &FirstCluster, bitmaps: Option<Value>) -> Map<String, Value> {
     let header = &first.header;
     let mut map = Map::new();
     let mut add = |key: &str, value: Value| map.insert(key.into(), value);
@@ -322,6 +379,9 @@ fn specific(engine: &Qcow2, first: &FirstCluster) -> Map<String, Value> {
         add("compat", json!("1.1"));
         add("compression-type", compression);
         add("lazy-refcounts", json!(header.compatible.contains(Compatible::LAZY_REFCOUNTS)));
+        if let Some(bitmaps) = bitmaps {
+            add("bitmaps", bitmaps);
+        }
         add("refcount-bits", json!(1u32 << header.refcount_order));
         if let Some(name) = &first.extensions.data_file {
             add("data-file", json!(String::from_utf8_lossy(name)));

@@ -5,6 +5,7 @@
 //! specification.
 
 mod amend;
+mod bitmaps;
 pub mod check;
 pub mod create;
 mod driver;

@@ -5,6 +5,7 @@ mod cpu;
 mod exit;
 mod info;
 mod run;
+mod tools;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
@@ -25,6 +26,20 @@ enum Command {
     Info(info::Options),
     /// Shows which processors guests can be given.
     Cpu(cpu::Options),
+    /// Makes, examines, copies and changes disk images.
+    #[command(disable_help_flag = true)]
+    Img {
+        /// What `vireo img --help` says.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
+    /// Sends single requests to disk images, for tests.
+    #[command(disable_help_flag = true)]
+    Io {
+        /// What `vireo io --help` says.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
     /// Prints a completion script for a shell.
     ///
     /// For bash: vireo completion bash > ~/.local/share/bash-completion/completions/vireo
@@ -40,9 +55,13 @@ Examples:
   vireo run --kernel bzImage --initrd initrd.img --append console=ttyS0
   vireo info                            what this host offers, and what to do about the rest
   vireo cpu list                        the processors that --cpu takes
+  vireo img create -f qcow2 disk 20G    a disk image; the program is also qemu-img if it is called so
   vireo run --help                      everything about running";
 
 fn main() -> ExitCode {
+    if let Some(code) = tools::run() {
+        return code;
+    }
     let arguments = Arguments::parse();
     tracing_subscriber::fmt()
         .with_env_filter(
@@ -55,8 +74,13 @@ fn main() -> ExitCode {
         Command::Run(options) => run::run(&options),
         Command::Info(options) => info::run(&options),
         Command::Cpu(options) => cpu::run(&options),
+        // The words after these are read before, and come here only if something stands before them.
+        Command::Img { words } => Ok(img::run("vireo img", words)),
+        Command::Io { words } => Ok(qemu_io::run("vireo io", words)),
         Command::Completion { shell } => {
-            clap_complete::generate(shell, &mut Arguments::command(), "vireo", &mut std::io::stdout());
+            let mut command = Arguments::command().mut_subcommand("img", |_| img::completion());
+            command = command.mut_subcommand("io", |_| qemu_io::completion());
+            clap_complete::generate(shell, &mut command, "vireo", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
         }
     };

@@ -176,6 +176,33 @@ fn print(value: &Value, level: Option<usize>, out: &mut String) {
     }
 }
 
+/// An object for people, a line for each member, with four spaces a level, from `level` on. Dashes in names are spaces.
+pub fn outline(object: &Map<String, Value>, level: usize) -> Vec<String> {
+    let mut lines = Vec::new();
+    for (key, value) in in_order(object) {
+        outline_entry(&key.replace('-', " "), value, level, &mut lines);
+    }
+    lines
+}
+
+fn outline_entry(name: &str, value: &Value, level: usize, lines: &mut Vec<String>) {
+    let indent = "    ".repeat(level);
+    match value {
+        Value::Object(object) => {
+            lines.push(format!("{indent}{name}:"));
+            lines.extend(outline(object, level + 1));
+        }
+        Value::Array(values) => {
+            lines.push(format!("{indent}{name}:"));
+            for (index, value) in values.iter().enumerate() {
+                outline_entry(&format!("[{index}]"), value, level + 1, lines);
+            }
+        }
+        Value::String(text) => lines.push(format!("{indent}{name}: {text}")),
+        scalar => lines.push(format!("{indent}{name}: {scalar}")),
+    }
+}
+
 fn separate(index: usize, level: Option<usize>, out: &mut String) {
     if index > 0 {
         out.push_str(if level.is_some() { "," } else { ", " });
@@ -270,6 +297,22 @@ mod tests {
             ]
         );
         assert!(text.starts_with("{\n    \"children\": [\n    ],\n    \"virtual-size\": 64,\n"));
+    }
+
+    #[test]
+    fn outlines_are_for_people() {
+        let value = json!({"refcount-bits": 16, "slots": [{"active": true}, 1], "compat": "1.1"});
+        assert_eq!(
+            super::outline(value.as_object().unwrap(), 1),
+            [
+                "    compat: 1.1",
+                "    slots:",
+                "        [0]:",
+                "            active: true",
+                "        [1]: 1",
+                "    refcount bits: 16",
+            ]
+        );
     }
 
     #[test]

@@ -100,11 +100,12 @@ impl Options {
     }
 
     /// The options in a JSON object: what is in objects and arrays within it has their names before it, with dots.
+    /// Strings may stand in single quotes too, as people write them on command lines.
     ///
     /// # Errors
     /// If it is none, or too deep.
     pub fn from_json(text: &str) -> Result<Self> {
-        let value: serde_json::Value = serde_json::from_str(text)
+        let value: serde_json::Value = serde_json::from_str(&with_double_quotes(text))
             .map_err(|error| Error::of(Errno::INVALID, error).context("Could not parse the JSON options"))?;
         if !value.is_object() {
             return Err(Error::invalid("Invalid JSON object given"));
@@ -278,6 +279,33 @@ impl<K: Into<String>, V: Into<Value>> FromIterator<(K, V)> for Options {
     fn from_iter<I: IntoIterator<Item = (K, V)>>(entries: I) -> Self {
         Self { entries: entries.into_iter().map(|(key, value)| (key.into(), value.into())).collect() }
     }
+}
+
+/// The same JSON with its strings in double quotes.
+fn with_double_quotes(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 16);
+    let mut quote = None;
+    let mut letters = text.chars();
+    while let Some(letter) = letters.next() {
+        match (quote, letter) {
+            (None, '\'' | '"') => {
+                quote = Some(letter);
+                out.push('"');
+            }
+            (Some(open), _) if open == letter => {
+                quote = None;
+                out.push('"');
+            }
+            (Some('\''), '"') => out.push_str("\\\""),
+            (Some(_), '\\') => match letters.next() {
+                Some('\'') => out.push('\''),
+                Some(escaped) => out.extend(['\\', escaped]),
+                None => out.push('\\'),
+            },
+            _ => out.push(letter),
+        }
+    }
+    out
 }
 
 fn belongs<'a>(key: &'a str, child: &str) -> Option<&'a str> {

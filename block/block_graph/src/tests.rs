@@ -165,3 +165,13 @@ fn sizes_are_read_as_people_write_them() {
         assert_eq!(size(bad), None, "{bad}");
     }
 }
+
+#[test]
+fn json_may_have_single_quotes() {
+    let options =
+        Options::from_json(r#"{'driver': "raw", 'file': {'filename': 'a"b\'c', 'list': [1, true]}}"#)
+            .unwrap();
+    let texts: Vec<String> = options.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    assert_eq!(texts, ["driver=raw", "file.filename=a\"b'c", "file.list.0=1", "file.list.1=on"]);
+    assert!(Options::from_json("{'a': ").is_err());
+}

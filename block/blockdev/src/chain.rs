@@ -11,17 +11,23 @@ use io_loop::IoBuffer;
 /// The most bytes that are read at once.
 const CHUNK: u64 = 2 << 20;
 
-/// The node below `top` in its chain whose file is `name`, as the image above it names it or as it is opened.
+/// The node below `top` in its chain that `name` names: as the image above it does, or with a path that is relative to
+/// that image, as backing files' are.
 pub fn find_backing(top: &NodeRef, name: &str) -> Option<NodeRef> {
     let canonical = |name: &str| std::fs::canonicalize(name).ok();
-    let wanted = canonical(name);
     let mut node = skip_filters(top);
     while let Some(backing) = node.backing() {
         let named = node.driver().image().and_then(|image| image.info().backing_filename);
         let filename = backing.filename();
-        let is_file =
-            |file: &Option<String>| wanted.is_some() && file.as_deref().and_then(canonical) == wanted;
-        if named.as_deref() == Some(name) || filename.as_deref() == Some(name) || is_file(&filename) {
+        let is_protocol = block_graph::protocol_prefix(name).is_some();
+        let found = if is_protocol {
+            [&named, &filename].iter().any(|known| known.as_deref() == Some(name))
+        } else {
+            let image = crate::filename::of(&node);
+            let wanted = crate::filename::relative_to(&image, name).ok().and_then(|name| canonical(&name));
+            wanted.is_some() && filename.as_deref().and_then(canonical) == wanted
+        };
+        if found {
             return Some(backing);
         }
         node = skip_filters(&backing);

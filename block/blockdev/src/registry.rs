@@ -9,5 +9,6 @@ pub fn registry() -> Registry {
     registry.add(luks::LuksKind);
     block_file::register(&mut registry);
     block_filters::register(&mut registry);
+    registry.add(nbd::client::NbdKind::new(std::sync::Arc::default()));
     registry
 }

@@ -4,7 +4,7 @@ use crate::format::amount;
 use crate::output::line;
 use crate::session::Session;
 use crate::words::{Failed, Words, number};
-use block_graph::{Error, NodeRef, OpenFlags, Preallocation, Truncate, Value};
+use block_graph::{Error, NodeRef, OpenFlags, Preallocation, Truncate};
 use blockdev::syntax::json::outline;
 
 /// `alloc`.
@@ -154,10 +154,9 @@ pub(crate) async fn reopen(session: &Session, node: &NodeRef, words: &Words) -> 
         }
         node.driver().reopen(&mut options, flags).await?;
         drop(drained);
-        if let Some((name, value)) = options.iter().next() {
-            let value =
-                if let Value::Node(node) = value { node.name().to_owned() } else { value.to_string() };
-            return Err(Error::invalid(format!("Cannot change the option '{name}' to '{value}'")));
+        if let Some((name, _)) = options.iter().next() {
+            let name = name.rsplit('.').next().unwrap_or(name);
+            return Err(Error::invalid(format!("Cannot change the option '{name}'")));
         }
         node.set_flags(flags);
         Ok(())

@@ -10,7 +10,8 @@ mod requests;
 mod session;
 mod words;
 
-use block_graph::{AllowAll, NodeRef, OpenContext, Options, Secrets};
+use block_filters::Blkdebug;
+use block_graph::{AllowAll, Errno, NodeRef, OpenContext, Options, Role, Secrets};
 use command::{COMMANDS, Command, find};
 use getopt::{Flag, Getopt, Word};
 use output::line;
@@ -148,11 +149,17 @@ async fn serve(name: &str, arguments: Arguments) -> ExitCode {
             }
         }
     }
-    // Whether everything could be written when it was closed decides no exit code.
-    if let Err(error) = session.close().await {
-        session.error(format_args!("{error}"));
-    }
+    close(&mut session).await;
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// Closes the image. Whether all could be written then is said and decides no exit code; that an image was found to be
+/// corrupt has been said before.
+async fn close(session: &mut Session) {
+    match session.close().await {
+        Err(error) if error.errno() != Errno::NO_MEDIUM => session.error(error),
+        _ => {}
+    }
 }
 
 /// Runs the commands that come in; returns whether one failed.
@@ -259,28 +266,54 @@ async fn with_image(
             Ok(())
         }
         "close" => {
-            // As at the end: an error is said and decides nothing.
-            if let Err(error) = session.close().await {
-                session.error(error);
-            }
+            close(session).await;
             Ok(())
         }
-        _ => breakpoints(node, command, words),
+        _ => breakpoints(node, command, words).await,
     }
 }
 
 /// The commands about points of a driver's work.
-fn breakpoints(node: &NodeRef, command: &Command, words: &Words) -> Result<(), Failed> {
-    let _ = node;
-    let errno = block_graph::Errno::NOT_SUPPORTED;
+async fn breakpoints(node: &NodeRef, command: &Command, words: &Words) -> Result<(), Failed> {
     let tag = words.rest().last().map(String::as_str).unwrap_or_default();
-    match command.name {
-        "break" => line(format_args!("Could not set breakpoint: {errno}")),
-        "remove_break" => line(format_args!("Could not remove breakpoint {tag}: {errno}")),
-        "resume" => line(format_args!("Could not resume request: {errno}")),
-        _ => line(format_args!("Could not wait for a request: {errno}")),
+    let fail = |what: String, errno: Errno| {
+        line(format_args!("Could not {what}: {errno}"));
+        Err(Failed)
+    };
+    let failure = match command.name {
+        "break" => "set breakpoint".to_owned(),
+        "remove_break" => format!("remove breakpoint {tag}"),
+        "resume" => "resume request".to_owned(),
+        _ => "wait for a request".to_owned(),
+    };
+    // The filter stands somewhere between the format and the file.
+    let mut below = Some(node.clone());
+    while let Some(node) = below.take_if(|node| Blkdebug::of(node).is_none()) {
+        below = node.child(Role::File).or_else(|| node.child(Role::Filtered));
     }
-    Err(Failed)
+    let Some(filter) = below else { return fail(failure, Errno::NOT_SUPPORTED) };
+    let Some(debug) = Blkdebug::of(&filter) else { return fail(failure, Errno::NOT_SUPPORTED) };
+    let done = match command.name {
+        "break" => debug.set_breakpoint(&words.rest()[0], tag),
+        "remove_break" => debug.remove_breakpoint(tag),
+        "resume" => {
+            let resumed = debug.resume(tag);
+            // The request goes on before the next command does.
+            io_loop::yield_now().await;
+            resumed
+        }
+        _ => {
+            while !debug.is_suspended(tag) {
+                io_loop::sleep(std::time::Duration::from_millis(1)).await;
+            }
+            true
+        }
+    };
+    match (done, command.name) {
+        (true, _) => Ok(()),
+        (false, "break") => fail(failure, Errno::INVALID),
+        (false, _) => fail(failure, Errno::NOT_FOUND),
+    }
 }
 
 async fn without_image(session: &mut Session, command: &Command, words: &Words) -> Result<(), Failed> {

@@ -4,13 +4,16 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+/// A tool: takes the name that it was called by, and its arguments.
+type Tool = fn(&str, Vec<String>) -> ExitCode;
+
 /// Runs a tool, if the command line calls one.
 pub(crate) fn run() -> Option<ExitCode> {
     let mut arguments = std::env::args_os();
     let program = arguments.next().unwrap_or_default();
     let name = Path::new(&program).file_name().unwrap_or_default().to_string_lossy().into_owned();
     let program = program.to_string_lossy().into_owned();
-    let (program, tool): (&str, fn(&str, Vec<String>) -> ExitCode) = match name.as_str() {
+    let (program, tool): (&str, Tool) = match name.as_str() {
         "qemu-img" => (&program, img::run),
         "qemu-io" => (&program, qemu_io::run),
         _ => match arguments.next()?.to_str()? {

@@ -177,11 +177,11 @@ mod tests {
             super::outline(value.as_object().unwrap(), 1),
             [
                 "    compat: 1.1",
+                "    refcount bits: 16",
                 "    slots:",
                 "        [0]:",
                 "            active: true",
                 "        [1]: 1",
-                "    refcount bits: 16",
             ]
         );
     }

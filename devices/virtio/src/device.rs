@@ -112,6 +112,14 @@ impl QueueHandle {
         self.queue.lock().put_back();
     }
 
+    /// Asks for no doorbells: the queue is looked at anyway.
+    ///
+    /// # Errors
+    /// [`QueueError`] if the ring breaks the rules.
+    pub fn disable_doorbell(&self) -> Result<(), QueueError> {
+        self.queue.lock().disable_doorbell(&self.memory)
+    }
+
     /// Asks for doorbells and says whether chains became available meanwhile; see
     /// [`Queue::enable_doorbell`].
     ///
@@ -126,9 +134,23 @@ impl QueueHandle {
     /// # Errors
     /// [`QueueError`] if the ring breaks the rules.
     pub fn complete(&self, chain: &Chain, written: u32) -> Result<(), QueueError> {
+        self.complete_all([(chain, written)])
+    }
+
+    /// Gives several chains back, each with the number of bytes written, and then interrupts the driver if it wants
+    /// that.
+    ///
+    /// # Errors
+    /// [`QueueError`] if the ring breaks the rules.
+    pub fn complete_all<'a>(
+        &self,
+        chains: impl IntoIterator<Item = (&'a Chain, u32)>,
+    ) -> Result<(), QueueError> {
         let interrupt = {
             let mut queue = self.queue.lock();
-            queue.push(&self.memory, chain.head(), written)?;
+            for (chain, written) in chains {
+                queue.push(&self.memory, chain.head(), written)?;
+            }
             queue.needs_interrupt(&self.memory)?
         };
         if interrupt {

@@ -1,6 +1,7 @@
 //! What serves a device's queues.
 
 use crate::inline_handlers::InlineHandlers;
+use crate::loop_threads::{QueueServer, Wake};
 use crate::threads::HostThreads;
 use crate::{Interrupt, QueueError, StopToken};
 use std::os::fd::OwnedFd;
@@ -38,6 +39,25 @@ impl QueueThreads {
             return Ok(());
         }
         self.threads.spawn(queue, name, interrupt, handler)
+    }
+
+    /// Has `server` serve `queue` on the loop of a thread called `name`, with many requests in flight.
+    ///
+    /// # Errors
+    /// The host's, if it gives no thread or event descriptor.
+    pub fn spawn_loop(
+        &self,
+        queue: u16,
+        name: &str,
+        interrupt: Arc<dyn Interrupt>,
+        mut server: impl QueueServer + 'static,
+    ) -> std::io::Result<()> {
+        if cfg!(feature = "fuzzing") || interrupt.serves_inline() {
+            self.inline
+                .add(queue, interrupt, move |stop| io_loop::block_on(server.serve(&Wake::inline(stop.stop))));
+            return Ok(());
+        }
+        self.threads.spawn_loop(queue, name, interrupt, server)
     }
 
     /// Rings the doorbell of `queue`. Never blocks for long, but for what is served inline.

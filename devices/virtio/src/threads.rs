@@ -1,8 +1,9 @@
 //! I/O threads: one serves one queue, wakes when its doorbell rings, and stands still while the VM does.
 
+use crate::loop_threads::{self, QueueServer};
+use crate::thread_control::Shared;
 use crate::{Interrupt, QueueError};
-use parking_lot::{Condvar, Mutex};
-use rustix::event::{EventfdFlags, eventfd};
+use parking_lot::Mutex;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,7 +14,7 @@ use std::thread::JoinHandle;
 /// Tells a queue's handler to return soon.
 #[derive(Debug)]
 pub struct StopToken<'a> {
-    stop: &'a AtomicBool,
+    pub(crate) stop: &'a AtomicBool,
 }
 
 impl<'a> StopToken<'a> {
@@ -28,66 +29,6 @@ impl<'a> StopToken<'a> {
     }
 }
 
-#[derive(Debug)]
-struct Control {
-    running: bool,
-    exit: bool,
-    /// The handler runs, or is about to.
-    busy: bool,
-}
-
-#[derive(Debug)]
-struct Shared {
-    event: Arc<OwnedFd>,
-    /// The event descriptor was written to since the thread last read it: saves system calls.
-    rung: AtomicBool,
-    /// The handler is to return.
-    stop: AtomicBool,
-    control: Mutex<Control>,
-    changed: Condvar,
-}
-
-impl Shared {
-    fn ring(&self) {
-        if !self.rung.swap(true, Ordering::SeqCst) {
-            // Fails only if the counter is at its maximum, in which case the thread wakes anyway.
-            let _ = rustix::io::write(&*self.event, &1u64.to_ne_bytes());
-        }
-    }
-
-    /// Waits for the doorbell and then until the VM runs. `false`: the thread is to end.
-    fn wait(&self) -> bool {
-        let mut count = [0; 8];
-        while let Err(error) = rustix::io::read(&*self.event, &mut count) {
-            if error != rustix::io::Errno::INTR {
-                tracing::error!("an I/O thread's event descriptor fails: {error}");
-                return false;
-            }
-        }
-        self.rung.store(false, Ordering::SeqCst);
-        let mut control = self.control.lock();
-        while !control.running && !control.exit {
-            self.changed.wait(&mut control);
-        }
-        control.busy = !control.exit;
-        control.busy
-    }
-
-    fn set_running(&self, running: bool) {
-        let mut control = self.control.lock();
-        control.running = running;
-        self.stop.store(!running, Ordering::SeqCst);
-        self.changed.notify_all();
-    }
-
-    fn wait_idle(&self) {
-        let mut control = self.control.lock();
-        while control.busy {
-            self.changed.wait(&mut control);
-        }
-    }
-}
-
 struct QueueThread {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -95,13 +36,7 @@ struct QueueThread {
 
 impl Drop for QueueThread {
     fn drop(&mut self) {
-        {
-            let mut control = self.shared.control.lock();
-            control.exit = true;
-            self.shared.stop.store(true, Ordering::SeqCst);
-            self.shared.changed.notify_all();
-        }
-        self.shared.ring();
+        self.shared.end();
         if let Some(thread) = self.thread.take() {
             // It does not panic: handlers' panics are caught.
             let _ = thread.join();
@@ -135,32 +70,50 @@ impl HostThreads {
         interrupt: Arc<dyn Interrupt>,
         mut handler: impl FnMut(&StopToken<'_>) -> Result<(), QueueError> + Send + 'static,
     ) -> std::io::Result<()> {
-        let mut inner = self.inner.lock();
-        let shared = Arc::new(Shared {
-            event: Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?),
-            rung: AtomicBool::new(false),
-            stop: AtomicBool::new(!inner.running),
-            control: Mutex::new(Control { running: inner.running, exit: false, busy: false }),
-            changed: Condvar::new(),
-        });
-        let for_thread = shared.clone();
-        let first = ::device::start_hook();
-        let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
-            if let Some(first) = first {
-                first();
-            }
-            while for_thread.wait() {
+        self.start_thread(queue, name, move |shared| {
+            while shared.wait() {
                 if !interrupt.failed() {
-                    let token = StopToken { stop: &for_thread.stop };
+                    let token = StopToken { stop: shared.stop() };
                     let panicked = || QueueError::Device("its I/O thread panicked".into());
                     let result = catch_unwind(AssertUnwindSafe(|| handler(&token)));
                     if let Err(error) = result.unwrap_or_else(|_| Err(panicked())) {
                         interrupt.fail(&error);
                     }
                 }
-                for_thread.control.lock().busy = false;
-                for_thread.changed.notify_all();
+                shared.set_idle();
             }
+        })
+    }
+
+    /// Starts the thread `name` whose loop has `server` serve `queue` whenever its doorbell rings or the VM runs on.
+    ///
+    /// # Errors
+    /// The host's, if it gives no thread or event descriptor.
+    pub(crate) fn spawn_loop(
+        &self,
+        queue: u16,
+        name: &str,
+        interrupt: Arc<dyn Interrupt>,
+        server: impl QueueServer + 'static,
+    ) -> std::io::Result<()> {
+        self.start_thread(queue, name, move |shared| loop_threads::run(shared, &interrupt, server))
+    }
+
+    fn start_thread(
+        &self,
+        queue: u16,
+        name: &str,
+        main: impl FnOnce(&Shared) + Send + 'static,
+    ) -> std::io::Result<()> {
+        let mut inner = self.inner.lock();
+        let shared = Arc::new(Shared::new(inner.running)?);
+        let for_thread = shared.clone();
+        let first = ::device::start_hook();
+        let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
+            if let Some(first) = first {
+                first();
+            }
+            main(&for_thread);
         })?;
         // What became available before there was a thread is served too.
         shared.ring();
@@ -182,7 +135,7 @@ impl HostThreads {
 
     /// The event descriptor of the doorbell of `queue`.
     pub(crate) fn doorbell(&self, queue: u16) -> Option<Arc<OwnedFd>> {
-        self.find(queue).map(|shared| shared.event.clone())
+        self.find(queue).map(|shared| shared.event().clone())
     }
 
     /// The VM begins to run. Every queue is looked at.
@@ -204,6 +157,8 @@ impl HostThreads {
         };
         for shared in &shared {
             shared.set_running(false);
+            // One that waits in its loop is to see it.
+            shared.ring();
         }
         for shared in &shared {
             shared.wait_idle();
@@ -216,7 +171,7 @@ impl HostThreads {
         let threads = std::mem::take(&mut self.inner.lock().threads);
         // All are told before the first is waited for.
         for (_, thread) in &threads {
-            thread.shared.stop.store(true, Ordering::SeqCst);
+            thread.shared.ask_to_stop();
         }
         drop(threads);
     }

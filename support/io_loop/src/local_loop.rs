@@ -179,6 +179,15 @@ where
     task
 }
 
+/// Waits until `file` can be read from without waiting; an event descriptor, until it was written to. The future may
+/// be dropped at any time, and kept for as long as it takes.
+///
+/// # Errors
+/// The host's.
+pub async fn readable(file: &Arc<OwnedFd>) -> io::Result<()> {
+    current().await_ready(file, libc::POLLIN)?.await.map(drop)
+}
+
 /// Lets other tasks run.
 pub async fn yield_now() {
     let mut yielded = false;

@@ -368,6 +368,12 @@ impl OpenContext {
         Self { registry, secrets, rule, nodes: Arc::default(), depth: 0 }
     }
 
+    /// The same context, with another rule for files that images name.
+    #[must_use]
+    pub fn with_rule(&self, rule: Arc<dyn OpenRule>) -> Self {
+        Self { rule, ..self.clone() }
+    }
+
     /// The node of this name.
     pub fn node(&self, name: &str) -> Option<NodeRef> {
         self.nodes.named.lock().get(name)?.upgrade()

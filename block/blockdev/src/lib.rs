@@ -6,6 +6,7 @@ pub mod convert;
 pub mod create;
 pub mod filename;
 pub mod list_options;
+pub mod overlay;
 mod registry;
 pub mod secret;
 pub mod status;

@@ -1,131 +1,100 @@
 //! The virtio block device, with a disk in memory or in a file.
 #![no_main]
 
+use block_graph::{Driver, Errno, Error, Node, OpenFlags, Result, WriteFlags, ZeroFlags, async_trait};
+use io_loop::IoVec;
 use libfuzzer_sys::fuzz_target;
 use parking_lot::Mutex;
-use rustix::fs::{MemfdFlags, memfd_create};
-use std::fs::File;
-use std::io;
-use std::os::fd::AsRawFd;
+use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use vireo_fuzz::{Driven, Input, Request, drive_virtio};
-use virtio::{GuestSlice, VirtioDevice};
-use virtio_blk::{BlockBackend, RawFile, VirtioBlk, VirtioBlkConfig};
+use virtio::VirtioDevice;
+use virtio_blk::{VirtioBlk, VirtioBlkConfig};
 
 /// Sectors, and a few bytes that are none.
 const DISK: usize = 512 * 64 + 100;
 
 /// A disk in memory that fails when it is told to.
+#[derive(Debug)]
 struct Disk {
     bytes: Mutex<Vec<u8>>,
-    read_only: bool,
     failing: AtomicU8,
 }
 
-impl Disk {
+#[derive(Debug)]
+struct DiskDriver(Arc<Disk>);
+
+impl DiskDriver {
     /// Checks what the device promises of every access.
-    fn range(&self, offset: u64, len: u64) -> io::Result<std::ops::Range<usize>> {
+    fn range(&self, offset: u64, len: u64) -> Result<std::ops::Range<usize>> {
         assert!(
             offset.is_multiple_of(512) && len.is_multiple_of(512),
             "{len} bytes at {offset} are no sectors"
         );
-        assert!(offset + len <= self.size_bytes(), "{len} bytes at {offset} are past the end");
-        match self.failing.load(Ordering::Relaxed) {
-            1 => Err(io::ErrorKind::Other.into()),
-            2 => Err(io::ErrorKind::Unsupported.into()),
+        assert!(offset + len <= self.len(), "{len} bytes at {offset} are past the end");
+        match self.0.failing.load(Ordering::Relaxed) {
+            1 => Err(Error::errno_only(Errno::IO)),
+            2 => Err(Error::errno_only(Errno::NOT_SUPPORTED)),
             _ => Ok(offset as usize..(offset + len) as usize),
         }
     }
 }
 
-fn len(buffers: &[GuestSlice<'_>]) -> u64 {
-    buffers.iter().map(|buffer| buffer.len() as u64).sum()
-}
+#[async_trait(?Send)]
+impl Driver for DiskDriver {
+    fn format_name(&self) -> &'static str {
+        "fuzz"
+    }
 
-impl BlockBackend for Disk {
-    fn size_bytes(&self) -> u64 {
+    fn len(&self) -> u64 {
         DISK as u64
     }
 
-    fn read_only(&self) -> bool {
-        self.read_only
-    }
-
-    fn read_at(&self, offset: u64, buffers: &[GuestSlice<'_>]) -> io::Result<()> {
-        let mut at = self.range(offset, len(buffers))?.start;
-        let bytes = self.bytes.lock();
-        for buffer in buffers {
-            buffer.copy_from(&bytes[at..at + buffer.len()]);
-            at += buffer.len();
-        }
+    async fn read(&self, offset: u64, into: &IoVec) -> Result<()> {
+        let range = self.range(offset, into.len() as u64)?;
+        into.copy_from(0, &self.0.bytes.lock()[range]);
         Ok(())
     }
 
-    fn write_at(&self, offset: u64, buffers: &[GuestSlice<'_>]) -> io::Result<()> {
-        assert!(!self.read_only);
-        let mut at = self.range(offset, len(buffers))?.start;
-        let mut bytes = self.bytes.lock();
-        for buffer in buffers {
-            buffer.copy_to(&mut bytes[at..at + buffer.len()]);
-            at += buffer.len();
-        }
+    async fn write(&self, offset: u64, from: &IoVec, _: WriteFlags) -> Result<()> {
+        let range = self.range(offset, from.len() as u64)?;
+        from.copy_to(0, &mut self.0.bytes.lock()[range]);
         Ok(())
     }
 
-    fn flush(&self) -> io::Result<()> {
+    async fn flush(&self) -> Result<()> {
         self.range(0, 0).map(drop)
     }
 
-    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        assert!(!self.read_only);
+    async fn discard(&self, offset: u64, len: u64) -> Result<()> {
         self.range(offset, len).map(drop)
     }
 
-    fn write_zeroes(&self, offset: u64, len: u64, _may_unmap: bool) -> io::Result<()> {
-        assert!(!self.read_only);
+    async fn write_zeroes(&self, offset: u64, len: u64, _: ZeroFlags) -> Result<()> {
         let range = self.range(offset, len)?;
-        self.bytes.lock()[range].fill(0);
+        self.0.bytes.lock()[range].fill(0);
         Ok(())
     }
-}
 
-/// A file without a name, always the same, as nobody else may write to it.
-fn raw_file() -> Arc<dyn BlockBackend> {
-    thread_local! {
-        static FILE: (File, Arc<RawFile>) = {
-            let file = memfd_create("disk", MemfdFlags::CLOEXEC).expect("a file in memory");
-            let file = File::from(file);
-            file.set_len(DISK as u64).expect("the file can be sized");
-            let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-            (file, Arc::new(RawFile::open(path, false).expect("the file can be opened")))
-        };
+    fn as_any(&self) -> &dyn Any {
+        self
     }
-    FILE.with(|(file, raw)| {
-        file.set_len(0).and_then(|()| file.set_len(DISK as u64)).expect("the file can be sized");
-        raw.clone()
-    })
 }
 
-struct Target<const KIND: u8> {
+struct Target<const READ_ONLY: bool> {
     disk: Arc<Disk>,
     device: Arc<VirtioBlk>,
 }
 
-const READ_ONLY: u8 = 1;
-const FILE: u8 = 2;
-
-impl<const KIND: u8> Driven for Target<KIND> {
+impl<const READ_ONLY: bool> Driven for Target<READ_ONLY> {
     fn new() -> Self {
         let bytes = (0..DISK).map(|at| (at / 512) as u8).collect();
-        let disk = Arc::new(Disk {
-            bytes: Mutex::new(bytes),
-            read_only: KIND == READ_ONLY,
-            failing: AtomicU8::new(0),
-        });
+        let disk = Arc::new(Disk { bytes: Mutex::new(bytes), failing: AtomicU8::new(0) });
         let config = VirtioBlkConfig { queues: 2, serial: "fuzz".into(), ..VirtioBlkConfig::default() };
-        let backend: Arc<dyn BlockBackend> = if KIND == FILE { raw_file() } else { disk.clone() };
-        Self { disk, device: Arc::new(VirtioBlk::new(config, backend)) }
+        let flags = if READ_ONLY { OpenFlags::READ } else { OpenFlags::WRITE };
+        let node = Node::new("fuzz", Box::new(DiskDriver(disk.clone())), flags);
+        Self { disk, device: Arc::new(VirtioBlk::new(config, node)) }
     }
 
     fn device(&self) -> Arc<dyn VirtioDevice> {
@@ -178,9 +147,5 @@ impl<const KIND: u8> Driven for Target<KIND> {
 
 fuzz_target!(|data: &[u8]| {
     let Some((kind, data)) = data.split_first() else { return };
-    match kind % 4 {
-        0 => drive_virtio::<Target<READ_ONLY>>(data),
-        1 => drive_virtio::<Target<FILE>>(data),
-        _ => drive_virtio::<Target<0>>(data),
-    }
+    if kind & 1 != 0 { drive_virtio::<Target<true>>(data) } else { drive_virtio::<Target<false>>(data) }
 });

@@ -1,23 +1,19 @@
 //! The virtio block device (5.2).
 //!
-//! [`VirtioBlk`] turns the driver's requests into calls of a [`BlockBackend`], on one I/O thread for each
-//! queue. [`RawFile`] is the simplest backend: a file or block device of the host, as it is.
+//! [`VirtioBlk`] turns the driver's requests into requests of a block node, straight from and to guest memory, with an
+//! I/O thread for each queue and as many requests in flight as the driver makes.
 
-#![allow(unsafe_code)] // file_io: positioned vectored I/O on guest memory, and file locks
+#![allow(unsafe_code)] // guest_io: guest memory as what the kernel reads and writes
 
-mod backend;
-mod file_io;
-mod raw_file;
+mod guest_io;
 mod request;
-mod snapshot;
+mod server;
 
-pub use backend::BlockBackend;
-pub use raw_file::{RawError, RawFile};
-pub use snapshot::Snapshot;
-
+use block_graph::NodeRef;
 use device::{SavedState, StateError, decode, encode};
 use parking_lot::Mutex;
 use request::Disk;
+use server::Server;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -97,9 +93,9 @@ pub struct VirtioBlk {
 }
 
 impl VirtioBlk {
-    /// A block device with what is in `backend`. Values out of range in `config` become the nearest ones
+    /// A block device with what is in `node`. Values out of range in `config` become the nearest ones
     /// in range.
-    pub fn new(config: VirtioBlkConfig, backend: Arc<dyn BlockBackend>) -> Self {
+    pub fn new(config: VirtioBlkConfig, node: NodeRef) -> Self {
         let logical = 1 << config.logical_block_size.clamp(512, 4096).ilog2();
         let physical = 1 << config.physical_block_size.clamp(logical, 1 << 16).ilog2();
         let config = VirtioBlkConfig {
@@ -110,11 +106,11 @@ impl VirtioBlk {
             serial: config.serial,
         };
         let queue_sizes = vec![config.queue_size; config.queues.into()];
-        let disk = Arc::new(Disk::new(backend, &config.serial));
+        let disk = Arc::new(Disk::new(node, &config.serial));
         Self { config, queue_sizes, disk, threads: QueueThreads::new(), active: Mutex::new(None) }
     }
 
-    /// Tells the driver that the backend's size changed.
+    /// Tells the driver that the node's size changed.
     pub fn size_changed(&self) {
         let interrupt = self.active.lock().clone();
         if let Some(interrupt) = interrupt {
@@ -128,7 +124,7 @@ impl VirtioBlk {
         let mut set = |at: usize, bytes: &[u8]| registers[at..at + bytes.len()].copy_from_slice(bytes);
         let VirtioBlkConfig { queues, queue_size, logical_block_size, physical_block_size, .. } = self.config;
         let ratio = physical_block_size / logical_block_size;
-        set(0, &(self.disk.backend.size_bytes() / SECTOR_SIZE).to_le_bytes());
+        set(0, &(self.disk.node.len() / SECTOR_SIZE).to_le_bytes());
         set(12, &u32::from(queue_size - 2).to_le_bytes());
         set(20, &logical_block_size.to_le_bytes());
         set(24, &[ratio.ilog2() as u8, 0]);
@@ -157,11 +153,8 @@ impl VirtioDevice for VirtioBlk {
             | feature::TOPOLOGY
             | feature::CONFIG_WCE
             | feature::MQ;
-        let write = if self.disk.backend.read_only() {
-            feature::RO
-        } else {
-            feature::DISCARD | feature::WRITE_ZEROES
-        };
+        let write =
+            if self.disk.node.read_only() { feature::RO } else { feature::DISCARD | feature::WRITE_ZEROES };
         always | write
     }
 
@@ -191,11 +184,9 @@ impl VirtioDevice for VirtioBlk {
             if !queue.queue.lock().enabled() {
                 continue;
             }
-            let disk = self.disk.clone();
-            let name = format!("virtio-blk q{}", queue.index);
-            self.threads.spawn(queue.index, &name, activation.interrupt.clone(), move |stop| {
-                queue.serve(stop, |chain| disk.request(&queue.memory, chain))
-            })?;
+            let (index, name) = (queue.index, format!("virtio-blk q{}", queue.index));
+            let server = Server::new(queue, self.disk.clone());
+            self.threads.spawn_loop(index, &name, activation.interrupt.clone(), server)?;
         }
         Ok(())
     }
@@ -211,8 +202,7 @@ impl VirtioDevice for VirtioBlk {
     fn reset(&self) {
         self.threads.clear();
         *self.active.lock() = None;
-        self.disk.features.store(0, Ordering::SeqCst);
-        self.disk.write_back.store(true, Ordering::SeqCst);
+        self.disk.reset();
     }
 
     fn start(&self) {

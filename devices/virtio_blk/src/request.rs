@@ -1,8 +1,9 @@
 //! Requests (5.2.6): a header, data, and a status byte.
 
-use crate::{BlockBackend, SECTOR_SIZE, SERIAL_LEN, feature};
+use crate::{SECTOR_SIZE, SERIAL_LEN, feature, guest_io};
+use block_graph::{Errno, Error, NodeRef, WriteFlags, ZeroFlags};
 use guest_memory::GuestMemory;
-use std::io;
+use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use virtio::{Chain, QueueError};
@@ -44,9 +45,9 @@ enum Failure {
 /// How many requests the host failed.
 static FAILURES: AtomicU64 = AtomicU64::new(0);
 
-impl From<io::Error> for Failure {
-    fn from(error: io::Error) -> Self {
-        if error.kind() == io::ErrorKind::Unsupported {
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        if error.errno() == Errno::NOT_SUPPORTED {
             return Self::Unsupported;
         }
         // A guest can make as many as it likes: the 1st, 2nd, 4th, 8th… are written down.
@@ -60,7 +61,9 @@ impl From<io::Error> for Failure {
 
 /// What all queues of a device share.
 pub(crate) struct Disk {
-    pub(crate) backend: Arc<dyn BlockBackend>,
+    pub(crate) node: NodeRef,
+    /// Writes reach stable storage before they end, whatever the driver chooses.
+    write_through: bool,
     serial: [u8; SERIAL_LEN],
     /// The features that the driver accepted.
     pub(crate) features: AtomicU64,
@@ -69,19 +72,32 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
-    pub(crate) fn new(backend: Arc<dyn BlockBackend>, serial: &str) -> Self {
+    pub(crate) fn new(node: NodeRef, serial: &str) -> Self {
         let mut bytes = [0; SERIAL_LEN];
         for (byte, value) in bytes.iter_mut().zip(serial.bytes()) {
             *byte = value;
         }
-        Self { backend, serial: bytes, features: AtomicU64::new(0), write_back: AtomicBool::new(true) }
+        let write_through = node.flags().write_through;
+        let (features, write_back) = (AtomicU64::new(0), AtomicBool::new(!write_through));
+        Self { node, write_through, serial: bytes, features, write_back }
+    }
+
+    /// As before a driver came.
+    pub(crate) fn reset(&self) {
+        self.features.store(0, Ordering::SeqCst);
+        self.write_back.store(!self.write_through, Ordering::SeqCst);
     }
 
     /// Carries out the request in `chain`. Returns the number of bytes written to the chain.
     ///
     /// # Errors
     /// [`QueueError`] if there is no place for header or status, so that it is no request.
-    pub(crate) fn request(&self, memory: &GuestMemory, chain: &Chain) -> Result<u32, QueueError> {
+    pub(crate) async fn request(
+        &self,
+        memory: &GuestMemory,
+        keep: &Arc<dyn Any + Send + Sync>,
+        chain: &Chain,
+    ) -> Result<u32, QueueError> {
         let data_in = chain.writable_len().checked_sub(1);
         let data_out = chain.readable_len().checked_sub(HEADER_LEN);
         let (Some(data_in), Some(data_out)) = (data_in, data_out) else {
@@ -91,14 +107,14 @@ impl Disk {
         chain.read(memory, 0, &mut header)?;
         let [a, b, c, d, _, _, _, _, e, f, g, h, i, j, k, l] = header;
         let sector = u64::from_le_bytes([e, f, g, h, i, j, k, l]);
-        let request = Request { memory, chain, sector, data_in, data_out };
+        let request = Request { memory, keep, chain, sector, data_in, data_out };
         let result = match u32::from_le_bytes([a, b, c, d]) {
-            kind::IN => self.read(&request),
-            kind::OUT => self.write(&request),
-            kind::FLUSH => self.flush(),
+            kind::IN => self.read(&request).await,
+            kind::OUT => self.write(&request).await,
+            kind::FLUSH => self.flush().await,
             kind::GET_ID => self.identify(&request),
-            kind::DISCARD => self.ranges(&request, false),
-            kind::WRITE_ZEROES => self.ranges(&request, true),
+            kind::DISCARD => self.ranges(&request, false).await,
+            kind::WRITE_ZEROES => self.ranges(&request, true).await,
             _ => Err(Failure::Unsupported),
         };
         let status = match result {
@@ -111,47 +127,49 @@ impl Disk {
 
     /// The offset in bytes of `sectors` sectors from `sector` on.
     fn place(&self, sector: u64, len: u64) -> Result<u64, Failure> {
-        let end = self.backend.size_bytes() / SECTOR_SIZE;
+        let end = self.node.len() / SECTOR_SIZE;
         let sectors = len / SECTOR_SIZE;
         let fits = sector.checked_add(sectors).is_some_and(|last| last <= end);
         if fits && len.is_multiple_of(SECTOR_SIZE) { Ok(sector * SECTOR_SIZE) } else { Err(Failure::IoError) }
     }
 
-    fn read(&self, request: &Request<'_>) -> Result<(), Failure> {
+    async fn read(&self, request: &Request<'_>) -> Result<(), Failure> {
         let offset = self.place(request.sector, request.data_in.into())?;
-        let buffers = request.chain.writable_slices(request.memory, 0, request.data_in);
-        self.backend.read_at(offset, &buffers.map_err(|_| Failure::IoError)?)?;
-        Ok(())
+        let slices = request.chain.writable_slices(request.memory, 0, request.data_in);
+        let slices = slices.map_err(|_| Failure::IoError)?;
+        let result = self.node.read(offset, &guest_io::memory(&slices, request.keep)).await;
+        // Even an error may have come after part of the data.
+        guest_io::written(&slices);
+        Ok(result?)
     }
 
-    fn write(&self, request: &Request<'_>) -> Result<(), Failure> {
+    async fn write(&self, request: &Request<'_>) -> Result<(), Failure> {
         self.check_writable()?;
         let offset = self.place(request.sector, request.data_out.into())?;
-        let buffers = request.chain.readable_slices(request.memory, HEADER_LEN, request.data_out);
-        self.backend.write_at(offset, &buffers.map_err(|_| Failure::IoError)?)?;
-        self.write_through()
+        let slices = request.chain.readable_slices(request.memory, HEADER_LEN, request.data_out);
+        let memory = guest_io::memory(&slices.map_err(|_| Failure::IoError)?, request.keep);
+        let flags = if self.is_write_through() { WriteFlags::FUA } else { WriteFlags::empty() };
+        Ok(self.node.write(offset, &memory, flags).await?)
     }
 
-    fn check_writable(&self) -> Result<(), Failure> {
-        if self.backend.read_only() { Err(Failure::IoError) } else { Ok(()) }
-    }
-
-    /// Drivers that do not know of flushes rely on write-through (5.2.5.2).
-    fn write_through(&self) -> Result<(), Failure> {
+    /// Whether what is written is on stable storage when the request ends.
+    fn is_write_through(&self) -> bool {
         let features = self.features.load(Ordering::SeqCst);
         let write_back = if features & feature::CONFIG_WCE != 0 {
             self.write_back.load(Ordering::SeqCst)
         } else {
+            // Drivers that do not know of flushes rely on it (5.2.5.2).
             features & feature::FLUSH != 0
         };
-        if write_back { Ok(()) } else { self.flush() }
+        self.write_through || !write_back
     }
 
-    fn flush(&self) -> Result<(), Failure> {
-        if !self.backend.read_only() {
-            self.backend.flush()?;
-        }
-        Ok(())
+    fn check_writable(&self) -> Result<(), Failure> {
+        if self.node.read_only() { Err(Failure::IoError) } else { Ok(()) }
+    }
+
+    async fn flush(&self) -> Result<(), Failure> {
+        Ok(self.node.flush().await?)
     }
 
     fn identify(&self, request: &Request<'_>) -> Result<(), Failure> {
@@ -160,7 +178,7 @@ impl Disk {
     }
 
     /// Discard and write-zeroes requests, whose data are ranges.
-    fn ranges(&self, request: &Request<'_>, zero: bool) -> Result<(), Failure> {
+    async fn ranges(&self, request: &Request<'_>, zero: bool) -> Result<(), Failure> {
         self.check_writable()?;
         let len = request.data_out as usize;
         if len == 0 || !len.is_multiple_of(RANGE_LEN) || len > RANGE_LEN * MAX_RANGES as usize {
@@ -189,17 +207,19 @@ impl Disk {
         }
         for (offset, bytes, unmap) in list.into_iter().filter(|(_, bytes, _)| *bytes > 0) {
             if zero {
-                self.backend.write_zeroes(offset, bytes, unmap)?;
+                let flags = if unmap { ZeroFlags::MAY_UNMAP } else { ZeroFlags::empty() };
+                self.node.write_zeroes(offset, bytes, flags).await?;
             } else {
-                self.backend.discard(offset, bytes)?;
+                self.node.discard(offset, bytes).await?;
             }
         }
-        self.write_through()
+        if self.is_write_through() { self.flush().await } else { Ok(()) }
     }
 }
 
 struct Request<'a> {
     memory: &'a GuestMemory,
+    keep: &'a Arc<dyn Any + Send + Sync>,
     chain: &'a Chain,
     sector: u64,
     /// Bytes that the device may write before the status.

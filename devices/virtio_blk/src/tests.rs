@@ -1,11 +1,16 @@
 use super::*;
 use crate::feature as blk;
+use block_graph::{
+    Driver as BlockDriver, Errno, Error, Node, OpenFlags, Result as BlockResult, WriteFlags, ZeroFlags,
+    async_trait,
+};
+use io_loop::IoVec;
 use proptest::prelude::*;
-use std::io;
+use std::any::Any;
 use std::sync::atomic::{AtomicBool, AtomicU32};
-use tempfile::NamedTempFile;
+use std::time::Duration;
+use virtio::status;
 use virtio::test_driver::{BUFFERS, Driver, DriverQueue, MEMORY_SIZE, copy_memory};
-use virtio::{GuestSlice, status};
 
 use ::device::Device;
 
@@ -17,16 +22,80 @@ const DATA: u64 = BUFFERS + 0x10_0000;
 /// The next queue's are so much further.
 const STRIDE: u64 = 0x20_0000;
 
-fn image() -> NamedTempFile {
-    let file = NamedTempFile::new().unwrap();
-    file.as_file().set_len(SECTORS * SECTOR_SIZE).unwrap();
-    file
+/// A disk in memory that counts what comes and can be made to wait.
+#[derive(Debug)]
+struct Disk {
+    bytes: Mutex<Vec<u8>>,
+    flushes: AtomicU32,
+    writing: AtomicU32,
+    hold: AtomicBool,
 }
 
-fn device(file: &NamedTempFile, read_only: bool, queues: u16) -> Arc<VirtioBlk> {
-    let backend = Arc::new(RawFile::open(file.path(), read_only).unwrap());
+/// The driver of a [`Disk`].
+#[derive(Debug)]
+struct DiskDriver(Arc<Disk>);
+
+#[async_trait(?Send)]
+impl BlockDriver for DiskDriver {
+    fn format_name(&self) -> &'static str {
+        "test"
+    }
+
+    fn len(&self) -> u64 {
+        self.0.bytes.lock().len() as u64
+    }
+
+    async fn read(&self, offset: u64, into: &IoVec) -> BlockResult<()> {
+        io_loop::yield_now().await;
+        into.copy_from(0, &self.0.bytes.lock()[offset as usize..][..into.len()]);
+        Ok(())
+    }
+
+    async fn write(&self, offset: u64, from: &IoVec, flags: WriteFlags) -> BlockResult<()> {
+        self.0.writing.fetch_add(1, Ordering::SeqCst);
+        while self.0.hold.load(Ordering::SeqCst) {
+            io_loop::sleep(Duration::from_millis(1)).await;
+        }
+        from.copy_to(0, &mut self.0.bytes.lock()[offset as usize..][..from.len()]);
+        self.0.writing.fetch_sub(1, Ordering::SeqCst);
+        if flags.contains(WriteFlags::FUA) { self.flush().await } else { Ok(()) }
+    }
+
+    async fn write_zeroes(&self, offset: u64, len: u64, _: ZeroFlags) -> BlockResult<()> {
+        self.0.bytes.lock()[offset as usize..][..len as usize].fill(0);
+        Ok(())
+    }
+
+    async fn discard(&self, _: u64, _: u64) -> BlockResult<()> {
+        Err(Error::errno_only(Errno::NO_SPACE))
+    }
+
+    async fn flush(&self) -> BlockResult<()> {
+        self.0.flushes.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+fn image() -> Arc<Disk> {
+    Arc::new(Disk {
+        bytes: Mutex::new(vec![0; (SECTORS * SECTOR_SIZE) as usize]),
+        flushes: AtomicU32::new(0),
+        writing: AtomicU32::new(0),
+        hold: AtomicBool::new(false),
+    })
+}
+
+fn node(disk: &Arc<Disk>, flags: OpenFlags) -> NodeRef {
+    Node::new("disk", Box::new(DiskDriver(disk.clone())), flags)
+}
+
+fn device(disk: &Arc<Disk>, read_only: bool, queues: u16) -> Arc<VirtioBlk> {
     let config = VirtioBlkConfig { queues, serial: "vireo-0001".into(), ..VirtioBlkConfig::default() };
-    Arc::new(VirtioBlk::new(config, backend))
+    Arc::new(VirtioBlk::new(config, node(disk, if read_only { OpenFlags::READ } else { OpenFlags::WRITE })))
 }
 
 /// Carries out a request whose data are in `pieces` pieces, and returns its status.
@@ -88,41 +157,6 @@ fn ranges(driver: &Driver, queue: &mut DriverQueue, kind: u32, data: &[u8]) -> u
 }
 
 #[test]
-fn a_snapshot_reads_what_was_written_and_leaves_its_image_alone() {
-    let mut file = image();
-    let content: Vec<u8> =
-        (0..SECTORS * SECTOR_SIZE).map(|index| (index / 512 + index % 251) as u8).collect();
-    io::Write::write_all(&mut file, &content).unwrap();
-    let backend = Snapshot::new(RawFile::open(file.path(), true).unwrap()).unwrap();
-    let device = VirtioBlk::new(VirtioBlkConfig::default(), Arc::new(backend));
-    let driver = Driver::new(Arc::new(device));
-    assert_eq!(driver.offered() & blk::RO, 0);
-    let features = blk::FLUSH | blk::DISCARD | blk::WRITE_ZEROES | virtio::feature::TRANSPORT;
-    let mut queue = driver.set_up(features, &[64]).remove(0);
-    let mut expected = content.clone();
-    // Within a word of the map, over its end, whole words, and what was written before.
-    for (number, (sector, sectors)) in
-        [(3, 1), (5, 2), (60, 10), (64, 130), (4, 1), (255, 1)].into_iter().enumerate()
-    {
-        let data: Vec<u8> = (0..sectors * 512).map(|index| (index * 3 + number * 77) as u8).collect();
-        write(&driver, &mut queue, sector as u64, &data);
-        expected[sector * 512..][..data.len()].copy_from_slice(&data);
-    }
-    assert_eq!(ranges(&driver, &mut queue, 13, &range(100, 20, 1)), 0);
-    expected[100 * 512..120 * 512].fill(0);
-    assert_eq!(ranges(&driver, &mut queue, 11, &range(0, 2, 0)), 0);
-    assert_eq!(request(&driver, &mut queue, 4, 0, (0, false), 0), 0);
-    for (sector, sectors) in [(0, 256), (2, 5), (63, 2), (119, 3), (250, 6)] {
-        let part = &expected[sector * 512..(sector + sectors) * 512];
-        assert!(
-            read(&driver, &mut queue, sector as u64, (sectors * 512) as u32) == part,
-            "from sector {sector}"
-        );
-    }
-    assert!(std::fs::read(file.path()).unwrap() == content);
-}
-
-#[test]
 fn configuration_space_describes_the_disk() {
     let file = image();
     let driver = Driver::new(device(&file, false, 4));
@@ -142,7 +176,7 @@ fn sectors_keep_what_is_written_and_flushes_and_identity_work() {
     let data: Vec<u8> = (0..8192u32).map(|index| (index * 7 / 3) as u8).collect();
     write(&driver, &mut queues[0], 3, &data);
     assert_eq!(read(&driver, &mut queues[1], 3, 8192), data);
-    assert_eq!(std::fs::read(file.path()).unwrap()[3 * 512..][..8192], data);
+    assert_eq!(file.bytes.lock()[3 * 512..][..8192], data);
     assert_eq!(request(&driver, &mut queues[0], 4, 0, (0, false), 0), 0);
     assert_eq!(request(&driver, &mut queues[0], 8, 0, (20, true), 1), 0);
     let mut serial = [0xff; 20];
@@ -189,62 +223,9 @@ fn a_read_only_disk_stays_as_it_is() {
 }
 
 #[test]
-fn a_second_writer_is_refused() {
-    let file = image();
-    let writer = RawFile::open(file.path(), false).unwrap();
-    let error = RawFile::open(file.path(), false).unwrap_err();
-    assert!(error.to_string().contains("in use"), "{error}");
-    assert!(matches!(RawFile::open(file.path(), true), Err(RawError::InUse(_))));
-    drop(writer);
-    let _reader = RawFile::open(file.path(), true).unwrap();
-    RawFile::open(file.path(), true).unwrap();
-    assert!(matches!(RawFile::open(file.path(), false), Err(RawError::InUse(_))));
-    assert!(matches!(RawFile::open("/dev/null", true), Err(RawError::NotADisk(_))));
-    assert!(matches!(RawFile::open("/nonexistent", true), Err(RawError::Open { .. })));
-}
-
-/// A backend that counts flushes and can be made to wait.
-#[derive(Default)]
-struct Observed {
-    flushes: AtomicU32,
-    writing: AtomicU32,
-    hold: AtomicBool,
-}
-
-impl BlockBackend for Observed {
-    fn size_bytes(&self) -> u64 {
-        SECTORS * SECTOR_SIZE
-    }
-    fn read_only(&self) -> bool {
-        false
-    }
-    fn read_at(&self, _offset: u64, _buffers: &[GuestSlice<'_>]) -> io::Result<()> {
-        Err(io::ErrorKind::UnexpectedEof.into())
-    }
-    fn write_at(&self, _offset: u64, _buffers: &[GuestSlice<'_>]) -> io::Result<()> {
-        self.writing.fetch_add(1, Ordering::SeqCst);
-        while self.hold.load(Ordering::SeqCst) {
-            std::thread::yield_now();
-        }
-        self.writing.fetch_sub(1, Ordering::SeqCst);
-        Ok(())
-    }
-    fn flush(&self) -> io::Result<()> {
-        self.flushes.fetch_add(1, Ordering::SeqCst);
-        Ok(())
-    }
-    fn discard(&self, _offset: u64, _len: u64) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-    fn write_zeroes(&self, _offset: u64, _len: u64, _may_unmap: bool) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-#[test]
 fn write_through_flushes_each_write() {
-    let backend = Arc::new(Observed::default());
-    let driver = Driver::new(Arc::new(VirtioBlk::new(VirtioBlkConfig::default(), backend.clone())));
+    let backend = image();
+    let driver = Driver::new(device(&backend, false, 1));
     let flushes_of_a_write = |features: u64, write_back: Option<u8>| {
         let mut queue = driver.set_up(features, &[64]).remove(0);
         if let Some(value) = write_back {
@@ -260,14 +241,24 @@ fn write_through_flushes_each_write() {
     assert_eq!(flushes_of_a_write(blk::FLUSH | blk::CONFIG_WCE, None), 0);
     assert_eq!(flushes_of_a_write(blk::FLUSH | blk::CONFIG_WCE, Some(0)), 1);
     let mut queue = driver.set_up(blk::FLUSH, &[64]).remove(0);
-    assert_eq!(ranges(&driver, &mut queue, 11, &range(0, 1, 0)), 2);
-    assert_eq!(request(&driver, &mut queue, 0, 0, (512, true), 1), 1);
+    assert_eq!(ranges(&driver, &mut queue, 11, &range(0, 1, 0)), 1, "what the host refuses is an error");
+
+    // A disk that is opened for write-through says so, and stays so whatever the driver wants.
+    let flags = OpenFlags { write_through: true, ..OpenFlags::WRITE };
+    let device = VirtioBlk::new(VirtioBlkConfig::default(), node(&backend, flags));
+    let driver = Driver::new(Arc::new(device));
+    assert_eq!(driver.config_int(CONFIG_WRITEBACK, 1), 0);
+    let mut queue = driver.set_up(blk::FLUSH | blk::CONFIG_WCE, &[64]).remove(0);
+    driver.set_config(CONFIG_WRITEBACK, &[1]);
+    let before = backend.flushes.load(Ordering::SeqCst);
+    write(&driver, &mut queue, 0, &[1; 512]);
+    assert_eq!(backend.flushes.load(Ordering::SeqCst) - before, 1);
 }
 
 #[test]
-fn stopping_waits_for_the_request_under_way_and_holds_back_the_next() {
-    let backend = Arc::new(Observed::default());
-    let driver = Driver::new(Arc::new(VirtioBlk::new(VirtioBlkConfig::default(), backend.clone())));
+fn stopping_waits_for_requests_in_flight_and_holds_back_the_next() {
+    let backend = image();
+    let driver = Driver::new(device(&backend, false, 1));
     let mut queue = driver.set_up(blk::FLUSH, &[64]).remove(0);
     driver.memory.write(HEADER, &[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).unwrap();
     backend.hold.store(true, Ordering::SeqCst);
@@ -275,23 +266,24 @@ fn stopping_waits_for_the_request_under_way_and_holds_back_the_next() {
         queue.add(&[(HEADER, 16, false), (DATA, 512, false), (STATUS, 1, true)]);
     }
     driver.ring(0);
-    driver.wait_for("the first write", || backend.writing.load(Ordering::SeqCst) == 1);
+    driver.wait_for("both writes", || backend.writing.load(Ordering::SeqCst) == 2);
     std::thread::scope(|scope| {
         let stopper = scope.spawn(|| driver.device.stop());
-        std::thread::sleep(std::time::Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(20));
         assert!(!stopper.is_finished());
+        queue.add(&[(HEADER, 16, false), (DATA, 512, false), (STATUS, 1, true)]);
+        driver.ring(0);
         backend.hold.store(false, Ordering::SeqCst);
     });
-    assert!(queue.take_used().is_some() && queue.take_used().is_none());
+    assert!(queue.take_used().is_some() && queue.take_used().is_some() && queue.take_used().is_none());
     driver.device.start();
-    driver.wait_for("the second write", || queue.take_used().is_some());
+    driver.wait_for("the third write", || queue.take_used().is_some());
 }
 
 #[test]
 fn a_restored_disk_goes_on_with_what_was_left() {
     let file = image();
-    let backend: Arc<dyn BlockBackend> = Arc::new(RawFile::open(file.path(), false).unwrap());
-    let disk = || Arc::new(VirtioBlk::new(VirtioBlkConfig::default(), backend.clone()));
+    let disk = || device(&file, false, 1);
     let driver = Driver::new(disk());
     let mut queue = driver.set_up(blk::FLUSH | blk::CONFIG_WCE, &[64]).remove(0);
     driver.set_config(CONFIG_WRITEBACK, &[0]);
@@ -430,7 +422,7 @@ proptest! {
             }
         }
         driver.device.stop();
-        prop_assert!(std::fs::read(file.path()).unwrap() == model);
+        prop_assert!(*file.bytes.lock() == model);
     }
 
     /// Random requests never end in anything but a status or the error state.

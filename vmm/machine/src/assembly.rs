@@ -2,6 +2,7 @@
 
 use crate::MachineError;
 use crate::deterministic::Determinism;
+use crate::drives::Drives;
 use accel::VcpuBus;
 use bus::{MmioBus, PioBus};
 use chipset_x86::{Pic, PortRegion};
@@ -14,6 +15,8 @@ pub(super) struct Assembly {
     pub(super) mmio: Arc<MmioBus>,
     pub(super) pio: Arc<PioBus>,
     pub(super) devices: Vec<Arc<dyn Device>>,
+    /// The images of its disks.
+    pub(super) drives: Drives,
     /// If the machine is to do the same whenever it runs.
     pub(super) determinism: Option<Arc<Determinism>>,
 }
@@ -24,6 +27,7 @@ impl Assembly {
             mmio: Arc::new(MmioBus::new()),
             pio: Arc::new(PioBus::new()),
             devices: Vec::new(),
+            drives: Drives::new(),
             determinism: determinism.cloned(),
         }
     }

@@ -81,10 +81,10 @@ pub enum MachineError {
         source: boot::BootError,
     },
     /// A drive cannot be opened.
-    #[error("cannot open the drive {path}: {reason}", path = .path.display())]
+    #[error("cannot open the drive {file}: {reason}")]
     Drive {
         /// The image.
-        path: PathBuf,
+        file: String,
         /// Why.
         reason: String,
     },

@@ -2,6 +2,7 @@
 
 use crate::assembly::MachineBus;
 use crate::boot_source::BootSource;
+use crate::drives::Drives;
 use crate::firmware::{Firmware, RealModeEntry};
 use crate::kernel::KernelEntry;
 use crate::{MachineError, bios};
@@ -31,6 +32,8 @@ pub(crate) struct Hardware {
     pub(crate) boot: BootSource,
     /// Power management, where there is any.
     pub(crate) pm: Option<Arc<Pm>>,
+    /// The images of the disks, which are closed when the devices are gone.
+    pub(crate) drives: Drives,
 }
 
 impl Hardware {
@@ -90,5 +93,6 @@ impl Drop for Hardware {
         for connection in &self.connections {
             connection.drain(OUTPUT_PATIENCE);
         }
+        self.drives.close();
     }
 }

@@ -8,6 +8,7 @@ mod bios;
 mod boot_source;
 mod deterministic;
 mod doorbells;
+mod drives;
 mod error;
 mod firmware;
 mod fw_cfg_device;
@@ -29,7 +30,7 @@ pub use deterministic::{Difference, TraceError};
 pub use error::MachineError;
 pub use numa::{NodeDistance, NodeSpec, NumaError, NumaSpec};
 pub use spec::{
-    BootSpec, DeterministicSpec, DeviceSpec, DriveSpec, HostSpec, KernelSpec, MAX_MEMORY, MAX_SERIALS,
-    MAX_VCPUS, MIN_MEMORY, MachineKind, MachineSpec, TraceSpec,
+    BootSpec, CacheMode, DeterministicSpec, DeviceSpec, DriveSpec, HostSpec, KernelSpec, MAX_MEMORY,
+    MAX_SERIALS, MAX_VCPUS, MIN_MEMORY, MachineKind, MachineSpec, References, TraceSpec,
 };
 pub use vm::{CpuUse, Ending, Pause, RunOptions, Vm, VmHandle};

@@ -88,6 +88,7 @@ pub(crate) fn build(
         firmware,
         boot,
         pm: None,
+        drives: assembly.drives,
     })
 }
 

@@ -174,8 +174,10 @@ pub struct KernelSpec {
 /// A disk.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DriveSpec {
-    /// The image.
-    pub file: PathBuf,
+    /// The image: a path, or a name of a protocol, or `json:`.
+    pub file: String,
+    /// The image's format; without it, what its first bytes say.
+    pub format: Option<String>,
     /// Whether the guest must not write.
     pub read_only: bool,
     /// Whether what the guest writes is kept for as long as the VM exists only, and not in the image.
@@ -184,4 +186,48 @@ pub struct DriveSpec {
     pub serial: Option<String>,
     /// Request queues; without it, one per vCPU.
     pub queues: Option<u16>,
+    /// The cache mode; without it, `writeback`.
+    pub cache: Option<CacheMode>,
+    /// Which files that the image names may be opened.
+    pub references: References,
+    /// What the image's and its file's drivers are told besides, by name.
+    pub options: Vec<(String, String)>,
+}
+
+/// How the host's cache is used for a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CacheMode {
+    /// Past the page cache; flushes count.
+    None,
+    /// Past the page cache, and every write is on stable storage when it ends.
+    DirectSync,
+    /// Through the page cache; flushes count.
+    WriteBack,
+    /// Through the page cache, and every write is on stable storage when it ends.
+    WriteThrough,
+    /// Through the page cache; flushes do nothing.
+    Unsafe,
+}
+
+impl CacheMode {
+    /// All of them with their names.
+    pub const NAMES: [(&'static str, Self); 5] = [
+        ("none", Self::None),
+        ("directsync", Self::DirectSync),
+        ("writeback", Self::WriteBack),
+        ("writethrough", Self::WriteThrough),
+        ("unsafe", Self::Unsafe),
+    ];
+}
+
+/// Which files an image may name, as its backing file or for its data.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum References {
+    /// Files by their paths.
+    #[default]
+    Files,
+    /// Anything that can be opened: other protocols, and options in JSON.
+    Any,
+    /// None.
+    Nothing,
 }

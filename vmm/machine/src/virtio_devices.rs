@@ -8,7 +8,7 @@ use chardev::{ChardevSpec, Endpoint, PortConnection, connect_console};
 use std::sync::Arc;
 use virtio::VirtioDevice;
 use virtio_balloon::VirtioBalloon;
-use virtio_blk::{BlockBackend, RawError, RawFile, Snapshot, VirtioBlk, VirtioBlkConfig};
+use virtio_blk::{VirtioBlk, VirtioBlkConfig};
 use virtio_rng::VirtioRng;
 
 /// The most request queues that a disk gets unasked.
@@ -46,7 +46,8 @@ pub(super) fn add(
 ) -> Result<Vec<PortConnection>, MachineError> {
     check(spec)?;
     for drive in &spec.drives {
-        bus.attach(assembly, disk(drive, spec.vcpus)?)?;
+        let disk = disk(assembly, drive, spec.vcpus)?;
+        bus.attach(assembly, disk)?;
     }
     if spec.rng {
         bus.attach(assembly, Arc::new(entropy_source(assembly)))?;
@@ -72,20 +73,14 @@ fn entropy_source(assembly: &Assembly) -> VirtioRng {
     }
 }
 
-fn disk(drive: &DriveSpec, vcpus: u32) -> Result<Arc<VirtioBlk>, MachineError> {
-    let failed =
-        |error: RawError| MachineError::Drive { path: drive.file.clone(), reason: error.to_string() };
-    let file = RawFile::open(&drive.file, drive.read_only || drive.snapshot).map_err(failed)?;
-    let file: Arc<dyn BlockBackend> = match drive.snapshot && !drive.read_only {
-        true => Arc::new(Snapshot::new(file).map_err(failed)?),
-        false => Arc::new(file),
-    };
+fn disk(assembly: &mut Assembly, drive: &DriveSpec, vcpus: u32) -> Result<Arc<VirtioBlk>, MachineError> {
+    let node = assembly.drives.open(drive)?;
     let config = VirtioBlkConfig {
         queues: drive.queues.unwrap_or(vcpus.min(MOST_QUEUES) as u16),
         serial: drive.serial.clone().unwrap_or_default(),
         ..VirtioBlkConfig::default()
     };
-    Ok(Arc::new(VirtioBlk::new(config, file)))
+    Ok(Arc::new(VirtioBlk::new(config, node)))
 }
 
 fn add_console(

@@ -1,47 +1,83 @@
 //! `--drive KEY=VALUE,…`
 
 use super::words::{split, switch};
-use machine::DriveSpec;
+use machine::{CacheMode, DriveSpec, References};
 
 /// What `--drive` takes.
-const ACCEPTED: &str =
-    "file=PATH, format=raw, if=virtio, readonly=on|off, snapshot=on|off, serial=TEXT, queues=N";
+const ACCEPTED: &str = "file=PATH, format=FORMAT, if=virtio, readonly=on|off, snapshot=on|off, serial=TEXT, queues=N, \
+                        cache=MODE, aio=io_uring|native|threads, discard=unmap|ignore, \
+                        references=files|any|none, and options of the image's driver";
+
+/// Options of drivers that have no dot in their names.
+const OF_DRIVERS: &[&str] = &[
+    "cache-clean-interval",
+    "cache-size",
+    "discard-no-unref",
+    "l2-cache-entry-size",
+    "l2-cache-size",
+    "lazy-refcounts",
+    "offset",
+    "overlap-check",
+    "refcount-cache-size",
+    "size",
+];
 
 /// Reads a drive's options. A comma in a value is written twice.
 pub(crate) fn parse(text: &str) -> Result<DriveSpec, String> {
     let mut drive = DriveSpec::default();
-    let mut file = None;
     for word in split(text) {
         let Some((key, value)) = word.split_once('=') else {
             return Err(format!("{word:?} is no option of a drive; accepted are {ACCEPTED}"));
         };
-        let wrong = |accepted: &str| Err(format!("{key}={value} is not possible; accepted is {accepted}"));
-        match key {
-            "file" => file = Some(value.to_owned()),
-            "format" if value == "raw" => {}
-            "format" => return wrong("format=raw"),
-            "if" if value == "virtio" => {}
-            "if" => return wrong("if=virtio"),
-            "readonly" | "read-only" => drive.read_only = switch(key, value)?,
-            "snapshot" => drive.snapshot = switch(key, value)?,
-            "serial" if value.len() <= 20 && value.is_ascii() => drive.serial = Some(value.to_owned()),
-            "serial" => return wrong("at most 20 ASCII characters"),
-            "queues" => match value.parse() {
-                Ok(queues @ 1..=64) => drive.queues = Some(queues),
-                _ => return wrong("a number from 1 to 64"),
-            },
-            // Names within the VM, which nothing refers to yet.
-            "id" | "index" => {}
-            _ => return Err(format!("{key:?} is no option of a drive; accepted are {ACCEPTED}")),
-        }
+        set(&mut drive, key, value)?;
     }
-    match file {
-        Some(file) if !file.is_empty() => {
-            drive.file = file.into();
-            Ok(drive)
-        }
-        _ => Err(format!("a drive needs file=PATH; accepted are {ACCEPTED}")),
+    if drive.file.is_empty() {
+        return Err(format!("a drive needs file=PATH; accepted are {ACCEPTED}"));
     }
+    Ok(drive)
+}
+
+fn set(drive: &mut DriveSpec, key: &str, value: &str) -> Result<(), String> {
+    let wrong = |accepted: &str| Err(format!("{key}={value} is not possible; accepted is {accepted}"));
+    let mut option = |key: &str| drive.options.push((key.to_owned(), value.to_owned()));
+    match key {
+        "file" => value.clone_into(&mut drive.file),
+        "format" if !value.is_empty() => drive.format = Some(value.to_owned()),
+        "format" => return wrong("a format, such as raw or qcow2"),
+        "if" if value == "virtio" => {}
+        "if" => return wrong("if=virtio"),
+        "media" if value == "disk" => {}
+        "media" => return wrong("media=disk"),
+        "readonly" | "read-only" => drive.read_only = switch(key, value)?,
+        "snapshot" => drive.snapshot = switch(key, value)?,
+        "serial" if value.len() <= 20 && value.is_ascii() => drive.serial = Some(value.to_owned()),
+        "serial" => return wrong("at most 20 ASCII characters"),
+        "queues" => match value.parse() {
+            Ok(queues @ 1..=64) => drive.queues = Some(queues),
+            _ => return wrong("a number from 1 to 64"),
+        },
+        "cache" => match CacheMode::NAMES.iter().find(|(name, _)| *name == value) {
+            Some((_, mode)) => drive.cache = Some(*mode),
+            None => return wrong("none, directsync, writeback, writethrough or unsafe"),
+        },
+        "aio" if ["io_uring", "native", "threads"].contains(&value) => option("file.aio"),
+        "aio" => return wrong("io_uring, native or threads"),
+        "discard" if ["unmap", "on", "ignore", "off"].contains(&value) => option("discard"),
+        "discard" => return wrong("unmap or ignore"),
+        "references" => {
+            drive.references = match value {
+                "files" => References::Files,
+                "any" => References::Any,
+                "none" => References::Nothing,
+                _ => return wrong("files, any or none"),
+            }
+        }
+        // Names within the VM, which nothing refers to yet.
+        "id" | "index" => {}
+        _ if key.contains('.') || OF_DRIVERS.contains(&key) => option(key),
+        _ => return Err(format!("{key:?} is no option of a drive; accepted are {ACCEPTED}")),
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -50,17 +86,36 @@ mod tests {
 
     #[test]
     fn drives_people_write() {
-        let drive = parse("file=a,,b.raw,format=raw,if=virtio,readonly=on,serial=X1,queues=4").unwrap();
+        let text = "file=a,,b.raw,format=raw,if=virtio,readonly=on,serial=X1,queues=4,cache=none,aio=threads,\
+                    file.locking=off,l2-cache-size=1M,references=none";
+        let option = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         let expected = DriveSpec {
             file: "a,b.raw".into(),
+            format: Some("raw".into()),
             read_only: true,
             snapshot: false,
             serial: Some("X1".into()),
             queues: Some(4),
+            cache: Some(CacheMode::None),
+            references: References::Nothing,
+            options: vec![
+                option("file.aio", "threads"),
+                option("file.locking", "off"),
+                option("l2-cache-size", "1M"),
+            ],
         };
-        assert_eq!(drive, expected);
+        assert_eq!(parse(text).unwrap(), expected);
         assert!(parse("file=a,snapshot=on").unwrap().snapshot);
-        for text in ["", "x", "file=", "format=raw", "file=a,format=qcow9", "file=a,queues=0", "file=a,b=c"] {
+        for text in [
+            "",
+            "x",
+            "file=",
+            "format=raw",
+            "file=a,cache=x",
+            "file=a,queues=0",
+            "file=a,b=c",
+            "file=a,aio=z",
+        ] {
             assert!(parse(text).is_err(), "{text}");
         }
     }

@@ -59,7 +59,7 @@ type Words = Vec<Word>;
 /// Whether a machine can be recorded.
 pub(super) fn check(spec: &MachineSpec) -> Result<(), TraceError> {
     if let Some(drive) = spec.drives.iter().find(|drive| !drive.read_only && !drive.snapshot) {
-        return Err(TraceError::Drive(drive.file.clone()));
+        return Err(TraceError::Drive((&drive.file).into()));
     }
     match &spec.host.memory.source {
         MemorySource::File(path) => Err(TraceError::Memory(path.clone())),
@@ -91,7 +91,7 @@ pub(super) fn of(spec: &MachineSpec, accelerator: &dyn Accelerator) -> Result<Wo
         }
     }
     for (number, drive) in spec.drives.iter().enumerate() {
-        let failed = |source| MachineError::File { what: "drive", path: drive.file.clone(), source };
+        let failed = |source| MachineError::File { what: "drive", path: (&drive.file).into(), source };
         let len =
             File::open(&drive.file).and_then(|mut file| io::Seek::seek(&mut file, io::SeekFrom::End(0)));
         let access = if drive.read_only { "read-only" } else { "snapshot" };

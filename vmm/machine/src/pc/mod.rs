@@ -66,5 +66,6 @@ pub(crate) fn build(
         firmware,
         boot,
         pm: Some(chipset.pm),
+        drives: assembly.drives,
     })
 }

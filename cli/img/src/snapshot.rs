@@ -158,7 +158,7 @@ mod tests {
             "ID      TAG               VM_SIZE                DATE        VM_CLOCK     ICOUNT"
         );
         assert!(lines[1].starts_with("1       first               3 MiB 19"), "{}", lines[1]);
-        assert!(lines[1].ends_with("   0001:02:03.004         --"), "{}", lines[1]);
+        assert!(lines[1].ends_with("  0001:02:03.004         --"), "{}", lines[1]);
     }
 
     #[test]

@@ -74,7 +74,9 @@ pub(crate) async fn write(
         drop(held);
         held = driver.writes.lock(start..u64::MAX).await;
     }
-    let wanted = driver.known_len().max(offset + len);
+    // What was written last may be in the file before it is known here.
+    let there = rustix::fs::fstat(&**file.io.descriptor()).map_err(std::io::Error::from)?.st_size;
+    let wanted = there.unsigned_abs().max(offset + len);
     write_blocks(file, (start, end), (offset, from), through).await?;
     if end > wanted && !file.device {
         file.io.call(move |fd| Ok(rustix::fs::ftruncate(fd, wanted)?)).await?;

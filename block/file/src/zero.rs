@@ -67,6 +67,20 @@ fn zero_within(
     }
 }
 
+/// Makes the file at least so long; its last byte is then zero. Others may make it longer meanwhile, so that no length
+/// may be set: it would cut off what they wrote.
+fn extend(fd: BorrowedFd<'_>, lacks: &Lacks, end: u64) -> std::result::Result<(), Os> {
+    let last = end - 1;
+    match attempt(fd, &lacks.allocate, FallocateFlags::empty(), last, 1) {
+        Err(Os::OPNOTSUPP) => match rustix::io::retry_on_intr(|| rustix::io::pwrite(fd, &[0], last)) {
+            // Direct I/O writes whole blocks only.
+            Err(Os::INVAL) => Err(Os::OPNOTSUPP),
+            written => written.map(drop),
+        },
+        result => result,
+    }
+}
+
 /// Makes a range zero, which may be beyond the file's end. Requests may be of any alignment.
 pub(crate) async fn write_zeroes(
     driver: &HostFile,
@@ -86,9 +100,7 @@ pub(crate) async fn write_zeroes(
         if end > known && !device {
             if unmap {
                 // What a file has beyond its end is a hole.
-                if rustix::fs::fstat(fd)?.st_size.unsigned_abs() < end {
-                    rustix::fs::ftruncate(fd, end)?;
-                }
+                extend(fd, &lacks, end)?;
             } else {
                 let beyond = offset.max(known);
                 match attempt(fd, &lacks.zero_range, FallocateFlags::ZERO_RANGE, beyond, end - beyond) {

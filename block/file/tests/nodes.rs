@@ -153,6 +153,40 @@ fn writes_within_one_block_past_the_page_cache_do_not_undo_each_other() {
 }
 
 #[test]
+fn requests_beyond_the_end_do_not_cut_each_other_off() {
+    const PART: u64 = 4096;
+    for flags in [OpenFlags::WRITE, direct()] {
+        let (_folder, path) = folder_with(&[]);
+        block_on(async {
+            let node = open(&path, flags).await;
+            let tasks = (0..512_u64).map(|index| {
+                let node = node.clone();
+                io_loop::spawn(async move {
+                    let at = index * PART;
+                    match index % 3 {
+                        0 => node.write_zeroes(at, PART, ZeroFlags::MAY_UNMAP).await,
+                        1 => node.write(at, &memory(&[1; PART as usize]), WriteFlags::empty()).await,
+                        _ => node.write(at, &memory(&[2; 1000]), WriteFlags::empty()).await,
+                    }
+                })
+            });
+            for task in tasks.collect::<Vec<_>>() {
+                task.await.unwrap();
+            }
+            node.close().await.unwrap();
+        });
+        let bytes = fs::read(&path).unwrap();
+        for (index, part) in bytes.chunks(PART as usize).enumerate() {
+            let (byte, len) = [(0, 4096), (1, 4096), (2, 1000)][index % 3];
+            let len = len.min(part.len());
+            assert!(part[..len].iter().all(|&found| found == byte), "part {index}");
+            assert!(part[len..].iter().all(|&found| found == 0), "part {index}");
+        }
+        assert_eq!(bytes.len() as u64, 512 * PART, "the last is written as a whole");
+    }
+}
+
+#[test]
 fn holes_are_found_and_made() {
     let (_folder, path) = folder_with(&vec![1; 1 << 20]);
     block_on(async {

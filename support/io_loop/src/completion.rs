@@ -1,7 +1,6 @@
 //! Operations that are under way, by a key that whoever carries them out gives back with the result.
 
 use crate::buffer::IoVec;
-use crate::local_loop::Loop;
 use slab::Slab;
 use std::cell::RefCell;
 use std::future::Future;
@@ -42,6 +41,8 @@ pub(crate) struct Operations {
     slots: RefCell<Slab<State>>,
     /// Lists of pieces to be used again.
     lists: RefCell<Vec<Vec<libc::iovec>>>,
+    /// Waits for files to be ready that nobody is interested in any more, for the loop to end them.
+    unwanted: RefCell<Vec<usize>>,
 }
 
 impl Operations {
@@ -80,6 +81,11 @@ impl Operations {
         }
     }
 
+    /// The waits for files to be ready that nobody is interested in any more since this was last asked.
+    pub(crate) fn take_unwanted(&self) -> Vec<usize> {
+        self.unwanted.take()
+    }
+
     fn recycle(&self, keep: Keep) {
         let Keep { file: _, memory: _, mut list } = keep;
         if list.capacity() > 0 {
@@ -107,7 +113,7 @@ impl Operations {
 
 /// The result of an operation.
 pub(crate) struct Operation {
-    pub(crate) of: Rc<Loop>,
+    pub(crate) of: Rc<Operations>,
     pub(crate) key: usize,
 }
 
@@ -115,7 +121,7 @@ impl Future for Operation {
     type Output = io::Result<u32>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut slots = self.of.operations.slots.borrow_mut();
+        let mut slots = self.of.slots.borrow_mut();
         let state = slots.get_mut(self.key).expect("an operation's slot lives as long as its future");
         match state {
             State::Done(result) => {
@@ -135,7 +141,7 @@ impl Future for Operation {
 
 impl Drop for Operation {
     fn drop(&mut self) {
-        let mut slots = self.of.operations.slots.borrow_mut();
+        let mut slots = self.of.slots.borrow_mut();
         let Some(state) = slots.get_mut(self.key) else { return };
         match std::mem::replace(state, State::Done(0)) {
             State::Done(_) => drop(slots.remove(self.key)),
@@ -144,7 +150,7 @@ impl Drop for Operation {
                 *state = State::Abandoned { keep };
                 drop(slots);
                 if waits_for_ready {
-                    self.of.stop_awaiting(self.key);
+                    self.of.unwanted.borrow_mut().push(self.key);
                 }
             }
             State::Abandoned { .. } => unreachable!("only dropping the future abandons the operation"),

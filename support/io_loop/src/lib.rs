@@ -11,6 +11,7 @@
 
 mod buffer;
 mod completion;
+mod delay;
 mod file;
 mod local_loop;
 mod net;
@@ -20,11 +21,11 @@ mod timer;
 mod unix;
 
 pub use buffer::{BUFFER_ALIGNMENT, IoBuffer, IoVec, Segment};
+pub use delay::{sleep, timeout};
 pub use file::{Aio, IoFile};
 pub use local_loop::{block_on, has_ring, readable, set_spin, spawn, yield_now};
 pub use net::{Listener, Stream};
 pub use pool::{blocking, cores, offload};
-pub use timer::{sleep, timeout};
 
 /// A task of this thread's loop: a future of its result. Dropping it ends the task; `detach` lets it run.
 pub use async_task::Task;

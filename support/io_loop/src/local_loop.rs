@@ -98,8 +98,8 @@ struct Awaited {
 pub(crate) struct Loop {
     remote: Arc<Remote>,
     ready: RefCell<VecDeque<Runnable>>,
-    pub(crate) operations: Operations,
-    pub(crate) timers: Timers,
+    pub(crate) operations: Rc<Operations>,
+    pub(crate) timers: Rc<Timers>,
     ring: Option<Ring>,
     /// The ring watches the event.
     event_armed: Cell<bool>,
@@ -218,7 +218,7 @@ impl Loop {
         entry: squeue::Entry,
     ) -> io::Result<Operation> {
         let key = self.operations.begin(keep);
-        let operation = Operation { of: self.clone(), key };
+        let operation = Operation { of: self.operations.clone(), key };
         // SAFETY: what it points at is kept until the operation ends.
         if let Err(error) = unsafe { ring.push(&entry.user_data(key as u64)) } {
             self.operations.end(key, 0);
@@ -232,7 +232,7 @@ impl Loop {
         let key = self.operations.begin(Keep::default());
         let remote = self.remote.clone();
         BLOCKING.run(Box::new(move || remote.finish(key, call())));
-        Operation { of: self.clone(), key }
+        Operation { of: self.operations.clone(), key }
     }
 
     /// Waits until `file` is ready for `events` of poll(2).
@@ -245,17 +245,19 @@ impl Loop {
         }
         let key = self.operations.begin(keep);
         self.awaited.borrow_mut().push(Awaited { fd: file.as_raw_fd(), events, key });
-        Ok(Operation { of: self.clone(), key })
+        Ok(Operation { of: self.operations.clone(), key })
     }
 
-    /// Nobody waits for `key`, which waits for a file to be ready.
-    pub(crate) fn stop_awaiting(&self, key: usize) {
-        if let Some(ring) = &self.ring {
-            ring.cancel_poll(key);
-            return;
+    /// Ends waits for files to be ready that nobody is interested in any more.
+    fn end_unwanted(&self) {
+        for key in self.operations.take_unwanted() {
+            if let Some(ring) = &self.ring {
+                ring.cancel_poll(key);
+                continue;
+            }
+            self.awaited.borrow_mut().retain(|awaited| awaited.key != key);
+            self.operations.end(key, -libc::ECANCELED);
         }
-        self.awaited.borrow_mut().retain(|awaited| awaited.key != key);
-        self.operations.end(key, -libc::ECANCELED);
     }
 }
 
@@ -286,8 +288,8 @@ impl Loop {
                 inbox: Mutex::default(),
             }),
             ready: RefCell::default(),
-            operations: Operations::default(),
-            timers: Timers::default(),
+            operations: Rc::default(),
+            timers: Rc::default(),
             ring: wanted.then(|| Ring::new().ok()).flatten(),
             event_armed: Cell::new(false),
             awaited: RefCell::default(),
@@ -360,6 +362,7 @@ impl Loop {
 
     /// Looks for completions; with `wait`, sleeps until there is one or the time is over.
     fn look(&self, wait: Option<Option<Duration>>) {
+        self.end_unwanted();
         let result = match &self.ring {
             Some(ring) => self.look_at_ring(ring, wait),
             None => self.look_at_descriptors(wait),

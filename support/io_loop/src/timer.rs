@@ -1,10 +1,9 @@
 //! Points in time that tasks wait for.
 
-use crate::local_loop::{Loop, current};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -39,10 +38,18 @@ impl Timers {
     }
 }
 
-struct Sleep {
-    of: Rc<Loop>,
+/// Is ready at a point in time.
+pub(crate) struct Sleep {
+    of: Rc<Timers>,
     at: Instant,
     number: Option<u64>,
+}
+
+impl Sleep {
+    /// Until `at`, by these timers.
+    pub(crate) fn new(of: Rc<Timers>, at: Instant) -> Self {
+        Self { of, at, number: None }
+    }
 }
 
 impl Future for Sleep {
@@ -53,10 +60,10 @@ impl Future for Sleep {
             return Poll::Ready(());
         }
         let of = self.of.clone();
-        let mut waiting = of.timers.waiting.borrow_mut();
+        let mut waiting = of.waiting.borrow_mut();
         let number = *self.number.get_or_insert_with(|| {
-            of.timers.last.update(|last| last + 1);
-            of.timers.last.get()
+            of.last.update(|last| last + 1);
+            of.last.get()
         });
         waiting.insert((self.at, number), context.waker().clone());
         Poll::Pending
@@ -66,28 +73,7 @@ impl Future for Sleep {
 impl Drop for Sleep {
     fn drop(&mut self) {
         if let Some(number) = self.number {
-            self.of.timers.waiting.borrow_mut().remove(&(self.at, number));
+            self.of.waiting.borrow_mut().remove(&(self.at, number));
         }
     }
-}
-
-/// Is ready after `time`.
-pub async fn sleep(time: Duration) {
-    // What is too far to be an instant never comes.
-    match Instant::now().checked_add(time) {
-        Some(at) => Sleep { of: current(), at, number: None }.await,
-        None => std::future::pending().await,
-    }
-}
-
-/// What `future` gives, if it does within `time`.
-pub async fn timeout<T>(time: Duration, future: impl Future<Output = T>) -> Option<T> {
-    let (mut future, mut sleep) = (pin!(future), pin!(sleep(time)));
-    std::future::poll_fn(|context| {
-        if let Poll::Ready(value) = future.as_mut().poll(context) {
-            return Poll::Ready(Some(value));
-        }
-        sleep.as_mut().poll(context).map(|()| None)
-    })
-    .await
 }

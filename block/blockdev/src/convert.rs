@@ -160,7 +160,8 @@ pub async fn convert(
         let whole = status::above(target, None, 0, len).await;
         copy.zero_already = matches!(whole, Ok((status, _)) if status.zero && status.len == len);
     }
-    if watcher.wants_progress() {
+    // What cannot be salvaged is said before anything is copied, too.
+    if watcher.wants_progress() || settings.salvage {
         copy.all = copy.measure().await?;
     }
     let workers = (0..settings.requests.max(1)).map(|_| copy.work());

@@ -61,7 +61,10 @@ async fn commit(
     shown.end();
     if !keeps && let Some(image) = skip_filters(node).driver().image() {
         match image.make_empty().await {
-            Err(error) if error.errno() != Errno::NOT_SUPPORTED => return Err(error.into()),
+            Err(error) if error.errno() != Errno::NOT_SUPPORTED => {
+                let name = blockdev::filename::of(node);
+                return Err(Failure::new(format!("Failed to empty {name}: {}", error.errno())));
+            }
             _ => {}
         }
     }

@@ -94,6 +94,10 @@ fn collect(node: &NodeRef) -> NodeInfo {
     {
         image.specific = Some((driver.format_name(), Map::new()));
     }
+    if let Some(backing) = &image.backing_filename {
+        // A name is relative to the image's file, if that has a name.
+        image.full_backing_filename = blockdev::filename::relative_to(&name_of(node), backing).ok();
+    }
     NodeInfo {
         filename: name_of(node),
         format: driver.format_name(),

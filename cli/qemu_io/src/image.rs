@@ -4,7 +4,7 @@ use crate::format::amount;
 use crate::output::line;
 use crate::session::Session;
 use crate::words::{Failed, Words, number};
-use block_graph::{Error, NodeRef, OpenFlags, Preallocation, Truncate};
+use block_graph::{Error, NodeRef, OpenFlags, Preallocation, Role, Truncate};
 use blockdev::syntax::json::outline;
 
 /// `alloc`.
@@ -84,9 +84,16 @@ fn say(session: &Session, error: &Error) -> Failed {
 }
 
 /// `info`.
-pub(crate) fn info(node: &NodeRef) {
+pub(crate) fn info(node: &NodeRef) -> Result<(), Failed> {
     let driver = node.driver();
     line(format_args!("format name: {}", driver.format_name()));
+    if driver.edges().is_empty() {
+        // A protocol is a format too.
+        line(format_args!("format name: {}", driver.format_name()));
+    }
+    if driver.format_name().starts_with("null-") {
+        return Err(Failed);
+    }
     let info = driver.image().map(|image| image.info()).unwrap_or_default();
     let cluster = info.cluster_size.unwrap_or_default();
     let is_extended = info
@@ -106,6 +113,27 @@ pub(crate) fn info(node: &NodeRef) {
     if let Some((_, data)) = info.specific.filter(|(_, data)| !data.is_empty()) {
         line("Format specific information:");
         outline(&data, 1).iter().for_each(line);
+    }
+    Ok(())
+}
+
+/// Whether an option of a node, or of one below it ("file.driver"), is what it is to be.
+fn is_so(node: &NodeRef, option: &str, value: &str) -> bool {
+    match option.split_once('.') {
+        Some((child, option)) => {
+            let role = match child {
+                "file" => Role::File,
+                "backing" => Role::Backing,
+                "data-file" => Role::Data,
+                _ => return false,
+            };
+            node.child(role).is_some_and(|child| is_so(&child, option, value))
+        }
+        None => match option {
+            "driver" => node.driver().format_name() == value,
+            "node-name" => node.name() == value,
+            _ => false,
+        },
     }
 }
 
@@ -154,7 +182,7 @@ pub(crate) async fn reopen(session: &Session, node: &NodeRef, words: &Words) -> 
         }
         node.driver().reopen(&mut options, flags).await?;
         drop(drained);
-        if let Some((name, _)) = options.iter().next() {
+        if let Some((name, _)) = options.iter().find(|(name, value)| !is_so(node, name, &value.to_string())) {
             let name = name.rsplit('.').next().unwrap_or(name);
             return Err(Error::invalid(format!("Cannot change the option '{name}'")));
         }

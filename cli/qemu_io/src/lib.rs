@@ -261,10 +261,7 @@ async fn with_image(
             image::length(node);
             Ok(())
         }
-        "info" => {
-            image::info(node);
-            Ok(())
-        }
+        "info" => image::info(node),
         "close" => {
             close(session).await;
             Ok(())

@@ -116,6 +116,11 @@ impl Session {
             self.error("file open already, try 'help close'");
             return Err(());
         }
+        if opening.copy_on_read && !opening.flags.writable {
+            let device = opening.name.map_or_else(String::new, |name| format!(" device {name}"));
+            self.error(format_args!("can't open{device}: Can't use copy-on-read on read-only device"));
+            return Err(());
+        }
         let Opening { name, mut options, mut flags, force_share, .. } = opening;
         if force_share {
             if options.get("force-share").is_some_and(|value| value.to_string() != "on") {

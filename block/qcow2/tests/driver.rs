@@ -67,6 +67,7 @@ struct Disk {
     version_2: bool,
     data_file: bool,
     encrypted: bool,
+    preallocated: bool,
 }
 
 /// What is done to a disk.
@@ -199,6 +200,7 @@ impl Disk {
     async fn reopen(&mut self) {
         self.node.close().await.unwrap();
         self.check();
+        self.compare_map().await;
         self.node = open(&self.path, self.encrypted).await;
         assert_eq!(self.node.len(), self.len());
     }
@@ -225,6 +227,42 @@ impl Disk {
         } else {
             succeed(&["compare", "-q", "-f", "qcow2", "-F", "raw", path, raw]);
         }
+    }
+
+    /// qemu-img says the same of what is stored where.
+    async fn compare_map(&self) {
+        if self.backed || self.encrypted || self.preallocated {
+            return;
+        }
+        let path = self.path.to_str().unwrap();
+        let Some(output) = qemu_img(&["map", "--output=json", path]) else { return };
+        let theirs: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
+        // It looks for holes of the file within what is stored, too.
+        let mut runs: Vec<(u64, u64, [bool; 4], Option<u64>)> = Vec::new();
+        for run in theirs {
+            let number = |key: &str| run[key].as_u64();
+            let [present, data, compressed, zero] =
+                ["present", "data", "compressed", "zero"].map(|key| run[key].as_bool().unwrap());
+            let (start, len) = (number("start").unwrap(), number("length").unwrap());
+            let what = [present, data, compressed, zero && !data];
+            match runs.last_mut() {
+                Some(last) if last.2 == what && last.3.map(|at| at + last.1) == number("offset") => {
+                    last.1 += len
+                }
+                _ => runs.push((start, len, what, number("offset"))),
+            }
+        }
+        let node = host::open_with(&self.path, Options::new(), OpenFlags::READ).await.unwrap();
+        let mut at = 0;
+        for run in runs {
+            let status = node.block_status(at, self.len() - at, true).await.unwrap();
+            let zero = status.zero || !status.allocated;
+            let what = [status.allocated, status.data, status.compressed, zero];
+            assert_eq!((at, status.len, what, status.at.map(|(_, offset)| offset)), run);
+            at += status.len;
+        }
+        assert_eq!(at, self.len());
+        node.close().await.unwrap();
     }
 
     async fn snapshots(&mut self) {
@@ -309,8 +347,20 @@ fn run_sequence(shape: &str, options: &str, backed: bool, seed: u64) {
         let version_2 = options.contains("compat=0.10");
         let snapshots = Vec::new();
         let numbers = Numbers(seed);
-        let mut disk =
-            Disk { path, node, model, snapshots, numbers, cluster, backed, version_2, data_file, encrypted };
+        let preallocated = options.contains("preallocation");
+        let mut disk = Disk {
+            preallocated,
+            path,
+            node,
+            model,
+            snapshots,
+            numbers,
+            cluster,
+            backed,
+            version_2,
+            data_file,
+            encrypted,
+        };
         for round in 0..60 {
             let count = disk.numbers.below(8) as usize + 1;
             disk.run_together(count).await;

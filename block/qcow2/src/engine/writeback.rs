@@ -118,16 +118,23 @@ impl Qcow2 {
         self.before_refcounts_change().await?;
         let first = freed.offset >> geometry.cluster_bits;
         let mut free: Vec<(u64, u64)> = Vec::new();
-        for cluster in first..first + freed.clusters {
-            let result = self
-                .add_to_refcounts(allocator, cluster..cluster + 1, -1, |cluster| match free.last_mut() {
-                    Some((start, count)) if *start + *count == cluster => *count += 1,
-                    _ => free.push((cluster, 1)),
-                })
-                .await;
-            if let Err(error) = result {
-                // The image counted too few before: what a check reports, and no reason to stop.
-                tracing::warn!("freeing cluster {cluster}: {error}");
+        let note = |free: &mut Vec<(u64, u64)>, cluster: u64| match free.last_mut() {
+            Some((start, count)) if *start + *count == cluster => *count += 1,
+            _ => free.push((cluster, 1)),
+        };
+        let all = first..first + freed.clusters;
+        let result =
+            self.add_to_refcounts(allocator, all.clone(), -1, |cluster| note(&mut free, cluster)).await;
+        if result.is_err() {
+            free.clear();
+            for cluster in all {
+                let one = cluster..cluster + 1;
+                let result =
+                    self.add_to_refcounts(allocator, one, -1, |cluster| note(&mut free, cluster)).await;
+                if let Err(error) = result {
+                    // The image counted too few before: what a check reports, and no reason to stop.
+                    tracing::warn!("freeing cluster {cluster}: {error}");
+                }
             }
         }
         for (start, count) in free {

@@ -15,7 +15,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 #[derive(Debug)]
-struct HostDisk(File);
+pub(crate) struct HostDisk(pub(crate) File);
 
 #[async_trait(?Send)]
 impl Driver for HostDisk {
@@ -55,10 +55,14 @@ impl Driver for HostDisk {
     }
 }
 
-async fn open(path: &Path, flags: OpenFlags) -> NodeRef {
+pub(crate) fn context() -> OpenContext {
     let mut registry = Registry::new();
     registry.add(qcow2::Qcow2Kind);
-    let context = OpenContext::new(Arc::new(registry), Arc::new(Secrets::default()), Arc::new(AllowAll));
+    OpenContext::new(Arc::new(registry), Arc::new(Secrets::default()), Arc::new(AllowAll))
+}
+
+async fn open(path: &Path, flags: OpenFlags) -> NodeRef {
+    let context = context();
     let file = File::options().read(true).write(true).open(path).unwrap();
     let file = context.add(None, Box::new(HostDisk(file)), OpenFlags::WRITE).unwrap();
     let mut options = Options::with("driver", "qcow2");

@@ -4,4 +4,5 @@
 mod bitmaps;
 mod check;
 mod create;
+mod matrix;
 mod oracle;

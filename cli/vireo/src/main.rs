@@ -40,6 +40,13 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         words: Vec<String>,
     },
+    /// Serves disk images over the network, and lists what others serve.
+    #[command(disable_help_flag = true)]
+    Nbd {
+        /// What `vireo nbd --help` says.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
     /// Prints a completion script for a shell.
     ///
     /// For bash: vireo completion bash > ~/.local/share/bash-completion/completions/vireo
@@ -77,9 +84,11 @@ fn main() -> ExitCode {
         // The words after these are read before, and come here only if something stands before them.
         Command::Img { words } => Ok(img::run("vireo img", words)),
         Command::Io { words } => Ok(qemu_io::run("vireo io", words)),
+        Command::Nbd { words } => Ok(nbd_tool::run("vireo nbd", words)),
         Command::Completion { shell } => {
             let mut command = Arguments::command().mut_subcommand("img", |_| img::completion());
             command = command.mut_subcommand("io", |_| qemu_io::completion());
+            command = command.mut_subcommand("nbd", |_| nbd_tool::completion());
             clap_complete::generate(shell, &mut command, "vireo", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
         }

@@ -16,9 +16,11 @@ pub(crate) fn run() -> Option<ExitCode> {
     let (program, tool): (&str, Tool) = match name.as_str() {
         "qemu-img" => (&program, img::run),
         "qemu-io" => (&program, qemu_io::run),
+        "qemu-nbd" => (&program, nbd_tool::run),
         _ => match arguments.next()?.to_str()? {
             "img" => ("vireo img", img::run),
             "io" => ("vireo io", qemu_io::run),
+            "nbd" => ("vireo nbd", nbd_tool::run),
             _ => return None,
         },
     };

@@ -54,6 +54,8 @@ pub struct ListedExport {
     pub sizes: Option<BlockSizes>,
     /// The names of its metadata contexts.
     pub contexts: Vec<String>,
+    /// The best headers that the server has.
+    pub mode: HeaderMode,
 }
 
 /// Why there is no session.
@@ -190,8 +192,15 @@ pub async fn list<W: Wire>(wire: &mut W, tls: bool) -> Result<Vec<ListedExport>,
         Greeting::Old(_) if tls => return Err(HandshakeError::NoTls),
         Greeting::Old(info) => {
             let (name, description) = (String::new(), String::new());
-            let contexts = Vec::new();
-            return Ok(vec![ListedExport { name, description, info: Some(info), sizes: None, contexts }]);
+            let (contexts, mode) = (Vec::new(), HeaderMode::Simple);
+            return Ok(vec![ListedExport {
+                name,
+                description,
+                info: Some(info),
+                sizes: None,
+                contexts,
+                mode,
+            }]);
         }
         Greeting::New(client) => client,
     };
@@ -204,6 +213,7 @@ pub async fn list<W: Wire>(wire: &mut W, tls: bool) -> Result<Vec<ListedExport>,
     let mode = client.headers(HeaderMode::Extended).await?;
     let mut exports = client.list().await?;
     for export in &mut exports {
+        export.mode = mode;
         // Servers that do not tell more list names, which is something.
         let Ok((info, sizes, description)) = client.info(OptionCode::Info, &export.name).await? else {
             continue;
@@ -414,8 +424,8 @@ impl<'a, W: Wire> Client<'a, W> {
         loop {
             match self.reply(option).await? {
                 OptionReply::Server(ServerReply { name, description }) if exports.len() < MAX_EXPORTS => {
-                    let (info, sizes, contexts) = (None, None, Vec::new());
-                    exports.push(ListedExport { name, description, info, sizes, contexts });
+                    let (info, sizes, contexts, mode) = (None, None, Vec::new(), HeaderMode::Simple);
+                    exports.push(ListedExport { name, description, info, sizes, contexts, mode });
                 }
                 OptionReply::Ack => return Ok(exports),
                 OptionReply::Error(reply, words) => {

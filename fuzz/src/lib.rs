@@ -13,6 +13,7 @@ mod legacy;
 mod outside;
 mod packed;
 mod program;
+mod qcow2_image;
 mod ram;
 
 pub use bench::{Bench, Rig, drive};
@@ -24,4 +25,5 @@ pub use legacy::{Legacy, legacy_program};
 pub use outside::Outside;
 pub use packed::{bzimage, pack};
 pub use program::{WINDOW, WINDOW_PAGES, place, program};
+pub use qcow2_image::damaged_image;
 pub use ram::{boot, boot_directly};

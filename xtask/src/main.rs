@@ -3,6 +3,7 @@
 mod bench;
 mod debian_disk;
 mod fuzz;
+mod interop;
 mod iotests;
 mod isa;
 mod kvm_lab;
@@ -34,6 +35,8 @@ enum Chore {
     Isa(isa::Options),
     /// Builds the fuzz targets and runs each for a while; fails if one finds something.
     Fuzz(fuzz::Options),
+    /// Writes and reads disk images here and with qemu-img, over all combinations of the format's parameters.
+    Interop(interop::Options),
     /// Runs a command where /dev/kvm is real: in Debian on an emulated processor that has SVM.
     KvmLab(kvm_lab::Options),
     /// Runs others' CPU test suites on our accelerators, beside QEMU's TCG.
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Chore::Test(options) => test::run(&root(), &options),
         Chore::Isa(options) => isa::run(&root(), &options),
         Chore::Fuzz(options) => fuzz::run(&root(), &options),
+        Chore::Interop(options) => interop::run(&root(), &options),
         Chore::KvmLab(options) => return kvm_lab::run(&root(), &options),
         Chore::Suites(options) => suites::run(&root(), &options),
         Chore::Iotests(options) => iotests::run(&root(), &options),

@@ -8,6 +8,9 @@ const ACCEPTED: &str = "file=PATH, format=FORMAT, if=virtio, readonly=on|off, sn
                         cache=MODE, aio=io_uring|native|threads, discard=unmap|ignore, \
                         references=files|any|none, and options of the image's driver";
 
+/// The formats that a disk can have.
+const FORMATS: &[&str] = &["raw", "qcow2", "luks"];
+
 /// Options of drivers that have no dot in their names.
 const OF_DRIVERS: &[&str] = &[
     "cache-clean-interval",
@@ -42,8 +45,8 @@ fn set(drive: &mut DriveSpec, key: &str, value: &str) -> Result<(), String> {
     let mut option = |key: &str| drive.options.push((key.to_owned(), value.to_owned()));
     match key {
         "file" => value.clone_into(&mut drive.file),
-        "format" if !value.is_empty() => drive.format = Some(value.to_owned()),
-        "format" => return wrong("a format, such as raw or qcow2"),
+        "format" if FORMATS.contains(&value) => drive.format = Some(value.to_owned()),
+        "format" => return wrong(&format!("format={}", FORMATS.join(" or "))),
         "if" if value == "virtio" => {}
         "if" => return wrong("if=virtio"),
         "media" if value == "disk" => {}

@@ -1,8 +1,8 @@
 //! `amend`.
 
 use crate::commands::flags;
-use crate::common::{Common, with_cache};
 use crate::progress::Shown;
+use crate::shared_options::{SharedOptions, with_cache};
 use crate::tool::{Failure, Outcome, Tool, accumulate, parse};
 use block_graph::{Error, NodeRef, OpenContext, OpenFlags, OptionSpec};
 use blockdev::convert::Watcher;
@@ -11,10 +11,10 @@ use std::process::ExitCode;
 
 /// Changes an image's format options.
 pub(crate) async fn run(tool: &Tool, words: Vec<String>) -> Outcome {
-    let mut common = Common::default();
+    let mut shared = SharedOptions::default();
     let (mut options, mut force) = (None, false);
     let operands = parse(flags("amend"), words, |key, value| {
-        match (key, common.take(key, value)?) {
+        match (key, shared.take(key, value)?) {
             (_, None) => {}
             ("o", Some(value)) => accumulate(&mut options, &value)?,
             _ => force = true,
@@ -23,22 +23,22 @@ pub(crate) async fn run(tool: &Tool, words: Vec<String>) -> Outcome {
     })?;
     let options = options.ok_or_else(|| Failure::Usage("Must specify options (-o)".to_owned()))?;
     let asks_for_help = blockdev::syntax::list::asks_for_help(&options);
-    let context = common.context();
-    if let (true, Some(format)) = (asks_for_help, &common.format) {
+    let context = shared.context();
+    if let (true, Some(format)) = (asks_for_help, &shared.format) {
         return print_help(&context, format);
     }
     let Ok([filename]) = <[String; 1]>::try_from(operands) else {
         return Err(Failure::new("Expecting one image file name"));
     };
     let flags = OpenFlags { unmap: false, resize: false, ..OpenFlags::WRITE };
-    let flags = with_cache(flags, common.cache.as_deref(), "")?;
-    let node = common.named(&filename).open(tool, &context, flags).await?;
+    let flags = with_cache(flags, shared.cache.as_deref(), "")?;
+    let node = shared.named(&filename).open(tool, &context, flags).await?;
     let format = node.driver().format_name();
     if asks_for_help {
         node.close().await?;
         return print_help(&context, format);
     }
-    let shown = Shown::new(tool, common.shows_progress(), 1.0, common.quiet);
+    let shown = Shown::new(tool, shared.shows_progress(), 1.0, shared.quiet);
     let amended = amend(&context, &node, format, &options, force, &shown).await;
     if amended.is_ok() {
         shown.end();

@@ -1,7 +1,7 @@
 //! `bench`.
 
 use crate::commands::flags;
-use crate::common::{Common, with_cache};
+use crate::shared_options::{SharedOptions, with_cache};
 use crate::tool::{Failure, Outcome, Tool, number, number_in, one_file, parse};
 use block_graph::{Error, NodeRef, OpenFlags, Value, WriteFlags};
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -26,7 +26,7 @@ struct Work {
 
 /// Measures how fast requests are.
 pub(crate) async fn run(tool: &Tool, words: Vec<String>) -> Outcome {
-    let mut common = Common::default();
+    let mut shared = SharedOptions::default();
     let mut work = Work {
         count: 75000,
         depth: 64,
@@ -40,7 +40,7 @@ pub(crate) async fn run(tool: &Tool, words: Vec<String>) -> Outcome {
     };
     let mut aio = None;
     let operands = parse(flags("bench"), words, |key, value| {
-        let Some(value) = common.take(key, value)? else { return Ok(()) };
+        let Some(value) = shared.take(key, value)? else { return Ok(()) };
         match key {
             "c" => work.count = number_in("request count", &value, 0..=MOST)?,
             "d" => work.depth = number_in("queue depth", &value, 0..=MOST)?,
@@ -75,9 +75,9 @@ pub(crate) async fn run(tool: &Tool, words: Vec<String>) -> Outcome {
     } else {
         OpenFlags::READ
     };
-    let flags = with_cache(flags, common.cache.as_deref(), "")?;
-    let context = common.context();
-    let mut named = common.named(&filename);
+    let flags = with_cache(flags, shared.cache.as_deref(), "")?;
+    let context = shared.context();
+    let mut named = shared.named(&filename);
     if let Some(aio) = aio.filter(|aio| aio != "threads") {
         named.options.set("file.aio", Value::Text(aio));
     }

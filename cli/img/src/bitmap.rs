@@ -1,7 +1,7 @@
 //! `bitmap`.
 
 use crate::commands::flags;
-use crate::common::{Common, Named, close};
+use crate::shared_options::{Named, SharedOptions, close};
 use crate::tool::{Failure, Outcome, Tool, number, parse};
 use block_graph::{Errno, Error, Image, NodeRef, OpenFlags, Options};
 use std::process::ExitCode;
@@ -30,11 +30,11 @@ impl Action {
 
 /// Changes an image's bitmaps.
 pub(crate) async fn run(tool: &Tool, words: Vec<String>) -> Outcome {
-    let mut common = Common::default();
+    let mut shared = SharedOptions::default();
     let mut actions = Vec::new();
     let (mut granularity, mut source, mut source_format) = (None, None, None);
     let operands = parse(flags("bitmap"), words, |key, value| {
-        let Some(value) = common.take(key, value)? else { return Ok(()) };
+        let Some(value) = shared.take(key, value)? else { return Ok(()) };
         match key {
             "add" => actions.push(Action::Add),
             "remove" => actions.push(Action::Remove),
@@ -66,10 +66,10 @@ pub(crate) async fn run(tool: &Tool, words: Vec<String>) -> Outcome {
     let Ok([filename, bitmap]) = <[String; 2]>::try_from(operands) else {
         return Err(Failure::new("Expecting filename and bitmap name"));
     };
-    let context = common.context();
+    let context = shared.context();
     // Only the bitmaps are looked at, so the backing files may be missing.
     let flags = OpenFlags { no_backing: true, unmap: false, resize: false, ..OpenFlags::WRITE };
-    let mut nodes = vec![common.named(&filename).open(tool, &context, flags).await?];
+    let mut nodes = vec![shared.named(&filename).open(tool, &context, flags).await?];
     if let Some(source) = &source {
         let format = source_format.as_deref();
         let named =

@@ -1,7 +1,7 @@
 //! `check`.
 
 use crate::commands::flags;
-use crate::common::{Common, with_cache};
+use crate::shared_options::{SharedOptions, with_cache};
 use crate::tool::{Failure, Outcome, Output, Tool, one_file, parse};
 use block_graph::{CheckFix, CheckReport, Errno, NodeRef, OpenFlags};
 use serde_json::{Map, Value};
@@ -16,10 +16,10 @@ const UNSUPPORTED: u8 = 63;
 
 /// Checks an image, and repairs it if it is to.
 pub(crate) async fn run(tool: &Tool, words: Vec<String>) -> Outcome {
-    let mut common = Common::default();
+    let mut shared = SharedOptions::default();
     let mut fix = CheckFix::Nothing;
     let operands = parse(flags("check"), words, |key, value| {
-        let Some(value) = common.take(key, value)? else { return Ok(()) };
+        let Some(value) = shared.take(key, value)? else { return Ok(()) };
         fix = match value.as_str() {
             "leaks" => CheckFix::Leaks,
             "all" => CheckFix::All,
@@ -31,18 +31,18 @@ pub(crate) async fn run(tool: &Tool, words: Vec<String>) -> Outcome {
         Ok(())
     })?;
     let filename = one_file(operands)?;
-    let output = common.output()?;
+    let output = shared.output()?;
     let writable = fix != CheckFix::Nothing;
     let flags = OpenFlags { check: true, writable, resize: writable, unmap: writable, ..OpenFlags::READ };
-    let flags = with_cache(flags, common.source_cache.as_deref(), "source ")?;
-    let context = common.context();
-    let node = common.named(&filename).open(tool, &context, flags).await?;
+    let flags = with_cache(flags, shared.source_cache.as_deref(), "source ")?;
+    let context = shared.context();
+    let node = shared.named(&filename).open(tool, &context, flags).await?;
     let mut report = check(&node, fix).await?;
     // What a check says goes where messages about images go, also when its result is for programs.
     report.messages.iter().for_each(|message| eprintln!("{message}"));
     let fixed = (report.corruptions_fixed, report.leaks_fixed);
     if fixed != (0, 0) {
-        if output == Output::Human && !common.quiet {
+        if output == Output::Human && !shared.quiet {
             println!("The following inconsistencies were found and repaired:\n");
             println!("    {} leaked clusters\n    {} corruptions\n", fixed.1, fixed.0);
             println!("Double checking the fixed image now...");
@@ -51,7 +51,7 @@ pub(crate) async fn run(tool: &Tool, words: Vec<String>) -> Outcome {
         report.messages.iter().for_each(|message| eprintln!("{message}"));
         (report.corruptions_fixed, report.leaks_fixed) = fixed;
     }
-    if !common.quiet {
+    if !shared.quiet {
         match output {
             Output::Human => print_human(&report),
             Output::Json => {

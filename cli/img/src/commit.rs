@@ -1,18 +1,18 @@
 //! `commit`.
 
 use crate::commands::flags;
-use crate::common::{Common, with_cache};
 use crate::progress::Shown;
+use crate::shared_options::{SharedOptions, with_cache};
 use crate::tool::{Failure, Outcome, Tool, number, one_file, parse};
 use block_graph::{Errno, NodeRef, OpenContext, OpenFlags, skip_filters};
 use std::process::ExitCode;
 
 /// Writes what an image has to an image below it.
 pub(crate) async fn run(tool: &Tool, words: Vec<String>) -> Outcome {
-    let mut common = Common::default();
+    let mut shared = SharedOptions::default();
     let (mut base, mut keeps, mut rate) = (None, false, None);
     let operands = parse(flags("commit"), words, |key, value| {
-        let Some(value) = common.take(key, value)? else { return Ok(()) };
+        let Some(value) = shared.take(key, value)? else { return Ok(()) };
         match key {
             "b" => {
                 // What is between would be wrong afterwards, so emptying the image would not help.
@@ -25,16 +25,16 @@ pub(crate) async fn run(tool: &Tool, words: Vec<String>) -> Outcome {
         Ok(())
     })?;
     let filename = one_file(operands)?;
-    let flags = with_cache(OpenFlags::WRITE, common.cache.as_deref(), "")?;
-    let context = common.context();
-    let node = common.named(&filename).open(tool, &context, flags).await?;
-    let shown = Shown::new(tool, common.shows_progress(), 1.0, common.quiet);
+    let flags = with_cache(OpenFlags::WRITE, shared.cache.as_deref(), "")?;
+    let context = shared.context();
+    let node = shared.named(&filename).open(tool, &context, flags).await?;
+    let shown = Shown::new(tool, shared.shows_progress(), 1.0, shared.quiet);
     let committed = commit(&context, &node, &filename, base.as_deref(), keeps, rate, &shown).await;
     drop(shown);
     let closed = node.close().await;
     committed?;
     closed.map_err(|error| Failure::new(format!("Error while closing the image: {}", error.errno())))?;
-    if !common.quiet {
+    if !shared.quiet {
         println!("Image committed.");
     }
     Ok(ExitCode::SUCCESS)

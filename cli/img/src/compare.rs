@@ -1,8 +1,8 @@
 //! `compare`.
 
 use crate::commands::flags;
-use crate::common::{Common, close, with_cache};
 use crate::progress::Shown;
+use crate::shared_options::{SharedOptions, close, with_cache};
 use crate::tool::{Failure, Outcome, Tool, parse};
 use block_graph::{NodeRef, OpenFlags};
 use blockdev::compare::{CompareError, Difference, compare, find_data};
@@ -19,10 +19,10 @@ const NOT_READ: u8 = 4;
 
 /// Compares two images.
 pub(crate) async fn run(tool: &Tool, words: Vec<String>) -> Outcome {
-    let mut common = Common::default();
+    let mut shared = SharedOptions::default();
     let (mut second_format, mut strict) = (None, false);
     let operands = parse(flags("compare"), words, |key, value| {
-        let taken = common.take(key, value).map_err(|failure| failure.with_code(NOT_OPENED));
+        let taken = shared.take(key, value).map_err(|failure| failure.with_code(NOT_OPENED));
         match (key, taken?) {
             (_, None) => {}
             ("F", Some(value)) => second_format = Some(value),
@@ -33,11 +33,11 @@ pub(crate) async fn run(tool: &Tool, words: Vec<String>) -> Outcome {
     let Ok([first, second]) = <[String; 2]>::try_from(operands) else {
         return Err(Failure::Usage("Expecting two image file names".to_owned()));
     };
-    let flags = with_cache(OpenFlags::READ, common.source_cache.as_deref(), "source ")
+    let flags = with_cache(OpenFlags::READ, shared.source_cache.as_deref(), "source ")
         .map_err(|failure| failure.with_code(NOT_OPENED))?;
-    let context = common.context();
-    let shown = Shown::new(tool, common.shows_progress(), 2.0, common.quiet);
-    let mut names = [common.named(&first), common.named(&second)];
+    let context = shared.context();
+    let shown = Shown::new(tool, shared.shows_progress(), 2.0, shared.quiet);
+    let mut names = [shared.named(&first), shared.named(&second)];
     names[1].format = second_format.as_deref();
     let mut nodes = Vec::new();
     for name in &names {
@@ -45,7 +45,7 @@ pub(crate) async fn run(tool: &Tool, words: Vec<String>) -> Outcome {
         nodes.push(opened.map_err(|failure| failure.with_code(NOT_OPENED))?);
     }
     let say = |text: String| {
-        if !common.quiet {
+        if !shared.quiet {
             println!("{text}");
         }
     };

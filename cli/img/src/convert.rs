@@ -1,8 +1,8 @@
 //! `convert`.
 
 use crate::commands::flags;
-use crate::common::{Common, Named, SnapshotName, close, with_cache};
 use crate::progress::Shown;
+use crate::shared_options::{Named, SharedOptions, SnapshotName, close, with_cache};
 use crate::tool::{Failure, Outcome, Tool, accumulate, number, number_in, parse};
 use block_graph::{Error, Image, NodeRef, OpenContext, OpenFlags, Options, skip_filters};
 use blockdev::convert::{LARGEST_CHUNK, Settings, convert};
@@ -17,7 +17,7 @@ const REQUESTS: usize = 8;
 /// What the command line says.
 #[derive(Default)]
 struct Arguments {
-    common: Common,
+    shared: SharedOptions,
     output_format: Option<String>,
     options: Option<String>,
     backing: Option<String>,
@@ -45,7 +45,7 @@ impl Arguments {
     }
 
     fn take(&mut self, key: &str, value: String) -> Result<(), Failure> {
-        let Some(value) = self.common.take(key, value)? else { return Ok(()) };
+        let Some(value) = self.shared.take(key, value)? else { return Ok(()) };
         match key {
             "O" => self.output_format = Some(value),
             "B" => self.backing = Some(value),
@@ -104,7 +104,7 @@ fn least_zeroes(text: &str) -> Result<u64, Failure> {
 pub(crate) async fn run(tool: &Tool, words: Vec<String>) -> Outcome {
     let (mut arguments, mut operands) = Arguments::parse(words)?;
     arguments.check()?;
-    let context = arguments.common.context();
+    let context = arguments.shared.context();
     let format = match arguments.output_format.clone() {
         None if arguments.target_image_opts => None,
         None => Some("raw".to_owned()),
@@ -116,12 +116,12 @@ pub(crate) async fn run(tool: &Tool, words: Vec<String>) -> Outcome {
         return crate::create::print_option_help(&context, &format, target.as_deref());
     }
     let target = target.ok_or_else(|| Failure::new("Must specify image file name"))?;
-    let common = &arguments.common;
-    let flags = with_cache(OpenFlags::READ, common.source_cache.as_deref(), "source ")?;
-    let shown = Shown::new(tool, common.shows_progress(), 1.0, common.quiet);
+    let shared = &arguments.shared;
+    let flags = with_cache(OpenFlags::READ, shared.source_cache.as_deref(), "source ")?;
+    let shown = Shown::new(tool, shared.shows_progress(), 1.0, shared.quiet);
     let mut sources = Vec::new();
     for name in &operands {
-        sources.push(common.named(name).open(tool, &context, flags).await?);
+        sources.push(shared.named(name).open(tool, &context, flags).await?);
     }
     if matches!(arguments.snapshot, SnapshotName::Either(_)) && sources.len() > 1 {
         return Err(Failure::new("No support for concatenating multiple snapshot"));
@@ -203,7 +203,7 @@ impl Job<'_> {
         let arguments = self.arguments;
         let unmap = arguments.least_zeroes != Some(0);
         let flags = OpenFlags { unmap, ..OpenFlags::WRITE };
-        let cache = arguments.common.cache.as_deref().unwrap_or("unsafe");
+        let cache = arguments.shared.cache.as_deref().unwrap_or("unsafe");
         let flags = with_cache(flags, Some(cache), "")?;
         let named = Named {
             name: self.target,

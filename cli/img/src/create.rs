@@ -1,17 +1,17 @@
 //! `create`.
 
 use crate::commands::flags;
-use crate::common::Common;
+use crate::shared_options::SharedOptions;
 use crate::tool::{Failure, Outcome, Tool, accumulate, number, parse};
 use blockdev::create::{NewImage, create, format_options};
 use std::process::ExitCode;
 
 /// Makes an image.
 pub(crate) async fn run(_tool: &Tool, words: Vec<String>) -> Outcome {
-    let mut common = Common::default();
+    let mut shared = SharedOptions::default();
     let (mut backing, mut backing_format, mut options, mut unsafe_backing) = (None, None, None, false);
     let operands = parse(flags("create"), words, |key, value| {
-        let Some(value) = common.take(key, value)? else { return Ok(()) };
+        let Some(value) = shared.take(key, value)? else { return Ok(()) };
         match key {
             "b" => backing = Some(value),
             "F" => backing_format = Some(value),
@@ -20,8 +20,8 @@ pub(crate) async fn run(_tool: &Tool, words: Vec<String>) -> Outcome {
         }
         Ok(())
     })?;
-    let format = common.format.clone().unwrap_or_else(|| "raw".to_owned());
-    let context = common.context();
+    let format = shared.format.clone().unwrap_or_else(|| "raw".to_owned());
+    let context = shared.context();
     let mut operands = operands.into_iter();
     let filename = operands.next();
     if options.as_deref().is_some_and(blockdev::syntax::list::asks_for_help) {
@@ -42,7 +42,7 @@ pub(crate) async fn run(_tool: &Tool, words: Vec<String>) -> Outcome {
         unsafe_backing,
     };
     let announce = |line: String| {
-        if !common.quiet {
+        if !shared.quiet {
             println!("{line}");
         }
     };

@@ -1,7 +1,7 @@
 //! `dd`.
 
 use crate::commands::flags;
-use crate::common::{Common, Named, close};
+use crate::shared_options::{Named, SharedOptions, close};
 use crate::tool::{Failure, Outcome, Tool, number, number_in, parse};
 use block_graph::{NodeRef, OpenFlags, Options, WriteFlags};
 use blockdev::create::{create_with, format_options};
@@ -43,10 +43,10 @@ impl Operands {
 
 /// Copies blocks of an image to a new one.
 pub(crate) async fn run(tool: &Tool, words: Vec<String>) -> Outcome {
-    let mut common = Common::default();
+    let mut shared = SharedOptions::default();
     let mut format = "raw".to_owned();
     let operands = parse(flags("dd"), words, |key, value| {
-        if let Some(value) = common.take(key, value)? {
+        if let Some(value) = shared.take(key, value)? {
             format = value;
         }
         Ok(())
@@ -55,8 +55,8 @@ pub(crate) async fn run(tool: &Tool, words: Vec<String>) -> Outcome {
     let (Some(input), Some(output)) = (&operands.input, &operands.output) else {
         return Err(Failure::new("Must specify both input and output files"));
     };
-    let context = common.context();
-    let source = common.named(input).open(tool, &context, OpenFlags::READ).await?;
+    let context = shared.context();
+    let source = shared.named(input).open(tool, &context, OpenFlags::READ).await?;
     if context.registry.find(&format).is_none() {
         return Err(Failure::new("Unknown file format"));
     }

@@ -1,7 +1,7 @@
 //! `info`.
 
 use crate::commands::flags;
-use crate::common::Common;
+use crate::shared_options::SharedOptions;
 use crate::tool::{Failure, Outcome, Output, Tool, one_file, parse};
 use block_graph::{ImageInfo, NodeRef, OpenFlags, Role, SnapshotInfo};
 use blockdev::filename::{child_name, of as name_of};
@@ -25,23 +25,23 @@ struct NodeInfo {
 
 /// Says what images are.
 pub(crate) async fn run(tool: &Tool, words: Vec<String>) -> Outcome {
-    let mut common = Common::default();
+    let mut shared = SharedOptions::default();
     let mut chain = false;
     let operands = parse(flags("info"), words, |key, value| {
-        chain |= common.take(key, value)?.is_some();
+        chain |= shared.take(key, value)?.is_some();
         Ok(())
     })?;
     let filename = one_file(operands)?;
-    let output = common.output()?;
-    let context = common.context();
+    let output = shared.output()?;
+    let context = shared.context();
     let mut infos = Vec::new();
     let mut seen = HashSet::new();
-    let mut next = Some((filename, common.format.clone()));
+    let mut next = Some((filename, shared.format.clone()));
     while let Some((filename, format)) = next.take() {
         if !seen.insert(filename.clone()) {
             return Err(Failure::new(format!("Backing file '{filename}' creates an infinite loop.")));
         }
-        let mut named = common.named(&filename);
+        let mut named = shared.named(&filename);
         named.format = format.as_deref();
         named.image_opts &= infos.is_empty();
         let flags = OpenFlags { no_backing: true, no_io: true, ..OpenFlags::READ };

@@ -8,7 +8,6 @@ mod bitmap;
 mod check;
 mod commands;
 mod commit;
-mod common;
 mod compare;
 mod convert;
 mod create;
@@ -19,6 +18,7 @@ mod measure;
 mod progress;
 mod rebase;
 mod resize;
+mod shared_options;
 mod snapshot;
 mod tool;
 

@@ -1,7 +1,7 @@
 //! `map`.
 
 use crate::commands::flags;
-use crate::common::Common;
+use crate::shared_options::SharedOptions;
 use crate::tool::{Failure, Outcome, Output, Tool, number, one_file, parse};
 use block_graph::{Error, OpenFlags};
 use blockdev::status::{Extent, extents};
@@ -9,10 +9,10 @@ use std::process::ExitCode;
 
 /// Lists where an image's data are.
 pub(crate) async fn run(tool: &Tool, words: Vec<String>) -> Outcome {
-    let mut common = Common::default();
+    let mut shared = SharedOptions::default();
     let (mut start, mut most) = (0, None);
     let operands = parse(flags("map"), words, |key, value| {
-        let Some(value) = common.take(key, value)? else { return Ok(()) };
+        let Some(value) = shared.take(key, value)? else { return Ok(()) };
         match key {
             "s" => start = number("start offset", &value)?,
             _ => most = Some(number("max length", &value)?),
@@ -20,9 +20,9 @@ pub(crate) async fn run(tool: &Tool, words: Vec<String>) -> Outcome {
         Ok(())
     })?;
     let filename = one_file(operands)?;
-    let output = common.output()?;
-    let context = common.context();
-    let node = common.named(&filename).open(tool, &context, OpenFlags::READ).await?;
+    let output = shared.output()?;
+    let context = shared.context();
+    let node = shared.named(&filename).open(tool, &context, OpenFlags::READ).await?;
     let end = most.map_or(node.len(), |most| start.saturating_add(most).min(node.len()));
     let listed = match output {
         Output::Json => {

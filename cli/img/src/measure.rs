@@ -1,18 +1,18 @@
 //! `measure`.
 
 use crate::commands::flags;
-use crate::common::{Common, SnapshotName};
+use crate::shared_options::{SharedOptions, SnapshotName};
 use crate::tool::{Failure, Outcome, Output, Tool, accumulate, number, parse};
 use block_graph::OpenFlags;
 use std::process::ExitCode;
 
 /// Says how large a new image's file will be.
 pub(crate) async fn run(tool: &Tool, words: Vec<String>) -> Outcome {
-    let mut common = Common::default();
+    let mut shared = SharedOptions::default();
     let (mut format, mut options, mut size, mut snapshot) =
         ("raw".to_owned(), None, None, SnapshotName::None);
     let operands = parse(flags("measure"), words, |key, value| {
-        let Some(value) = common.take(key, value)? else { return Ok(()) };
+        let Some(value) = shared.take(key, value)? else { return Ok(()) };
         match key {
             "O" => format = value,
             "o" => accumulate(&mut options, &value)?,
@@ -21,14 +21,14 @@ pub(crate) async fn run(tool: &Tool, words: Vec<String>) -> Outcome {
         }
         Ok(())
     })?;
-    let output = common.output()?;
+    let output = shared.output()?;
     let mut operands = operands.into_iter();
     let filename = operands.next();
     if operands.next().is_some() {
         return Err(Failure::new("At most one filename argument is allowed."));
     }
     let has_source_options =
-        common.image_opts || common.format.is_some() || !matches!(snapshot, SnapshotName::None);
+        shared.image_opts || shared.format.is_some() || !matches!(snapshot, SnapshotName::None);
     match (&filename, size) {
         (None, _) if has_source_options => {
             return Err(Failure::new("--image-opts, -f, and -l require a filename argument."));
@@ -41,10 +41,10 @@ pub(crate) async fn run(tool: &Tool, words: Vec<String>) -> Outcome {
         }
         _ => {}
     }
-    let context = common.context();
+    let context = shared.context();
     let source = match &filename {
         Some(filename) => {
-            let node = common.named(filename).open(tool, &context, OpenFlags::READ).await?;
+            let node = shared.named(filename).open(tool, &context, OpenFlags::READ).await?;
             snapshot.load(&node).await?;
             Some(node)
         }

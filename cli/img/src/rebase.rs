@@ -1,8 +1,8 @@
 //! `rebase`.
 
 use crate::commands::flags;
-use crate::common::{Common, with_cache};
 use crate::progress::Shown;
+use crate::shared_options::{SharedOptions, with_cache};
 use crate::tool::{Failure, Outcome, Tool, one_file, parse};
 use block_graph::{NodeRef, OpenContext, OpenFlags, Options, Value, skip_filters};
 use blockdev::chain::{Rebase, change_backing, find_backing, rebase};
@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 struct Arguments {
-    common: Common,
+    shared: SharedOptions,
     backing: Option<String>,
     backing_format: Option<String>,
     name_only: bool,
@@ -20,14 +20,14 @@ struct Arguments {
 /// Changes an image's backing file.
 pub(crate) async fn run(tool: &Tool, words: Vec<String>) -> Outcome {
     let mut arguments = Arguments {
-        common: Common::default(),
+        shared: SharedOptions::default(),
         backing: None,
         backing_format: None,
         name_only: false,
         compressed: false,
     };
     let operands = parse(flags("rebase"), words, |key, value| {
-        let Some(value) = arguments.common.take(key, value)? else { return Ok(()) };
+        let Some(value) = arguments.shared.take(key, value)? else { return Ok(()) };
         match key {
             "b" => arguments.backing = Some(value),
             "F" => arguments.backing_format = Some(value),
@@ -40,14 +40,14 @@ pub(crate) async fn run(tool: &Tool, words: Vec<String>) -> Outcome {
     if !arguments.name_only && arguments.backing.is_none() {
         return Err(Failure::Usage("Must specify backing file (-b) or use unsafe mode (-u)".to_owned()));
     }
-    let common = &mut arguments.common;
-    let context = common.context();
-    let shown = Shown::new(tool, common.shows_progress(), 2.0, common.quiet);
+    let shared = &mut arguments.shared;
+    let context = shared.context();
+    let shown = Shown::new(tool, shared.shows_progress(), 2.0, shared.quiet);
     let flags =
         OpenFlags { no_backing: arguments.name_only, unmap: false, resize: false, ..OpenFlags::WRITE };
-    let flags = with_cache(flags, common.cache.as_deref(), "")?;
-    let source_flags = with_cache(OpenFlags::READ, common.source_cache.as_deref(), "source ")?;
-    let mut named = common.named(&filename);
+    let flags = with_cache(flags, shared.cache.as_deref(), "")?;
+    let source_flags = with_cache(OpenFlags::READ, shared.source_cache.as_deref(), "source ")?;
+    let mut named = shared.named(&filename);
     named.force_share = false;
     let node = named.open(tool, &context, flags).await?;
     let mut opened = None;
@@ -124,7 +124,7 @@ async fn new_backing(
     if let Some(format) = &arguments.backing_format {
         options.set("driver", format.as_str());
     }
-    if arguments.common.force_share {
+    if arguments.shared.force_share {
         options.set("force-share", Value::Switch(true));
     }
     let opened = context.open_filename(&full, options, flags).await;

@@ -1,7 +1,7 @@
 //! `resize`.
 
 use crate::commands::flags;
-use crate::common::Common;
+use crate::shared_options::SharedOptions;
 use crate::tool::{Failure, Outcome, Tool, parse};
 use block_graph::{NodeRef, OpenFlags, Preallocation, Truncate};
 use std::process::ExitCode;
@@ -11,10 +11,10 @@ pub(crate) async fn run(tool: &Tool, mut words: Vec<String>) -> Outcome {
     // The size may begin with a minus sign and is no option then.
     let expecting = || Failure::Usage("Expecting image file name and size".to_owned());
     let size = if words.len() > 1 { words.pop() } else { None };
-    let mut common = Common::default();
+    let mut shared = SharedOptions::default();
     let (mut preallocation, mut shrink) = (Preallocation::Off, false);
     let operands = parse(flags("resize"), words, |key, value| {
-        let Some(value) = common.take(key, value)? else { return Ok(()) };
+        let Some(value) = shared.take(key, value)? else { return Ok(()) };
         match key {
             "preallocation" => {
                 let invalid = || Failure::new(format!("Invalid preallocation mode '{value}'"));
@@ -34,14 +34,14 @@ pub(crate) async fn run(tool: &Tool, mut words: Vec<String>) -> Outcome {
         _ => (0, size.as_str()),
     };
     let amount = blockdev::list_options::parse_size("size", amount)?;
-    let context = common.context();
+    let context = shared.context();
     let flags = OpenFlags { unmap: false, ..OpenFlags::WRITE };
-    let node = common.named(&filename).open(tool, &context, flags).await?;
+    let node = shared.named(&filename).open(tool, &context, flags).await?;
     let resized = resize(tool, &node, sign, amount, preallocation, shrink).await;
     let closed = node.close().await;
     resized?;
     closed?;
-    if !common.quiet {
+    if !shared.quiet {
         println!("Image resized.");
     }
     Ok(ExitCode::SUCCESS)

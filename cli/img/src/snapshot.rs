@@ -1,7 +1,7 @@
 //! `snapshot`.
 
 use crate::commands::flags;
-use crate::common::Common;
+use crate::shared_options::SharedOptions;
 use crate::tool::{Failure, Outcome, Tool, one_file, parse};
 use block_graph::{Error, Image, OpenFlags, SnapshotInfo};
 use blockdev::syntax::size::human;
@@ -17,10 +17,10 @@ enum Action {
 
 /// Lists, makes, applies or deletes internal snapshots.
 pub(crate) async fn run(tool: &Tool, words: Vec<String>) -> Outcome {
-    let mut common = Common::default();
+    let mut shared = SharedOptions::default();
     let mut action = None;
     let operands = parse(flags("snapshot"), words, |key, value| {
-        let Some(value) = common.take(key, value)? else { return Ok(()) };
+        let Some(value) = shared.take(key, value)? else { return Ok(()) };
         let new = match key {
             "l" => Action::List,
             "a" => Action::Apply(value),
@@ -33,12 +33,12 @@ pub(crate) async fn run(tool: &Tool, words: Vec<String>) -> Outcome {
         }
     })?;
     let filename = one_file(operands)?;
-    let context = common.context();
+    let context = shared.context();
     let flags = match action {
         Some(Action::List) => OpenFlags::READ,
         _ => OpenFlags { resize: false, unmap: false, ..OpenFlags::WRITE },
     };
-    let node = common.named(&filename).open(tool, &context, flags).await?;
+    let node = shared.named(&filename).open(tool, &context, flags).await?;
     let done = match (action, node.driver().image()) {
         (None, _) => Ok(()),
         (Some(Action::List), image) => {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 /// Options that most subcommands have.
 #[derive(Debug, Default)]
-pub(crate) struct Common {
+pub(crate) struct SharedOptions {
     pub(crate) format: Option<String>,
     pub(crate) image_opts: bool,
     pub(crate) force_share: bool,
@@ -18,7 +18,7 @@ pub(crate) struct Common {
     secrets: Secrets,
 }
 
-impl Common {
+impl SharedOptions {
     /// Takes an option, if it is one of these; else gives its value back.
     pub(crate) fn take(&mut self, key: &str, value: String) -> Result<Option<String>, Failure> {
         match key {

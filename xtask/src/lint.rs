@@ -24,7 +24,7 @@ const UNSAFE_CRATES: &[&str] = &[
     "guest_memory",  // guest memory as raw pointers
     "io_loop",       // the ring shared with the kernel, and memory that it reads and writes
     "native_oracle", // runs instructions on the host's processor, for tests
-    "virtio_blk",    // vectored I/O on guest memory, and file locks
+    "virtio_blk",    // guest memory as what the kernel reads and writes
     "x86_core",      // guest memory through the soft TLB's pointers
     "x86_fpu",       // native stubs
     "x86_interp",    // string instructions on host spans

@@ -51,11 +51,6 @@ impl Edge {
         old.remove_parent();
         old
     }
-
-    /// Whether it leads to `node`.
-    pub fn leads_to(&self, node: &NodeRef) -> bool {
-        Arc::ptr_eq(&self.node.load(), node)
-    }
 }
 
 impl Drop for Edge {

@@ -42,11 +42,6 @@ impl Errno {
     pub const RANGE: Self = Self(libc::ERANGE);
     /// No medium found.
     pub const NO_MEDIUM: Self = Self(libc::ENOMEDIUM);
-    /// Operation canceled.
-    pub const CANCELED: Self = Self(libc::ECANCELED);
-    /// Transport endpoint is not connected.
-    pub const NOT_CONNECTED: Self = Self(libc::ENOTCONN);
-
     /// The error number `number`; what is none becomes an I/O error.
     pub fn new(number: i32) -> Self {
         if number > 0 { Self(number) } else { Self::IO }

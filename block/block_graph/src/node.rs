@@ -8,7 +8,7 @@ use parking_lot::{Mutex, RwLock};
 use std::fmt;
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Poll, Waker};
 
 /// A node, shared by whoever uses it.
@@ -33,8 +33,6 @@ pub struct Node {
     waiting: Mutex<Vec<Waker>>,
     bitmaps: RwLock<Vec<Arc<DirtyBitmap>>>,
     has_bitmaps: AtomicBool,
-    /// The end of the last byte that was written, in bytes.
-    wrote_to: AtomicU64,
     parents: AtomicUsize,
     closed: AtomicBool,
 }
@@ -74,7 +72,6 @@ impl Node {
             waiting: Mutex::default(),
             bitmaps: RwLock::default(),
             has_bitmaps: AtomicBool::new(false),
-            wrote_to: AtomicU64::new(0),
             parents: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
         })
@@ -123,11 +120,6 @@ impl Node {
     /// The file name that opens it again, if there is one.
     pub fn filename(&self) -> Option<String> {
         self.driver.filename()
-    }
-
-    /// The end of the last byte that was written since it was opened.
-    pub fn wrote_to(&self) -> u64 {
-        self.wrote_to.load(Ordering::Relaxed)
     }
 
     pub(crate) fn add_parent(&self) {
@@ -204,7 +196,6 @@ impl Node {
     }
 
     fn wrote(&self, offset: u64, len: u64) {
-        self.wrote_to.fetch_max(offset + len, Ordering::Relaxed);
         if self.has_bitmaps.load(Ordering::SeqCst) {
             for bitmap in self.bitmaps.read().iter().filter(|bitmap| bitmap.enabled()) {
                 bitmap.set(offset, len);
@@ -394,13 +385,6 @@ impl Node {
     pub fn add_bitmap(&self, bitmap: Arc<DirtyBitmap>) {
         self.bitmaps.write().push(bitmap);
         self.has_bitmaps.store(true, Ordering::SeqCst);
-    }
-
-    /// Has a bitmap record no more.
-    pub fn remove_bitmap(&self, bitmap: &Arc<DirtyBitmap>) {
-        let mut bitmaps = self.bitmaps.write();
-        bitmaps.retain(|known| !Arc::ptr_eq(known, bitmap));
-        self.has_bitmaps.store(!bitmaps.is_empty(), Ordering::SeqCst);
     }
 
     /// The bitmaps that record the node's writes.

@@ -563,9 +563,8 @@ impl OpenContext {
         if let Some(read_only) = options.take_switch("read-only")? {
             flags.writable = flags.writable && !read_only;
         }
-        if options.take_switch("auto-read-only")?.is_some() {
-            // A read-only file below a node that is opened read-only is no error anyway.
-        }
+        // Nothing is written to a node that is opened read-only, and nothing is tried in between.
+        options.take_switch("auto-read-only")?;
         if let Some(direct) = options.take_switch("cache.direct")? {
             flags.direct = direct;
         }

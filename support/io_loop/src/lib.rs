@@ -23,7 +23,7 @@ mod unix;
 pub use buffer::{BUFFER_ALIGNMENT, IoBuffer, IoVec, Segment};
 pub use delay::{sleep, timeout};
 pub use file::{Aio, IoFile};
-pub use local_loop::{block_on, has_ring, readable, set_spin, spawn, yield_now};
+pub use local_loop::{block_on, readable, spawn, yield_now};
 pub use net::{Listener, Stream};
 pub use pool::{blocking, cores, offload};
 

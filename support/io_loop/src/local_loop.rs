@@ -18,7 +18,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How many tasks run before completions are looked at again.
 const TASKS_IN_A_ROW: usize = 64;
@@ -105,8 +105,6 @@ pub(crate) struct Loop {
     event_armed: Cell<bool>,
     awaited: RefCell<Vec<Awaited>>,
     running: Cell<bool>,
-    /// How long completions are looked for before the thread goes to sleep.
-    spin: Cell<Duration>,
 }
 
 /// A thread's hold of its loop.
@@ -125,16 +123,6 @@ thread_local! {
 /// This thread's loop.
 pub(crate) fn current() -> Rc<Loop> {
     LOOP.with(|cell| cell.get_or_init(|| Held(Rc::new(Loop::new()))).0.clone())
-}
-
-/// Whether this thread's loop has an io_uring.
-pub fn has_ring() -> bool {
-    current().ring.is_some()
-}
-
-/// Has this thread's loop look for completions this long before it sleeps: less delay for more processor time.
-pub fn set_spin(time: Duration) {
-    current().spin.set(time);
 }
 
 /// Runs `future`, and the tasks of this thread's loop beside it, until the future is ready.
@@ -294,7 +282,6 @@ impl Loop {
             event_armed: Cell::new(false),
             awaited: RefCell::default(),
             running: Cell::new(false),
-            spin: Cell::new(Duration::ZERO),
         }
     }
 
@@ -306,7 +293,7 @@ impl Loop {
             let Some(runnable) = self.ready.borrow_mut().pop_front() else { break };
             runnable.run();
         }
-        if self.is_busy() || self.found_by_spinning() {
+        if self.is_busy() {
             self.look(None);
             return;
         }
@@ -325,25 +312,6 @@ impl Loop {
 
     fn is_busy(&self) -> bool {
         !self.ready.borrow().is_empty() || self.remote.main_ready.load(Ordering::SeqCst)
-    }
-
-    /// Hands over what is queued and looks for completions for a while.
-    fn found_by_spinning(&self) -> bool {
-        let spin = self.spin.get();
-        let Some(ring) = self.ring.as_ref().filter(|_| !spin.is_zero()) else { return false };
-        let start = Instant::now();
-        while start.elapsed() < spin {
-            if ring.enter(None).is_err() {
-                return false;
-            }
-            ring.reap(&self.operations);
-            self.empty_inbox();
-            if self.is_busy() {
-                return true;
-            }
-            std::hint::spin_loop();
-        }
-        false
     }
 
     fn empty_inbox(&self) {

@@ -1,7 +1,7 @@
 //! The virtio block device, with a disk in memory or in a file.
 #![no_main]
 
-use block_graph::{Driver, Errno, Error, Node, OpenFlags, Result, WriteFlags, ZeroFlags, async_trait};
+use block_graph::{Backend, Driver, Errno, Error, Node, OpenFlags, Result, WriteFlags, ZeroFlags, async_trait};
 use io_loop::IoVec;
 use libfuzzer_sys::fuzz_target;
 use parking_lot::Mutex;
@@ -94,7 +94,7 @@ impl<const READ_ONLY: bool> Driven for Target<READ_ONLY> {
         let config = VirtioBlkConfig { queues: 2, serial: "fuzz".into(), ..VirtioBlkConfig::default() };
         let flags = if READ_ONLY { OpenFlags::READ } else { OpenFlags::WRITE };
         let node = Node::new("fuzz", Box::new(DiskDriver(disk.clone())), flags);
-        Self { disk, device: Arc::new(VirtioBlk::new(config, node)) }
+        Self { disk, device: Arc::new(VirtioBlk::new(config, Backend::new("fuzz", node))) }
     }
 
     fn device(&self) -> Arc<dyn VirtioDevice> {

@@ -3,7 +3,7 @@
 use crate::NodeRef;
 use arc_swap::ArcSwap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 /// What a node is to the node above it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -18,19 +18,24 @@ pub enum Role {
     Filtered,
     /// One of several alike.
     Member(u16),
+    /// What somebody who is no node stands on: a device, a job, whoever added the node by name.
+    Root,
 }
 
 /// A node's hold of a node below it, which may be exchanged for another while nothing is in flight.
 pub struct Edge {
     role: Role,
     node: ArcSwap<crate::Node>,
+    this: Weak<Self>,
 }
 
 impl Edge {
     /// An edge to `node`.
     pub fn new(role: Role, node: NodeRef) -> Arc<Self> {
-        node.add_parent();
-        Arc::new(Self { role, node: ArcSwap::new(node) })
+        let below = node.clone();
+        let edge = Arc::new_cyclic(|this| Self { role, node: ArcSwap::new(node), this: this.clone() });
+        below.add_parent(edge.this.clone());
+        edge
     }
 
     /// What the node is to the one above.
@@ -46,16 +51,16 @@ impl Edge {
     /// Takes `node` instead, and returns what was there. The caller has seen to it that no request is in flight
     /// through this edge.
     pub fn replace(&self, node: NodeRef) -> NodeRef {
-        node.add_parent();
+        node.add_parent(self.this.clone());
         let old = self.node.swap(node);
-        old.remove_parent();
+        old.remove_parent(self);
         old
     }
 }
 
 impl Drop for Edge {
     fn drop(&mut self) {
-        self.node.load().remove_parent();
+        self.node.load().remove_parent(self);
     }
 }
 

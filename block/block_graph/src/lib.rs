@@ -9,11 +9,13 @@
 //!
 //! Requests are futures that stay on the thread whose `io_loop` began them; nodes may be used from several threads.
 
+mod backend;
 mod chain;
 mod dirty_bitmap;
 mod driver;
 mod edge;
 mod error;
+mod graph;
 mod image;
 mod node;
 mod open;
@@ -22,15 +24,18 @@ mod range_lock;
 mod status;
 #[cfg(test)]
 mod tests;
+mod watcher;
 
 pub use async_trait::async_trait;
+pub use backend::{Admission, Backend, Direction};
 pub use chain::{Depth, skip_filters, status_above};
 pub use dirty_bitmap::{DirtyBitmap, Granularity};
 pub use driver::{Driver, Limits, Preallocation, Truncate, WriteFlags, ZeroFlags};
 pub use edge::{Edge, Role};
 pub use error::{Errno, Error, Result};
+pub use graph::Quiesced;
 pub use image::{BitmapInfo, CheckFix, CheckReport, Image, ImageInfo, MeasureReport, Progress, SnapshotInfo};
-pub use node::{Drained, MAX_LEN, Node, NodeRef};
+pub use node::{Drained, Entered, MAX_LEN, Node, NodeRef};
 pub use open::{
     AllowAll, DriverKind, OpenContext, OpenFlags, OpenRule, OptionKind, OptionSpec, Reference, RefuseAll,
     Registry, Secrets, protocol_prefix,
@@ -38,3 +43,4 @@ pub use open::{
 pub use options::{Options, OptionsError, Value};
 pub use range_lock::{RangeGuard, RangeLock};
 pub use status::BlockStatus;
+pub use watcher::{Change, Next, WriteWatcher};

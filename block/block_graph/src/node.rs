@@ -1,14 +1,15 @@
 //! The shell around every driver.
 
 use crate::{
-    BlockStatus, DirtyBitmap, Driver, Errno, Error, OpenFlags, Result, Truncate, WriteFlags, ZeroFlags,
+    BlockStatus, Change, DirtyBitmap, Driver, Edge, Errno, Error, Next, OpenFlags, Result, Truncate,
+    WriteFlags, WriteWatcher, ZeroFlags,
 };
 use io_loop::{IoBuffer, IoVec};
 use parking_lot::{Mutex, RwLock};
 use std::fmt;
 use std::future::poll_fn;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::{Poll, Waker};
 
 /// A node, shared by whoever uses it.
@@ -32,8 +33,10 @@ pub struct Node {
     /// Who waits for either of these to become 0.
     waiting: Mutex<Vec<Waker>>,
     bitmaps: RwLock<Vec<Arc<DirtyBitmap>>>,
-    has_bitmaps: AtomicBool,
-    parents: AtomicUsize,
+    watchers: RwLock<Arc<[Arc<dyn WriteWatcher>]>>,
+    /// Writes are recorded or watched.
+    observed: AtomicBool,
+    parents: Mutex<Vec<Weak<Edge>>>,
     closed: AtomicBool,
 }
 
@@ -42,15 +45,38 @@ struct InFlight<'a>(&'a Node);
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
-        if self.0.in_flight.fetch_sub(1, Ordering::SeqCst) == 1 && self.0.drained.load(Ordering::SeqCst) > 0 {
-            self.0.wake_waiting();
-        }
+        self.0.end();
+    }
+}
+
+/// A request of several parts that has begun: until this is dropped the node is not drained, and what is done `within`
+/// it does not wait for a drain to end.
+#[derive(Debug)]
+pub struct Entered(NodeRef);
+
+impl Entered {
+    /// The node.
+    pub fn node(&self) -> &NodeRef {
+        &self.0
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.0.end();
     }
 }
 
 /// As long as this lives, no new request begins at the node.
 #[derive(Debug)]
 pub struct Drained(NodeRef);
+
+impl Drained {
+    /// The node.
+    pub fn node(&self) -> &NodeRef {
+        &self.0
+    }
+}
 
 impl Drop for Drained {
     fn drop(&mut self) {
@@ -71,8 +97,9 @@ impl Node {
             drained: AtomicUsize::new(0),
             waiting: Mutex::default(),
             bitmaps: RwLock::default(),
-            has_bitmaps: AtomicBool::new(false),
-            parents: AtomicUsize::new(0),
+            watchers: RwLock::new(Arc::new([])),
+            observed: AtomicBool::new(false),
+            parents: Mutex::default(),
             closed: AtomicBool::new(false),
         })
     }
@@ -122,12 +149,25 @@ impl Node {
         self.driver.filename()
     }
 
-    pub(crate) fn add_parent(&self) {
-        self.parents.fetch_add(1, Ordering::SeqCst);
+    pub(crate) fn add_parent(&self, edge: Weak<Edge>) {
+        self.parents.lock().push(edge);
     }
 
-    pub(crate) fn remove_parent(&self) {
-        self.parents.fetch_sub(1, Ordering::SeqCst);
+    pub(crate) fn remove_parent(&self, edge: &Edge) {
+        let mut parents = self.parents.lock();
+        if let Some(at) = parents.iter().position(|parent| std::ptr::eq(parent.as_ptr(), edge)) {
+            parents.swap_remove(at);
+        }
+    }
+
+    /// The edges that lead here.
+    pub fn parents(&self) -> Vec<Arc<Edge>> {
+        self.parents.lock().iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Whether it was closed.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
     }
 
     /// The node below in a role, if there is one.
@@ -170,6 +210,18 @@ impl Node {
         }
     }
 
+    fn end(&self) {
+        if self.in_flight.fetch_sub(1, Ordering::SeqCst) == 1 && self.drained.load(Ordering::SeqCst) > 0 {
+            self.wake_waiting();
+        }
+    }
+
+    /// Begins a request of several parts, which are made with `read_within`, `write_within` and the like.
+    pub async fn enter(self: &NodeRef) -> Entered {
+        std::mem::forget(self.begin().await);
+        Entered(self.clone())
+    }
+
     /// Keeps new requests from beginning and waits for those in flight. Requests wait until what is returned is
     /// dropped.
     pub async fn drain(self: &NodeRef) -> Drained {
@@ -196,7 +248,7 @@ impl Node {
     }
 
     fn wrote(&self, offset: u64, len: u64) {
-        if self.has_bitmaps.load(Ordering::SeqCst) {
+        if self.observed.load(Ordering::SeqCst) {
             for bitmap in self.bitmaps.read().iter().filter(|bitmap| bitmap.enabled()) {
                 bitmap.set(offset, len);
             }
@@ -208,12 +260,23 @@ impl Node {
     /// # Errors
     /// The driver's; any part of `into` may have been written.
     pub async fn read(&self, offset: u64, into: &IoVec) -> Result<()> {
+        if into.is_empty() {
+            return Ok(());
+        }
+        let _request = self.begin().await;
+        self.read_within(offset, into).await
+    }
+
+    /// [`Node::read`] for who has entered the node, or drained it.
+    ///
+    /// # Errors
+    /// As those of [`Node::read`].
+    pub async fn read_within(&self, offset: u64, into: &IoVec) -> Result<()> {
         let len = into.len() as u64;
         if len == 0 {
             return Ok(());
         }
         Self::check_end(offset, len)?;
-        let _request = self.begin().await;
         let most = self.driver.limits().max_transfer;
         let there = self.driver.len().saturating_sub(offset).min(len);
         if there == len && (most == 0 || len <= most) {
@@ -235,24 +298,75 @@ impl Node {
         if len == 0 {
             return if flags.contains(WriteFlags::FUA) { self.flush().await } else { Ok(()) };
         }
-        self.check_write(offset, len)?;
         let _request = self.begin().await;
-        let most = self.driver.limits().max_transfer;
-        let result = if most == 0 || len <= most {
-            self.driver.write(offset, from, flags).await
-        } else {
-            let mut result = Ok(());
-            for (at, part) in parts(len, most) {
-                let piece = from.slice(at as usize..(at + part) as usize);
-                result = self.driver.write(offset + at, &piece, flags).await;
-                if result.is_err() {
-                    break;
-                }
-            }
-            result
-        };
+        self.change(Change::Data { offset, from, flags }).await
+    }
+
+    /// [`Node::write`] for who has entered the node, or drained it.
+    ///
+    /// # Errors
+    /// As those of [`Node::write`].
+    pub async fn write_within(&self, offset: u64, from: &IoVec, flags: WriteFlags) -> Result<()> {
+        if from.is_empty() { Ok(()) } else { self.change(Change::Data { offset, from, flags }).await }
+    }
+
+    /// [`Node::write_zeroes`] for who has entered the node, or drained it.
+    ///
+    /// # Errors
+    /// As those of [`Node::write_zeroes`].
+    pub async fn write_zeroes_within(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
+        if len == 0 { Ok(()) } else { self.change(Change::Zeroes { offset, len, flags }).await }
+    }
+
+    /// Stores what a read of the range gives already, for who has entered the node, or drained it: nothing that can be
+    /// seen changes, so that it is neither recorded nor watched.
+    ///
+    /// # Errors
+    /// As those of [`Node::write`].
+    pub async fn store_within(&self, change: Change<'_>) -> Result<()> {
+        let (offset, len) = change.range();
+        self.check_write(offset, len)?;
+        self.make(change).await
+    }
+
+    /// Makes a change, past those who watch.
+    async fn change(&self, change: Change<'_>) -> Result<()> {
+        let (offset, len) = change.range();
+        self.check_write(offset, len)?;
+        if !self.observed.load(Ordering::SeqCst) {
+            return self.make(change).await;
+        }
+        let watchers = self.watchers.read().clone();
+        Next::new(self, &watchers).run(change).await
+    }
+
+    /// Has the driver make a change, and records it.
+    pub(crate) async fn make_recorded(&self, change: Change<'_>) -> Result<()> {
+        let (offset, len) = change.range();
+        let result = self.make(change).await;
         self.wrote(offset, len);
         result
+    }
+
+    async fn make(&self, change: Change<'_>) -> Result<()> {
+        match change {
+            Change::Data { offset, from, flags } => self.make_data(offset, from, flags).await,
+            Change::Zeroes { offset, len, flags } => self.make_zeroes(offset, len, flags).await,
+            Change::Discard { offset, len } => self.make_discard(offset, len).await,
+        }
+    }
+
+    async fn make_data(&self, offset: u64, from: &IoVec, flags: WriteFlags) -> Result<()> {
+        let len = from.len() as u64;
+        let most = self.driver.limits().max_transfer;
+        if most == 0 || len <= most {
+            return self.driver.write(offset, from, flags).await;
+        }
+        for (at, part) in parts(len, most) {
+            let piece = from.slice(at as usize..(at + part) as usize);
+            self.driver.write(offset + at, &piece, flags).await?;
+        }
+        Ok(())
     }
 
     /// Makes a range zero, by writing zeroes if there is no better way and the flags allow it.
@@ -263,25 +377,23 @@ impl Node {
         if len == 0 {
             return Ok(());
         }
-        self.check_write(offset, len)?;
         let _request = self.begin().await;
+        self.change(Change::Zeroes { offset, len, flags }).await
+    }
+
+    async fn make_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
         let limits = self.driver.limits();
-        let mut result = Ok(());
         for (at, part) in parts(len, limits.max_write_zeroes) {
-            result = match self.driver.write_zeroes(offset + at, part, flags).await {
+            match self.driver.write_zeroes(offset + at, part, flags).await {
                 Err(error)
                     if error.errno() == Errno::NOT_SUPPORTED && !flags.contains(ZeroFlags::NO_FALLBACK) =>
                 {
-                    self.really_write_zeroes(offset + at, part, flags, limits.max_transfer).await
+                    self.really_write_zeroes(offset + at, part, flags, limits.max_transfer).await?;
                 }
-                result => result,
-            };
-            if result.is_err() {
-                break;
+                result => result?,
             }
         }
-        self.wrote(offset, len);
-        result
+        Ok(())
     }
 
     async fn really_write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags, most: u64) -> Result<()> {
@@ -302,23 +414,31 @@ impl Node {
         if len == 0 {
             return Ok(());
         }
-        self.check_write(offset, len)?;
-        if !self.flags().unmap {
-            return Ok(());
-        }
         let _request = self.begin().await;
-        let mut result = Ok(());
+        self.discard_within(offset, len).await
+    }
+
+    /// [`Node::discard`] for who has entered the node, or drained it.
+    ///
+    /// # Errors
+    /// As those of [`Node::discard`].
+    pub async fn discard_within(&self, offset: u64, len: u64) -> Result<()> {
+        self.check_write(offset, len)?;
+        if len > 0 && self.flags().unmap {
+            self.change(Change::Discard { offset, len }).await
+        } else {
+            Ok(())
+        }
+    }
+
+    async fn make_discard(&self, offset: u64, len: u64) -> Result<()> {
         for (at, part) in parts(len, self.driver.limits().max_discard) {
-            result = match self.driver.discard(offset + at, part).await {
-                Err(error) if error.errno() == Errno::NOT_SUPPORTED => Ok(()),
-                result => result,
-            };
-            if result.is_err() {
-                break;
+            match self.driver.discard(offset + at, part).await {
+                Err(error) if error.errno() == Errno::NOT_SUPPORTED => {}
+                result => result?,
             }
         }
-        self.wrote(offset, len);
-        result
+        Ok(())
     }
 
     /// Returns when everything that was written by requests that had ended is on stable storage; at once if the node
@@ -334,17 +454,33 @@ impl Node {
         self.driver.flush().await
     }
 
+    /// [`Node::flush`] for who has entered the node, or drained it.
+    ///
+    /// # Errors
+    /// As those of [`Node::flush`].
+    pub async fn flush_within(&self) -> Result<()> {
+        if self.read_only() { Ok(()) } else { self.driver.flush().await }
+    }
+
     /// What a range is; ranges beyond the end are empty.
     ///
     /// # Errors
     /// The driver's.
     pub async fn block_status(&self, offset: u64, len: u64, precise: bool) -> Result<BlockStatus> {
+        let _request = self.begin().await;
+        self.block_status_within(offset, len, precise).await
+    }
+
+    /// [`Node::block_status`] for who has entered the node, or drained it.
+    ///
+    /// # Errors
+    /// As those of [`Node::block_status`].
+    pub async fn block_status_within(&self, offset: u64, len: u64, precise: bool) -> Result<BlockStatus> {
         let end = self.driver.len();
         let there = end.saturating_sub(offset).min(len);
         if there == 0 {
             return Ok(BlockStatus { eof: offset >= end, ..BlockStatus::default() });
         }
-        let _request = self.begin().await;
         let mut status = self.driver.block_status(offset, there, precise).await?;
         if status.len == 0 {
             let message = format!("driver '{}' says nothing of byte {offset}", self.driver.format_name());
@@ -384,7 +520,40 @@ impl Node {
     /// Has a bitmap record the node's writes.
     pub fn add_bitmap(&self, bitmap: Arc<DirtyBitmap>) {
         self.bitmaps.write().push(bitmap);
-        self.has_bitmaps.store(true, Ordering::SeqCst);
+        self.update_observed();
+    }
+
+    /// Has a bitmap record the node's writes no more.
+    pub fn remove_bitmap(&self, bitmap: &Arc<DirtyBitmap>) {
+        self.bitmaps.write().retain(|other| !Arc::ptr_eq(other, bitmap));
+        self.update_observed();
+    }
+
+    /// Has every change of the node's content that begins from now on go past `watcher`. Who wants to see all of a time
+    /// drains the node meanwhile.
+    pub fn add_watcher(&self, watcher: Arc<dyn WriteWatcher>) {
+        let mut watchers = self.watchers.write();
+        *watchers = watchers.iter().cloned().chain([watcher]).collect();
+        drop(watchers);
+        self.update_observed();
+    }
+
+    /// Has changes go past `watcher` no more. Those under way still may, unless the node is drained.
+    pub fn remove_watcher(&self, watcher: &Arc<dyn WriteWatcher>) {
+        let mut watchers = self.watchers.write();
+        *watchers = watchers.iter().filter(|other| !Arc::ptr_eq(other, watcher)).cloned().collect();
+        drop(watchers);
+        self.update_observed();
+    }
+
+    /// The nodes that changes of this node's content go to beside its driver.
+    pub fn watchers_targets(&self) -> Vec<NodeRef> {
+        self.watchers.read().iter().flat_map(|watcher| watcher.targets()).collect()
+    }
+
+    fn update_observed(&self) {
+        let any = !self.bitmaps.read().is_empty() || !self.watchers.read().is_empty();
+        self.observed.store(any, Ordering::SeqCst);
     }
 
     /// The bitmaps that record the node's writes.
@@ -409,7 +578,7 @@ impl Node {
         drop(drained);
         for edge in self.driver.edges() {
             let child = edge.node();
-            if child.parents.load(Ordering::SeqCst) <= 1 {
+            if child.parents.lock().len() <= 1 {
                 result = result.and(Box::pin(child.close()).await);
             }
         }

@@ -6,8 +6,8 @@ use io_loop::IoBuffer;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 /// How many nodes may stand on one another: more is a loop.
 const DEEPEST: usize = 200;
@@ -358,8 +358,10 @@ pub struct OpenContext {
 /// Nodes by name.
 #[derive(Default)]
 struct Nodes {
-    named: Mutex<HashMap<String, std::sync::Weak<Node>>>,
+    named: Mutex<HashMap<String, Weak<Node>>>,
     next: AtomicU64,
+    /// Held while the graph is changed.
+    changing: Arc<futures_util::lock::Mutex<()>>,
 }
 
 impl OpenContext {
@@ -376,13 +378,17 @@ impl OpenContext {
 
     /// The node of this name.
     pub fn node(&self, name: &str) -> Option<NodeRef> {
-        self.nodes.named.lock().get(name)?.upgrade()
+        self.nodes.named.lock().get(name)?.upgrade().filter(|node| !node.is_closed())
+    }
+
+    pub(crate) fn changing(&self) -> Arc<futures_util::lock::Mutex<()>> {
+        self.nodes.changing.clone()
     }
 
     /// All nodes that are in use, by name.
     pub fn nodes(&self) -> Vec<NodeRef> {
-        let mut nodes: Vec<NodeRef> =
-            self.nodes.named.lock().values().filter_map(|node| node.upgrade()).collect();
+        let mut nodes: Vec<NodeRef> = self.nodes.named.lock().values().filter_map(Weak::upgrade).collect();
+        nodes.retain(|node| !node.is_closed());
         nodes.sort_by(|a, b| a.name().cmp(b.name()));
         nodes
     }
@@ -495,7 +501,8 @@ impl OpenContext {
         let mut named = self.nodes.named.lock();
         let name =
             name.unwrap_or_else(|| format!("#block{:03}", self.nodes.next.fetch_add(1, Ordering::Relaxed)));
-        if named.get(&name).is_some_and(|node| node.strong_count() > 0) {
+        let open = |node: &Weak<Node>| node.upgrade().is_some_and(|node| !node.is_closed());
+        if named.get(&name).is_some_and(open) {
             return Err(Error::invalid(format!("Duplicate nodes with node-name='{name}'")));
         }
         named.retain(|_, node| node.strong_count() > 0);

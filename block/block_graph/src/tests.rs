@@ -175,3 +175,148 @@ fn json_may_have_single_quotes() {
     assert_eq!(texts, ["driver=raw", "file.filename=a\"b'c", "file.list.0=1", "file.list.1=on"]);
     assert!(Options::from_json("{'a': ").is_err());
 }
+
+/// Lets everything through to the node below.
+#[derive(Debug)]
+struct Through(Arc<Edge>);
+
+#[async_trait(?Send)]
+impl Driver for Through {
+    fn format_name(&self) -> &'static str {
+        "through"
+    }
+
+    fn len(&self) -> u64 {
+        self.0.node().len()
+    }
+
+    fn edges(&self) -> Vec<Arc<Edge>> {
+        vec![self.0.clone()]
+    }
+
+    async fn read(&self, offset: u64, into: &IoVec) -> Result<()> {
+        self.0.node().read(offset, into).await
+    }
+
+    async fn write(&self, offset: u64, from: &IoVec, flags: WriteFlags) -> Result<()> {
+        // Two parts: between them nothing below may be exchanged.
+        let half = from.len() / 2;
+        self.0.node().write(offset, &from.slice(0..half), flags).await?;
+        sleep(Duration::from_millis(1)).await;
+        self.0.node().write(offset + half as u64, &from.slice(half..from.len()), flags).await
+    }
+
+    async fn flush(&self) -> Result<()> {
+        self.0.node().flush().await
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+fn memory_in(context: &OpenContext, name: &str, len: usize) -> NodeRef {
+    let driver = Memory { bytes: Mutex::new(vec![0; len]), max_transfer: 0, requests: Mutex::default() };
+    context.add(Some(name.into()), Box::new(driver), OpenFlags::WRITE).unwrap()
+}
+
+fn context() -> OpenContext {
+    OpenContext::new(Arc::new(Registry::new()), Arc::default(), Arc::new(RefuseAll))
+}
+
+#[test]
+fn nodes_are_exchanged_between_requests_of_another_thread() {
+    let context = context();
+    let nodes: Vec<NodeRef> = ["a", "b"].iter().map(|name| memory_in(&context, name, 100)).collect();
+    let filter = Through(Edge::new(Role::Filtered, nodes[0].clone()));
+    let filter = context.add(None, Box::new(filter), OpenFlags::WRITE).unwrap();
+    let backend = Backend::new("disk", filter.clone());
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (other, told) = (backend.clone(), stop.clone());
+    let writer = std::thread::spawn(move || {
+        block_on(async {
+            let mut count = 0_u8;
+            while !told.load(std::sync::atomic::Ordering::SeqCst) {
+                count = count.wrapping_add(1);
+                let io = IoBuffer::from(&[count; 10][..]).into_io();
+                other.write(0, &io, WriteFlags::empty()).await.unwrap();
+            }
+        });
+    });
+    block_on(async {
+        for round in 0..6 {
+            sleep(Duration::from_millis(30)).await;
+            let (old, new) = (&nodes[round % 2], &nodes[(round + 1) % 2]);
+            let quiesced = context.quiesce(std::slice::from_ref(old)).await;
+            assert!(quiesced.holds(&filter) && quiesced.holds(old) && !quiesced.holds(new));
+            // A request is in one node as a whole.
+            let bytes = old.driver_as::<Memory>().unwrap().bytes.lock()[..10].to_vec();
+            assert!(bytes.iter().all(|byte| *byte == bytes[0]), "{bytes:?}");
+            assert!(round == 0 || bytes[0] != 0);
+            let moved = context.replace_node(&quiesced, old, new, |_| false).unwrap();
+            assert_eq!((moved.len(), moved[0].role()), (1, Role::Filtered));
+            assert!(context.replace_node(&quiesced, new, old, |_| false).is_err());
+        }
+        stop.store(true, std::sync::atomic::Ordering::SeqCst);
+    });
+    writer.join().unwrap();
+    // The same at the root: the filter is put above a node for all its users, and not for itself.
+    let (a, root) = (nodes[0].clone(), Backend::new("other", nodes[0].clone()));
+    block_on(async {
+        let quiesced = context.quiesce(std::slice::from_ref(&a)).await;
+        assert_eq!(context.replace_node(&quiesced, &a, &filter, |_| false).unwrap().len(), 1);
+        drop(quiesced);
+        assert!(Arc::ptr_eq(&root.node(), &filter));
+        assert!(Arc::ptr_eq(&filter.driver().edges()[0].node(), &a));
+        let users = context.users(&a);
+        assert_eq!(users.len(), 1);
+        assert!(Arc::ptr_eq(users[0].0.as_ref().unwrap(), &filter));
+        assert!(
+            context.users(&filter).iter().all(|(owner, edge)| owner.is_none() && edge.role() == Role::Root)
+        );
+        assert!(OpenContext::stands_on(&filter, &a) && !OpenContext::stands_on(&a, &filter));
+    });
+}
+
+/// Keeps what is overwritten.
+struct Before {
+    of: NodeRef,
+    seen: Mutex<Vec<(u64, u8)>>,
+}
+
+#[async_trait(?Send)]
+impl WriteWatcher for Before {
+    async fn around(&self, change: Change<'_>, next: Next<'_>) -> Result<()> {
+        let mut buffer = IoBuffer::zeroed(1);
+        self.of.read_within(change.range().0, &buffer.io()).await?;
+        self.seen.lock().push((change.range().0, buffer.bytes()[0]));
+        next.run(change).await
+    }
+}
+
+#[test]
+fn watchers_see_what_is_overwritten() {
+    let node = Memory::node(vec![7; 100], 0);
+    let before = Arc::new(Before { of: node.clone(), seen: Mutex::default() });
+    let watcher: Arc<dyn WriteWatcher> = before.clone();
+    block_on(async {
+        let io = IoBuffer::from(&[1; 10][..]).into_io();
+        let write = spawn({
+            let (node, io) = (node.clone(), io.clone());
+            async move { node.write(50, &io, WriteFlags::empty()).await }
+        });
+        sleep(Duration::from_millis(5)).await;
+        let drained = node.drain().await;
+        node.add_watcher(watcher.clone());
+        drop(drained);
+        write.await.unwrap();
+        let write = node.write(50, &io, WriteFlags::empty());
+        // Who watches is served while somebody waits for the request to end.
+        futures_util::future::join(write, async { drop(node.drain().await) }).await.0.unwrap();
+        node.write_zeroes(0, 5, ZeroFlags::empty()).await.unwrap();
+        node.store_within(Change::Data { offset: 20, from: &io, flags: WriteFlags::empty() }).await.unwrap();
+        node.remove_watcher(&watcher);
+        node.write(60, &io, WriteFlags::empty()).await.unwrap();
+    });
+    assert_eq!(*before.seen.lock(), [(50, 1), (0, 7)]);
+}

@@ -5,9 +5,10 @@
 //! as long as it may last; a second, smaller bucket then keeps the burst's own rate. Nodes of one group share buckets.
 
 use crate::filter::{Filter, FilterDriver, open_below};
+pub use block_graph::Direction;
 use block_graph::{
-    Driver, DriverKind, Edge, Error, OpenContext, OpenFlags, Options, Result, Role, WriteFlags, ZeroFlags,
-    async_trait,
+    Admission, Driver, DriverKind, Edge, Error, OpenContext, OpenFlags, Options, Result, Role, WriteFlags,
+    ZeroFlags, async_trait,
 };
 use futures_util::lock::Mutex as Turn;
 use io_loop::IoVec;
@@ -22,22 +23,11 @@ const MOST_RATE: u64 = 1_000_000_000_000_000;
 /// The limits in the order of [`ThrottleLimits::limits`], by their names in options.
 const NAMES: [&str; 6] = ["bps-total", "bps-read", "bps-write", "iops-total", "iops-read", "iops-write"];
 
-/// What a request is, for limits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Direction {
-    /// It reads.
-    Read,
-    /// It writes, zeroes or discards.
-    Write,
-}
-
-impl Direction {
-    /// The limits that count its bytes, and those that count it.
-    fn limits(self) -> ([usize; 2], [usize; 2]) {
-        match self {
-            Self::Read => ([0, 1], [3, 4]),
-            Self::Write => ([0, 2], [3, 5]),
-        }
+/// The limits that count a request's bytes, and those that count it. Zeroing and discarding are writing.
+fn counted_by(direction: Direction) -> ([usize; 2], [usize; 2]) {
+    match direction {
+        Direction::Read => ([0, 1], [3, 4]),
+        Direction::Write => ([0, 2], [3, 5]),
     }
 }
 
@@ -188,7 +178,7 @@ impl State {
 
     /// Lets a request go, which fills the buckets, or says how long it is to wait.
     fn admit(&mut self, bytes: u64, direction: Direction) -> Option<Duration> {
-        let (of_bytes, of_requests) = direction.limits();
+        let (of_bytes, of_requests) = counted_by(direction);
         let all = of_bytes.into_iter().chain(of_requests);
         let wait = all.map(|at| self.buckets[at].wait(&self.limits.limits[at])).fold(0.0, f64::max);
         if wait > 0.0 {
@@ -249,6 +239,13 @@ impl ThrottleGroup {
             let Some(wait) = wait else { return };
             io_loop::sleep(wait).await;
         }
+    }
+}
+
+#[async_trait(?Send)]
+impl Admission for ThrottleGroup {
+    async fn admit(&self, bytes: u64, direction: Direction) {
+        Self::admit(self, bytes, direction).await;
     }
 }
 

@@ -9,7 +9,7 @@ mod guest_io;
 mod request;
 mod server;
 
-use block_graph::NodeRef;
+use block_graph::Backend;
 use device::{SavedState, StateError, decode, encode};
 use parking_lot::Mutex;
 use request::Disk;
@@ -93,9 +93,9 @@ pub struct VirtioBlk {
 }
 
 impl VirtioBlk {
-    /// A block device with what is in `node`. Values out of range in `config` become the nearest ones
+    /// A block device with what is in `backend`. Values out of range in `config` become the nearest ones
     /// in range.
-    pub fn new(config: VirtioBlkConfig, node: NodeRef) -> Self {
+    pub fn new(config: VirtioBlkConfig, backend: Arc<Backend>) -> Self {
         let logical = 1 << config.logical_block_size.clamp(512, 4096).ilog2();
         let physical = 1 << config.physical_block_size.clamp(logical, 1 << 16).ilog2();
         let config = VirtioBlkConfig {
@@ -106,11 +106,11 @@ impl VirtioBlk {
             serial: config.serial,
         };
         let queue_sizes = vec![config.queue_size; config.queues.into()];
-        let disk = Arc::new(Disk::new(node, &config.serial));
+        let disk = Arc::new(Disk::new(backend, &config.serial));
         Self { config, queue_sizes, disk, threads: QueueThreads::new(), active: Mutex::new(None) }
     }
 
-    /// Tells the driver that the node's size changed.
+    /// Tells the driver that the disk's size changed.
     pub fn size_changed(&self) {
         let interrupt = self.active.lock().clone();
         if let Some(interrupt) = interrupt {
@@ -124,7 +124,7 @@ impl VirtioBlk {
         let mut set = |at: usize, bytes: &[u8]| registers[at..at + bytes.len()].copy_from_slice(bytes);
         let VirtioBlkConfig { queues, queue_size, logical_block_size, physical_block_size, .. } = self.config;
         let ratio = physical_block_size / logical_block_size;
-        set(0, &(self.disk.node.len() / SECTOR_SIZE).to_le_bytes());
+        set(0, &(self.disk.backend.len() / SECTOR_SIZE).to_le_bytes());
         set(12, &u32::from(queue_size - 2).to_le_bytes());
         set(20, &logical_block_size.to_le_bytes());
         set(24, &[ratio.ilog2() as u8, 0]);
@@ -153,8 +153,11 @@ impl VirtioDevice for VirtioBlk {
             | feature::TOPOLOGY
             | feature::CONFIG_WCE
             | feature::MQ;
-        let write =
-            if self.disk.node.read_only() { feature::RO } else { feature::DISCARD | feature::WRITE_ZEROES };
+        let write = if self.disk.backend.read_only() {
+            feature::RO
+        } else {
+            feature::DISCARD | feature::WRITE_ZEROES
+        };
         always | write
     }
 

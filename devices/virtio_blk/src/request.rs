@@ -1,7 +1,7 @@
 //! Requests (5.2.6): a header, data, and a status byte.
 
 use crate::{SECTOR_SIZE, SERIAL_LEN, feature, guest_io};
-use block_graph::{Errno, Error, NodeRef, WriteFlags, ZeroFlags};
+use block_graph::{Backend, Errno, Error, WriteFlags, ZeroFlags};
 use guest_memory::GuestMemory;
 use std::any::Any;
 use std::sync::Arc;
@@ -61,7 +61,7 @@ impl From<Error> for Failure {
 
 /// What all queues of a device share.
 pub(crate) struct Disk {
-    pub(crate) node: NodeRef,
+    pub(crate) backend: Arc<Backend>,
     /// Writes reach stable storage before they end, whatever the driver chooses.
     write_through: bool,
     serial: [u8; SERIAL_LEN],
@@ -72,14 +72,14 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
-    pub(crate) fn new(node: NodeRef, serial: &str) -> Self {
+    pub(crate) fn new(backend: Arc<Backend>, serial: &str) -> Self {
         let mut bytes = [0; SERIAL_LEN];
         for (byte, value) in bytes.iter_mut().zip(serial.bytes()) {
             *byte = value;
         }
-        let write_through = node.flags().write_through;
+        let write_through = backend.flags().write_through;
         let (features, write_back) = (AtomicU64::new(0), AtomicBool::new(!write_through));
-        Self { node, write_through, serial: bytes, features, write_back }
+        Self { backend, write_through, serial: bytes, features, write_back }
     }
 
     /// As before a driver came.
@@ -127,7 +127,7 @@ impl Disk {
 
     /// The offset in bytes of `sectors` sectors from `sector` on.
     fn place(&self, sector: u64, len: u64) -> Result<u64, Failure> {
-        let end = self.node.len() / SECTOR_SIZE;
+        let end = self.backend.len() / SECTOR_SIZE;
         let sectors = len / SECTOR_SIZE;
         let fits = sector.checked_add(sectors).is_some_and(|last| last <= end);
         if fits && len.is_multiple_of(SECTOR_SIZE) { Ok(sector * SECTOR_SIZE) } else { Err(Failure::IoError) }
@@ -137,7 +137,7 @@ impl Disk {
         let offset = self.place(request.sector, request.data_in.into())?;
         let slices = request.chain.writable_slices(request.memory, 0, request.data_in);
         let slices = slices.map_err(|_| Failure::IoError)?;
-        let result = self.node.read(offset, &guest_io::memory(&slices, request.keep)).await;
+        let result = self.backend.read(offset, &guest_io::memory(&slices, request.keep)).await;
         // Even an error may have come after part of the data.
         guest_io::written(&slices);
         Ok(result?)
@@ -149,7 +149,7 @@ impl Disk {
         let slices = request.chain.readable_slices(request.memory, HEADER_LEN, request.data_out);
         let memory = guest_io::memory(&slices.map_err(|_| Failure::IoError)?, request.keep);
         let flags = if self.is_write_through() { WriteFlags::FUA } else { WriteFlags::empty() };
-        Ok(self.node.write(offset, &memory, flags).await?)
+        Ok(self.backend.write(offset, &memory, flags).await?)
     }
 
     /// Whether what is written is on stable storage when the request ends.
@@ -165,11 +165,11 @@ impl Disk {
     }
 
     fn check_writable(&self) -> Result<(), Failure> {
-        if self.node.read_only() { Err(Failure::IoError) } else { Ok(()) }
+        if self.backend.read_only() { Err(Failure::IoError) } else { Ok(()) }
     }
 
     async fn flush(&self) -> Result<(), Failure> {
-        Ok(self.node.flush().await?)
+        Ok(self.backend.flush().await?)
     }
 
     fn identify(&self, request: &Request<'_>) -> Result<(), Failure> {
@@ -208,9 +208,9 @@ impl Disk {
         for (offset, bytes, unmap) in list.into_iter().filter(|(_, bytes, _)| *bytes > 0) {
             if zero {
                 let flags = if unmap { ZeroFlags::MAY_UNMAP } else { ZeroFlags::empty() };
-                self.node.write_zeroes(offset, bytes, flags).await?;
+                self.backend.write_zeroes(offset, bytes, flags).await?;
             } else {
-                self.node.discard(offset, bytes).await?;
+                self.backend.discard(offset, bytes).await?;
             }
         }
         if self.is_write_through() { self.flush().await } else { Ok(()) }

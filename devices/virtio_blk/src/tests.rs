@@ -1,8 +1,8 @@
 use super::*;
 use crate::feature as blk;
 use block_graph::{
-    Driver as BlockDriver, Errno, Error, Node, OpenFlags, Result as BlockResult, WriteFlags, ZeroFlags,
-    async_trait,
+    Backend, Driver as BlockDriver, Errno, Error, Node, OpenFlags, Result as BlockResult, WriteFlags,
+    ZeroFlags, async_trait,
 };
 use io_loop::IoVec;
 use proptest::prelude::*;
@@ -89,13 +89,16 @@ fn image() -> Arc<Disk> {
     })
 }
 
-fn node(disk: &Arc<Disk>, flags: OpenFlags) -> NodeRef {
-    Node::new("disk", Box::new(DiskDriver(disk.clone())), flags)
+fn backend_of(disk: &Arc<Disk>, flags: OpenFlags) -> Arc<Backend> {
+    Backend::new("disk", Node::new("disk", Box::new(DiskDriver(disk.clone())), flags))
 }
 
 fn device(disk: &Arc<Disk>, read_only: bool, queues: u16) -> Arc<VirtioBlk> {
     let config = VirtioBlkConfig { queues, serial: "vireo-0001".into(), ..VirtioBlkConfig::default() };
-    Arc::new(VirtioBlk::new(config, node(disk, if read_only { OpenFlags::READ } else { OpenFlags::WRITE })))
+    Arc::new(VirtioBlk::new(
+        config,
+        backend_of(disk, if read_only { OpenFlags::READ } else { OpenFlags::WRITE }),
+    ))
 }
 
 /// Carries out a request whose data are in `pieces` pieces, and returns its status.
@@ -245,7 +248,7 @@ fn write_through_flushes_each_write() {
 
     // A disk that is opened for write-through says so, and stays so whatever the driver wants.
     let flags = OpenFlags { write_through: true, ..OpenFlags::WRITE };
-    let device = VirtioBlk::new(VirtioBlkConfig::default(), node(&backend, flags));
+    let device = VirtioBlk::new(VirtioBlkConfig::default(), backend_of(&backend, flags));
     let driver = Driver::new(Arc::new(device));
     assert_eq!(driver.config_int(CONFIG_WRITEBACK, 1), 0);
     let mut queue = driver.set_up(blk::FLUSH | blk::CONFIG_WCE, &[64]).remove(0);

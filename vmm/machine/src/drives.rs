@@ -3,8 +3,8 @@
 use crate::spec::{CacheMode, References};
 use crate::{DriveSpec, MachineError};
 use block_graph::{
-    AllowAll, Errno, Error, NodeRef, OpenContext, OpenFlags, OpenRule, Options, Reference, RefuseAll,
-    Secrets, protocol_prefix,
+    AllowAll, Backend, Errno, Error, NodeRef, OpenContext, OpenFlags, OpenRule, Options, Reference,
+    RefuseAll, Secrets, protocol_prefix,
 };
 use io_loop::block_on;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use std::sync::Arc;
 /// The images of a machine's disks.
 pub(crate) struct Drives {
     context: OpenContext,
-    open: Vec<NodeRef>,
+    backends: Vec<Arc<Backend>>,
 }
 
 impl Drives {
@@ -20,20 +20,21 @@ impl Drives {
     pub(crate) fn new() -> Self {
         let registry = Arc::new(blockdev::registry());
         let context = OpenContext::new(registry, Arc::new(Secrets::default()), Arc::new(RefuseAll));
-        Self { context, open: Vec::new() }
+        Self { context, backends: Vec::new() }
     }
 
     /// Opens the image of `drive`, which stays open until [`Drives::close`].
     ///
     /// # Errors
     /// [`MachineError::Drive`].
-    pub(crate) fn open(&mut self, drive: &DriveSpec) -> Result<NodeRef, MachineError> {
+    pub(crate) fn open(&mut self, drive: &DriveSpec) -> Result<Arc<Backend>, MachineError> {
         let node = block_on(self.open_node(drive)).map_err(|error| {
             let reason = error.hints().iter().fold(error.to_string(), |all, hint| format!("{all} ({hint})"));
             MachineError::Drive { file: drive.file.clone(), reason }
         })?;
-        self.open.push(node.clone());
-        Ok(node)
+        let backend = Backend::new(format!("virtio{}", self.backends.len()), node);
+        self.backends.push(backend.clone());
+        Ok(backend)
     }
 
     async fn open_node(&self, drive: &DriveSpec) -> Result<NodeRef, Error> {
@@ -66,11 +67,9 @@ impl Drives {
 
     /// Closes all images: what is held back of their metadata is written. The machine stands still.
     pub(crate) fn close(&mut self) {
-        for node in std::mem::take(&mut self.open) {
-            if let Err(error) = block_on(node.close()) {
-                let file = node.filename().unwrap_or_default();
-                tracing::error!("cannot close the image {file}: {error}; what was flushed is safe");
-            }
+        self.backends.clear();
+        if let Err(error) = block_on(self.context.close_all()) {
+            tracing::error!("cannot close an image: {error}; what was flushed is safe");
         }
     }
 }

@@ -74,13 +74,20 @@ fn entropy_source(assembly: &Assembly) -> VirtioRng {
 }
 
 fn disk(assembly: &mut Assembly, drive: &DriveSpec, vcpus: u32) -> Result<Arc<VirtioBlk>, MachineError> {
-    let node = assembly.drives.open(drive)?;
+    let backend = assembly.drives.open(drive)?;
     let config = VirtioBlkConfig {
         queues: drive.queues.unwrap_or(vcpus.min(MOST_QUEUES) as u16),
         serial: drive.serial.clone().unwrap_or_default(),
         ..VirtioBlkConfig::default()
     };
-    Ok(Arc::new(VirtioBlk::new(config, node)))
+    let device = Arc::new(VirtioBlk::new(config, backend.clone()));
+    let told = Arc::downgrade(&device);
+    backend.on_resize(move || {
+        if let Some(device) = told.upgrade() {
+            device.size_changed();
+        }
+    });
+    Ok(device)
 }
 
 fn add_console(

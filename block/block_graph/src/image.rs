@@ -21,8 +21,6 @@ pub struct ImageInfo {
     pub dirty: bool,
     /// The backing file as the image names it.
     pub backing_filename: Option<String>,
-    /// The backing file as it is opened.
-    pub full_backing_filename: Option<String>,
     /// The backing file's format, if the image says it.
     pub backing_format: Option<String>,
     /// What the format alone has: its name, and fields with the names that the image tools print.

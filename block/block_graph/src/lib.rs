@@ -15,6 +15,7 @@ mod dirty_bitmap;
 mod driver;
 mod edge;
 mod error;
+mod filename;
 mod graph;
 mod image;
 mod node;
@@ -33,12 +34,13 @@ pub use dirty_bitmap::{DirtyBitmap, Granularity};
 pub use driver::{Driver, Limits, Preallocation, Truncate, WriteFlags, ZeroFlags};
 pub use edge::{Edge, Role};
 pub use error::{Errno, Error, Result};
+pub use filename::{full_filename, protocol_prefix};
 pub use graph::Quiesced;
 pub use image::{BitmapInfo, CheckFix, CheckReport, Image, ImageInfo, MeasureReport, Progress, SnapshotInfo};
 pub use node::{Drained, Entered, MAX_LEN, Node, NodeRef};
 pub use open::{
     AllowAll, DriverKind, OpenContext, OpenFlags, OpenRule, OptionKind, OptionSpec, Reference, RefuseAll,
-    Registry, Secrets, protocol_prefix,
+    Registry, Secrets,
 };
 pub use options::{Options, OptionsError, Value};
 pub use range_lock::{RangeGuard, RangeLock};

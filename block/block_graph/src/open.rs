@@ -1,5 +1,6 @@
 //! How nodes are opened.
 
+use crate::filename::protocol_prefix;
 use crate::{Driver, Errno, Error, MeasureReport, Node, NodeRef, Options, Result, Role, Value};
 use async_trait::async_trait;
 use io_loop::IoBuffer;
@@ -306,12 +307,6 @@ impl Registry {
         }
         best
     }
-}
-
-/// What stands before the first colon of a file name, if that is a protocol and not part of a path.
-pub fn protocol_prefix(filename: &str) -> Option<&str> {
-    let end = filename.find([':', '/'])?;
-    filename[end..].starts_with(':').then(|| &filename[..end])
 }
 
 /// Things that must not stand in options: passwords and keys, by name.

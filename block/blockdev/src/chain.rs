@@ -24,7 +24,7 @@ pub fn find_backing(top: &NodeRef, name: &str) -> Option<NodeRef> {
             [&named, &filename].iter().any(|known| known.as_deref() == Some(name))
         } else {
             let image = crate::filename::of(&node);
-            let wanted = crate::filename::relative_to(&image, name).ok().and_then(|name| canonical(&name));
+            let wanted = block_graph::full_filename(&image, name).ok().and_then(|name| canonical(&name));
             wanted.is_some() && filename.as_deref().and_then(canonical) == wanted
         };
         if found {

@@ -1,6 +1,5 @@
 //! Making images.
 
-use crate::filename;
 use crate::list_options::FormatOptions;
 use block_graph::{DriverKind, Errno, Error, OpenContext, OpenFlags, Options, Result, Value};
 
@@ -153,7 +152,7 @@ async fn look_at_backing(
     if new.unsafe_backing {
         return if format.is_some() { Ok(()) } else { Err(without_format()) };
     }
-    let full = filename::relative_to(new.filename, backing)?;
+    let full = block_graph::full_filename(new.filename, backing)?;
     let mut open: Options = Options::new();
     if let Some(format) = &format {
         open.set("driver", format.as_str());

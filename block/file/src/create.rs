@@ -1,8 +1,7 @@
 //! Making files.
 
-use crate::kind::strip_prefix;
 use crate::lock::{self, Claim};
-use crate::open::open_named;
+use crate::open::{open_named, strip_prefix};
 use crate::truncate::set_length;
 use block_graph::{Error, OptionKind, OptionSpec, Options, Preallocation, Result};
 use io_loop::{Aio, IoFile};

@@ -3,7 +3,7 @@
 //! Such a request goes by way of an aligned buffer; a write first reads the blocks that it changes only in part. What
 //! another write changes in those blocks meanwhile would be lost, so with direct I/O every write holds its blocks.
 
-use crate::driver::HostFile;
+use crate::host_file::HostFile;
 use crate::open::Opened;
 use block_graph::{Errno, Error, Result};
 use io_loop::{IoBuffer, IoVec};

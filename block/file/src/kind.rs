@@ -1,8 +1,8 @@
 //! The drivers' names, and how their nodes come into being.
 
 use crate::create;
-use crate::driver::HostFile;
-use crate::open::Wants;
+use crate::host_file::HostFile;
+use crate::open::{Wants, strip_prefix};
 use block_graph::{
     Driver, DriverKind, Errno, Error, OpenContext, OpenFlags, OptionSpec, Options, Registry, Result,
     async_trait,
@@ -24,12 +24,6 @@ pub fn register(registry: &mut Registry) {
     registry.add(FileKind::File);
     registry.add(FileKind::HostDevice);
     registry.add(FileKind::HostCdrom);
-}
-
-/// A file name without the prefix of one of these drivers.
-pub(crate) fn strip_prefix(filename: &str) -> &str {
-    let prefixes = ["file:", "host_device:", "host_cdrom:"];
-    prefixes.iter().find_map(|prefix| filename.strip_prefix(prefix)).unwrap_or(filename)
 }
 
 #[async_trait(?Send)]

@@ -8,6 +8,8 @@
 mod create;
 mod direct;
 mod driver;
+mod fallocate;
+mod host_file;
 mod kind;
 mod lock;
 mod open;
@@ -15,5 +17,5 @@ mod status;
 mod truncate;
 mod zero;
 
-pub use driver::HostFile;
+pub use host_file::HostFile;
 pub use kind::{FileKind, register};

@@ -18,6 +18,12 @@ pub(crate) enum Wants {
     Device,
 }
 
+/// A file name without the prefix of one of these drivers.
+pub(crate) fn strip_prefix(filename: &str) -> &str {
+    let prefixes = ["file:", "host_device:", "host_cdrom:"];
+    prefixes.iter().find_map(|prefix| filename.strip_prefix(prefix)).unwrap_or(filename)
+}
+
 /// A node's options of its own.
 #[derive(Debug, Clone)]
 pub(crate) struct FileOptions {

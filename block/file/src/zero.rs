@@ -1,85 +1,12 @@
-//! Making ranges zero and giving their space back, by what the file system has for it.
+//! Making ranges of a file zero and giving their space back.
 
-use crate::driver::HostFile;
+use crate::fallocate::{PUNCH, attempt, extend, zero_within};
+use crate::host_file::HostFile;
 use crate::open::Opened;
 use block_graph::{Errno, Error, Result, ZeroFlags};
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::FallocateFlags;
 use rustix::io::Errno as Os;
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
-/// What a file system was found not to have; it is not asked again.
-#[derive(Debug, Default)]
-pub(crate) struct Lacks {
-    zero_range: AtomicBool,
-    punch_hole: AtomicBool,
-    allocate: AtomicBool,
-}
-
-/// A hole in place of the range.
-const PUNCH: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE);
-
-fn attempt(
-    fd: BorrowedFd<'_>,
-    lack: &AtomicBool,
-    mode: FallocateFlags,
-    offset: u64,
-    len: u64,
-) -> std::result::Result<(), Os> {
-    if lack.load(Ordering::Relaxed) {
-        return Err(Os::OPNOTSUPP);
-    }
-    let result = rustix::io::retry_on_intr(|| fallocate(fd, mode, offset, len));
-    if let Err(Os::OPNOTSUPP | Os::NOSYS | Os::NODEV) = result {
-        lack.store(true, Ordering::Relaxed);
-        return Err(Os::OPNOTSUPP);
-    }
-    result
-}
-
-/// Zeroes a range of the file that is within it. `unmap`: its space may be given back.
-fn zero_within(
-    fd: BorrowedFd<'_>,
-    lacks: &Lacks,
-    offset: u64,
-    len: u64,
-    unmap: bool,
-) -> std::result::Result<(), Os> {
-    if unmap {
-        match attempt(fd, &lacks.punch_hole, PUNCH, offset, len) {
-            Err(Os::OPNOTSUPP | Os::INVAL | Os::BUSY) => {}
-            result => return result,
-        }
-    }
-    match attempt(fd, &lacks.zero_range, FallocateFlags::ZERO_RANGE, offset, len) {
-        // Some file systems want ranges in whole blocks.
-        Err(Os::OPNOTSUPP | Os::INVAL) => {}
-        result => return result,
-    }
-    if lacks.allocate.load(Ordering::Relaxed) {
-        return Err(Os::OPNOTSUPP);
-    }
-    match attempt(fd, &lacks.punch_hole, PUNCH, offset, len) {
-        Ok(()) => attempt(fd, &lacks.allocate, FallocateFlags::empty(), offset, len),
-        Err(Os::INVAL) => Err(Os::OPNOTSUPP),
-        result => result,
-    }
-}
-
-/// Makes the file at least so long; its last byte is then zero. Others may make it longer meanwhile, so that no length
-/// may be set: it would cut off what they wrote.
-fn extend(fd: BorrowedFd<'_>, lacks: &Lacks, end: u64) -> std::result::Result<(), Os> {
-    let last = end - 1;
-    match attempt(fd, &lacks.allocate, FallocateFlags::empty(), last, 1) {
-        Err(Os::OPNOTSUPP) => match rustix::io::retry_on_intr(|| rustix::io::pwrite(fd, &[0], last)) {
-            // Direct I/O writes whole blocks only.
-            Err(Os::INVAL) => Err(Os::OPNOTSUPP),
-            written => written.map(drop),
-        },
-        result => result,
-    }
-}
 
 /// Makes a range zero, which may be beyond the file's end. Requests may be of any alignment.
 pub(crate) async fn write_zeroes(

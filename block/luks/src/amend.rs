@@ -1,12 +1,9 @@
 //! Changes of a volume's passwords, as `qemu-img amend` has them.
 
 use crate::header::KEY_SLOTS;
-use crate::volume::{HeaderWrite, Volume};
+use crate::volume::{HeaderWrite, KeyMaterials, Volume};
 use crate::{Error, Result};
 use std::time::Duration;
-
-/// The key material of slots, as read; `None` where none was read. Slots with keys need it.
-pub type KeyMaterials = [Option<Vec<u8>>; KEY_SLOTS];
 
 /// A change of a volume's passwords. The words are those of the amend options.
 #[derive(Debug, Clone, Default)]

@@ -1,7 +1,8 @@
 //! An encrypted disk as a node.
 
+use crate::modes::SECTOR_BYTES;
 use crate::place::{HeaderPlace, failed};
-use crate::sector_cipher::{SECTOR_BYTES, SectorCipher};
+use crate::sector_cipher::SectorCipher;
 use crate::volume::Volume;
 use block_graph::{
     Driver, Edge, Errno, Error, Image, ImageInfo, Limits, MAX_LEN, NodeRef, OpenFlags, Options, Progress,

@@ -33,14 +33,17 @@ mod sector_cipher;
 mod volume;
 
 pub use algorithm::{CipherAlgorithm, CipherMode, HashAlgorithm, IvAlgorithm};
-pub use amend::{Amendment, KeyMaterials};
+pub use amend::Amendment;
 pub use driver::LuksDisk;
 pub use error::Error;
 pub use header::{HEADER_BYTES, Header, KEY_SLOTS, KeySlot, has_luks_magic};
 pub use kind::{LuksKind, take_new_volume};
+pub use modes::SECTOR_BYTES;
 pub use place::HeaderPlace;
-pub use sector_cipher::{SECTOR_BYTES, SectorCipher};
-pub use volume::{CipherSpec, HeaderWrite, MasterKey, NewVolume, Volume, new_volume_header_bytes};
+pub use sector_cipher::SectorCipher;
+pub use volume::{
+    CipherSpec, HeaderWrite, KeyMaterials, MasterKey, NewVolume, Volume, new_volume_header_bytes,
+};
 
 /// A result whose error is this crate's [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;

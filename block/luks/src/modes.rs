@@ -5,8 +5,9 @@
 
 use crate::algorithm::CipherMode;
 use crate::block_cipher::BlockCipher;
-use crate::sector_cipher::SECTOR_BYTES;
 
+/// The size of a sector, in bytes: the unit that has an initialization vector.
+pub const SECTOR_BYTES: usize = 512;
 /// How many sectors a group has at most.
 pub(crate) const GROUP: usize = 16;
 /// The longest block, in bytes.

@@ -1,8 +1,8 @@
 //! A header that is in a node: reading it, opening it with a password, changing it.
 
-use crate::amend::{Amendment, KeyMaterials};
+use crate::amend::Amendment;
 use crate::header::HEADER_BYTES;
-use crate::volume::{HeaderWrite, MasterKey, Volume};
+use crate::volume::{HeaderWrite, KeyMaterials, MasterKey, Volume};
 use block_graph::{Errno, Error, NodeRef, Options, Result, Secrets, WriteFlags};
 use io_loop::{IoBuffer, offload};
 use serde_json::{Map, Value, json};

@@ -3,12 +3,9 @@
 use crate::algorithm::{CipherAlgorithm, CipherMode, HashAlgorithm, IvAlgorithm};
 use crate::block_cipher;
 use crate::iv::IvGenerator;
-use crate::modes::{GROUP, MOST_BLOCK, Mode};
+use crate::modes::{GROUP, MOST_BLOCK, Mode, SECTOR_BYTES};
 use crate::{Error, Result};
 use std::fmt;
-
-/// The size of a sector, in bytes: the unit that has an initialization vector.
-pub const SECTOR_BYTES: usize = 512;
 
 /// Encrypts and decrypts runs of sectors in place. It has no state besides the key, so that any number of threads
 /// may use one at once.

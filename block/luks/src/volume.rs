@@ -1,7 +1,6 @@
 //! A volume's header with its meaning: making one, opening it with a password, adding and erasing keys.
 
 use crate::algorithm::{CipherAlgorithm, CipherMode, HashAlgorithm, IvAlgorithm};
-use crate::amend::KeyMaterials;
 use crate::antiforensic;
 use crate::header::{
     DIGEST_BYTES, Header, KEY_MATERIAL_OFFSET, KEY_SLOTS, KeySlot, SALT_BYTES, SECTOR, STRIPES,
@@ -33,6 +32,9 @@ impl fmt::Debug for MasterKey {
         write!(f, "MasterKey({} bytes)", self.0.len())
     }
 }
+
+/// The key material of slots, as read; `None` where none was read. Slots with keys need it.
+pub type KeyMaterials = [Option<Vec<u8>>; KEY_SLOTS];
 
 /// A write that a change of the header consists of.
 #[derive(Debug, Clone)]

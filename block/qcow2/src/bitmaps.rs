@@ -8,8 +8,8 @@
 //! Contents are in memory only where they are needed: those of bitmaps that record writes, and those that somebody asked
 //! for.
 
+use crate::engine::frees::Why;
 use crate::engine::state::Qcow2;
-use crate::engine::writeback::Why;
 use crate::format::Geometry;
 use crate::format::bitmap::{
     BitmapCluster, BitmapEntry, BitmapFlags, MAX_BITMAP_BYTES, MAX_GRANULARITY_BITS, MAX_NAME,

@@ -45,7 +45,7 @@ impl Qcow2Driver {
     ) -> Result<Self> {
         let flags = parameters.flags;
         if flags.writable && !flags.check && first.header.incompatible.contains(Incompatible::DIRTY) {
-            crate::open::repair(&file.node()).await?;
+            crate::repair::repair(&file.node()).await?;
             first = read_first_cluster(&file.node(), &parameters).await?;
         }
         let engine = load::load(file.clone(), data_file.clone(), backing.clone(), &parameters, first).await?;
@@ -231,15 +231,12 @@ impl Image for Qcow2Driver {
         let engine = self.engine();
         let first = engine.first_cluster.lock().clone();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let image = self.file.node().filename().unwrap_or_default();
-        let backing_filename = first.backing_name.as_deref().map(text);
         ImageInfo {
             cluster_size: Some(engine.geometry.cluster_size()),
             encrypted: engine.crypt_method != CryptMethod::None,
             compressed: false,
             dirty: first.header.incompatible.contains(Incompatible::DIRTY),
-            full_backing_filename: backing_filename.as_deref().map(|name| crate::open::resolve(&image, name)),
-            backing_filename,
+            backing_filename: first.backing_name.as_deref().map(text),
             backing_format: first.extensions.backing_format.as_deref().map(text),
             specific: Some((
                 "qcow2",

@@ -14,6 +14,7 @@ pub mod format;
 pub mod measure;
 mod open;
 mod parameters;
+mod repair;
 pub mod storage;
 
 pub use driver::Qcow2Driver;

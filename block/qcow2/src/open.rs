@@ -1,6 +1,5 @@
 //! Opening images.
 
-use crate::check;
 use crate::create::{CREATE_OPTIONS, create_image};
 use crate::driver::Qcow2Driver;
 use crate::engine::load::read_first_cluster;
@@ -8,12 +7,10 @@ use crate::engine::state::{Backing, FirstCluster};
 use crate::format::Header;
 use crate::measure::measure_options;
 use crate::parameters::Parameters;
-use crate::storage::NodeFile;
 use block_graph::{
-    DriverKind, Edge, Errno, Error, MeasureReport, NodeRef, OpenContext, OpenFlags, OptionSpec, Options,
-    Reference, Result, Role, Value, async_trait,
+    DriverKind, Edge, Error, MeasureReport, NodeRef, OpenContext, OpenFlags, OptionSpec, Options, Reference,
+    Result, Role, Value, async_trait, full_filename,
 };
-use std::path::Path;
 use std::sync::Arc;
 
 /// The format's entry in a registry.
@@ -190,7 +187,7 @@ async fn open_named(
         context.rule.check(reference, &options)?;
         return context.open(options, flags).await;
     }
-    let name = resolve(reference.by, reference.name);
+    let name = full_filename(reference.by, reference.name)?;
     let mut checked = options.clone();
     checked.set("filename", name.clone());
     context.rule.check(reference, &checked)?;
@@ -198,51 +195,4 @@ async fn open_named(
         return context.open_protocol(&name, options, flags).await;
     }
     context.open_filename(&name, options, flags).await
-}
-
-/// A file name that an image gives, relative to the image's own.
-pub(crate) fn resolve(image: &str, name: &str) -> String {
-    let is_path = |name: &str| {
-        let end = name.find([':', '/']);
-        end.is_none_or(|end| !name[end..].starts_with(':'))
-    };
-    if !is_path(name) || name.starts_with('/') {
-        return name.into();
-    }
-    // Of a protocol's name, what is behind the protocol is the path.
-    let (prefix, path) = match image.split_once(':') {
-        Some((prefix, path)) if !is_path(image) => (format!("{prefix}:"), path),
-        _ => (String::new(), image),
-    };
-    match Path::new(path).parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        Some(parent) => format!("{prefix}{}", parent.join(name).display()),
-        None => format!("{prefix}{name}"),
-    }
-}
-
-/// Checks an image's file and repairs everything, for an image that is to be opened.
-pub(crate) async fn repair(file: &NodeRef) -> Result<()> {
-    let storage = NodeFile(file.clone());
-    let report = check::check(&storage, check::Fix::ALL, &mut |line| tracing::info!("repair: {line}")).await;
-    match report {
-        Ok(report) if report.check_errors == 0 => Ok(()),
-        Ok(_) => Err(Error::errno_only(Errno::IO)),
-        Err(failed) => Err(Error::from(failed.error)),
-    }
-    .map_err(|error: Error| error.context("Could not repair dirty image"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::resolve;
-
-    #[test]
-    fn names_are_relative_to_the_image() {
-        assert_eq!(resolve("/a/b.qcow2", "c.raw"), "/a/c.raw");
-        assert_eq!(resolve("/a/b.qcow2", "/c.raw"), "/c.raw");
-        assert_eq!(resolve("b.qcow2", "c.raw"), "c.raw");
-        assert_eq!(resolve("d/b.qcow2", "../c.raw"), "d/../c.raw");
-        assert_eq!(resolve("d/b.qcow2", "nbd:localhost:10809"), "nbd:localhost:10809");
-        assert_eq!(resolve("d/b.qcow2", "./x:y"), "d/./x:y");
-    }
 }

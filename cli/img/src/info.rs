@@ -21,6 +21,8 @@ struct NodeInfo {
     has_dirty_flag: bool,
     snapshots: Vec<SnapshotInfo>,
     children: Vec<(String, NodeInfo)>,
+    /// The backing file as it is opened: its name is relative to the image's, if that has one.
+    full_backing_filename: Option<String>,
 }
 
 /// Says what images are.
@@ -49,7 +51,7 @@ pub(crate) async fn run(tool: &Tool, words: Vec<String>) -> Outcome {
         let info = collect(&node);
         node.close().await?;
         if chain {
-            next = match (&info.image.full_backing_filename, &info.image.backing_filename) {
+            next = match (&info.full_backing_filename, &info.image.backing_filename) {
                 (Some(full), _) => Some((full.clone(), info.image.backing_format.clone())),
                 (None, Some(name)) => {
                     let message = "Could not determine absolute backing filename, but backing filename";
@@ -94,10 +96,7 @@ fn collect(node: &NodeRef) -> NodeInfo {
     {
         image.specific = Some((driver.format_name(), Map::new()));
     }
-    if let Some(backing) = &image.backing_filename {
-        // A name is relative to the image's file, if that has a name.
-        image.full_backing_filename = blockdev::filename::relative_to(&name_of(node), backing).ok();
-    }
+    let full = |backing: &str| block_graph::full_filename(&name_of(node), backing).ok();
     NodeInfo {
         filename: name_of(node),
         format: driver.format_name(),
@@ -105,6 +104,7 @@ fn collect(node: &NodeRef) -> NodeInfo {
         actual_size: allocated_size(node),
         has_dirty_flag: !driver.format_name().starts_with("null-"),
         snapshots: driver.image().map(block_graph::Image::snapshots).unwrap_or_default(),
+        full_backing_filename: image.backing_filename.as_deref().and_then(full),
         children: edges.iter().map(|edge| (child_name(edge.role()), collect(&edge.node()))).collect(),
         image,
     }
@@ -136,7 +136,7 @@ fn to_json(info: &NodeInfo) -> Value {
         ("cluster-size", image.cluster_size.filter(|size| *size > 0).map(Value::from)),
         ("encrypted", image.encrypted.then(|| true.into())),
         ("backing-filename", image.backing_filename.as_deref().map(Value::from)),
-        ("full-backing-filename", image.full_backing_filename.as_deref().map(Value::from)),
+        ("full-backing-filename", info.full_backing_filename.as_deref().map(Value::from)),
         ("backing-filename-format", image.backing_format.as_deref().map(Value::from)),
         ("format-specific", image.specific.as_ref().map(|(kind, data)| json!({"type": kind, "data": data}))),
         (
@@ -191,7 +191,7 @@ fn print(info: &NodeInfo, level: usize, path: &str) {
         println!("{indent}cleanly shut down: no");
     }
     if let Some(backing) = &image.backing_filename {
-        let actual = match &image.full_backing_filename {
+        let actual = match &info.full_backing_filename {
             None => " (cannot determine actual path)".to_owned(),
             Some(full) if full != backing => format!(" (actual path: {full})"),
             Some(_) => String::new(),

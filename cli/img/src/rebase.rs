@@ -114,7 +114,7 @@ async fn new_backing(
     flags: OpenFlags,
 ) -> Result<Option<(NodeRef, bool)>, Failure> {
     let Some(name) = arguments.backing.as_deref().filter(|name| !name.is_empty()) else { return Ok(None) };
-    let full = blockdev::filename::relative_to(&blockdev::filename::of(node), name)
+    let full = block_graph::full_filename(&blockdev::filename::of(node), name)
         .map_err(|error| Failure::of("Could not resolve backing filename: ", &error))?;
     if let Some(found) = find_backing(node, &full) {
         debug_assert!(!Arc::ptr_eq(&found, node));

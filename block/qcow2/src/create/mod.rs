@@ -6,7 +6,8 @@ mod options;
 
 pub use options::{CREATE_OPTIONS, CreateSpec};
 
-use crate::format::extensions::{Extent, FeatureName, encode_first_cluster};
+use crate::format::extensions::{Extent, encode_first_cluster};
+use crate::format::feature_name::FeatureName;
 use crate::format::header::{Autoclear, Compatible, Compression, CryptMethod, Incompatible};
 use crate::format::{Extensions, Geometry, Header, refcount};
 use crate::storage::NodeFile;

@@ -2,52 +2,22 @@
 
 use super::cache::Slice;
 use super::copy::NewEntries;
+use super::frees::Why;
 use super::parts::Parts;
 use super::requests::Claim;
 use super::state::Qcow2;
-use super::writeback::Why;
 use crate::format::entry::{CompressedExtent, L2Entry};
 use crate::format::header::Compression;
 use block_graph::{Errno, Error, Result, WriteFlags};
 use flate2::{Compress, Decompress, FlushCompress, FlushDecompress, Status};
 use futures_util::stream::{self, StreamExt};
 use io_loop::{IoBuffer, IoVec};
-use parking_lot::Mutex;
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// Base-2 logarithm of the window of deflated clusters.
 const WINDOW_BITS: u8 = 12;
-/// Decompressed clusters that are kept.
-const KEPT: usize = 4;
 /// Clusters up to this size are decompressed on the thread of the request.
 const INLINE: u64 = 16 << 10;
-
-/// The last clusters that were decompressed, by the descriptor that named them.
-#[derive(Debug, Default)]
-pub(crate) struct Decompressed {
-    kept: Mutex<VecDeque<(u64, Arc<Vec<u8>>)>>,
-}
-
-impl Decompressed {
-    fn get(&self, descriptor: u64) -> Option<Arc<Vec<u8>>> {
-        let kept = self.kept.lock();
-        kept.iter().find(|(other, _)| *other == descriptor).map(|(_, data)| data.clone())
-    }
-
-    fn keep(&self, descriptor: u64, data: Arc<Vec<u8>>) {
-        let mut kept = self.kept.lock();
-        if kept.len() == KEPT {
-            kept.pop_front();
-        }
-        kept.push_back((descriptor, data));
-    }
-
-    /// Forgets all: a descriptor may soon mean something else.
-    pub(crate) fn forget(&self) {
-        self.kept.lock().clear();
-    }
-}
 
 /// Compresses a cluster; `None` if it does not become smaller.
 pub(crate) fn compress(compression: Compression, data: &[u8]) -> Option<Vec<u8>> {

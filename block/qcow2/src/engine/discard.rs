@@ -2,8 +2,8 @@
 
 use super::cache::Slice;
 use super::copy::{NewEntries, bits};
+use super::frees::Why;
 use super::state::Qcow2;
-use super::writeback::Why;
 use crate::format::entry::{ClusterKind, L2Entry, SubclusterKind};
 use block_graph::{Errno, Error, Result, ZeroFlags};
 use io_loop::IoBuffer;

@@ -1,7 +1,7 @@
 //! The end of an image's use, VM state, and emptying an image.
 
+use super::frees::Why;
 use super::state::Qcow2;
-use super::writeback::Why;
 use crate::format::header::Incompatible;
 use block_graph::{Errno, Error, Result, Truncate};
 use io_loop::IoVec;

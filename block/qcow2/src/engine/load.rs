@@ -1,6 +1,6 @@
 //! Reading an image's tables when it is opened.
 
-use super::allocate::Allocator;
+use super::allocator::Allocator;
 use super::cache::SliceCache;
 use super::crypt::Crypt;
 use super::metadata_map::{Metadata, MetadataMap};

@@ -15,20 +15,26 @@
 //!
 //! # Locks
 //! Requests on allocated clusters take locks only for moments, never across I/O. Allocation goes through one
-//! asynchronous lock ([`allocate::Allocator`]); two requests that allocate the same guest cluster wait for each other
+//! asynchronous lock ([`allocator::Allocator`]); two requests that allocate the same guest cluster wait for each other
 //! ([`requests::Claims`]); operations that change everything (snapshots, shrinking) are alone
 //! ([`requests::Requests::exclusive`]).
 
-pub(crate) mod allocate;
+mod allocate;
+pub(crate) mod allocator;
 pub(crate) mod cache;
 pub(crate) mod clusters;
 pub(crate) mod compressed;
 pub(crate) mod copy;
 pub(crate) mod corruption;
 pub(crate) mod crypt;
+pub(crate) mod decompressed;
 pub(crate) mod discard;
 pub(crate) mod finish;
+mod free;
+pub(crate) mod frees;
+mod host_data;
 pub(crate) mod load;
+mod mark_corrupt;
 pub(crate) mod metadata_map;
 mod parts;
 pub(crate) mod read;

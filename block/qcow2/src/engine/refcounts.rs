@@ -1,6 +1,6 @@
 //! Refcounts: reading and changing them, and the growth of their table.
 
-use super::allocate::Allocator;
+use super::allocator::Allocator;
 use super::cache::Slice;
 use super::metadata_map::Metadata;
 use super::state::Qcow2;
@@ -206,7 +206,7 @@ impl Qcow2 {
         metadata.add(offset, blocks << geometry.cluster_bits, Metadata::RefcountBlock);
         drop(metadata);
         if old_clusters > 0 {
-            self.free_clusters(old_offset, old_clusters, super::writeback::Why::Other);
+            self.free_clusters(old_offset, old_clusters, super::frees::Why::Other);
         }
         Ok(())
     }

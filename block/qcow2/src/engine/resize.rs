@@ -1,8 +1,8 @@
 //! Changing the disk's size.
 
+use super::frees::Why;
 use super::metadata_map::Metadata;
 use super::state::Qcow2;
-use super::writeback::Why;
 use crate::format::entry::{L2Entry, SubclusterKind};
 use crate::format::{MAX_L1_BYTES, SUBCLUSTERS};
 use block_graph::{Errno, Error, Preallocation, Result, Truncate, WriteFlags, ZeroFlags};

@@ -1,9 +1,9 @@
 //! Internal snapshots.
 
-use super::allocate::Allocator;
+use super::allocator::Allocator;
+use super::frees::Why;
 use super::metadata_map::Metadata;
 use super::state::{L1Table, Qcow2};
-use super::writeback::Why;
 use crate::format::entry::{COPIED, ClusterKind, L1Entry, L2Entry};
 use crate::format::snapshot::{self, Snapshot};
 use crate::format::{MAX_L1_BYTES, MAX_SNAPSHOTS, Table};

@@ -1,13 +1,13 @@
 //! The state of an open image.
 
-use super::allocate::Allocator;
+use super::allocator::Allocator;
 use super::cache::SliceCache;
-use super::compressed::Decompressed;
 use super::corruption::Corruption;
 use super::crypt::Crypt;
+use super::decompressed::Decompressed;
+use super::frees::Frees;
 use super::metadata_map::MetadataMap;
 use super::requests::{Claims, Requests};
-use super::writeback::Frees;
 use crate::format::header::{CryptMethod, Incompatible};
 use crate::format::snapshot::Snapshot;
 use crate::format::{Extensions, Geometry, Header};

@@ -2,7 +2,8 @@
 
 use super::state::{FirstCluster, Qcow2};
 use crate::format::Header;
-use crate::format::extensions::{self, FeatureName};
+use crate::format::extensions;
+use crate::format::feature_name::FeatureName;
 use block_graph::{Result, WriteFlags};
 use io_loop::IoBuffer;
 

@@ -3,11 +3,11 @@
 use super::cache::Slice;
 use super::clusters::Run;
 use super::copy::{CopyPlan, NewEntries};
+use super::frees::Why;
 use super::metadata_map::Metadata;
 use super::parts::Parts;
 use super::requests::Claim;
 use super::state::Qcow2;
-use super::writeback::Why;
 use crate::format::entry::{ClusterKind, L1Entry, L2Entry, SubclusterKind};
 use block_graph::{Result, WriteFlags};
 use io_loop::{IoBuffer, IoVec};

@@ -1,15 +1,13 @@
-//! Writing what is dirty, in the order that keeps the file whole, and what happens to freed clusters.
+//! Writing what is dirty, in the order that keeps the file whole.
 
-use super::allocate::Allocator;
 use super::cache::Extract;
+use super::frees::Freed;
 use super::state::Qcow2;
-use crate::format::Geometry;
-use crate::format::entry::{ClusterKind, L2Entry};
 use crate::format::header::Incompatible;
 use block_graph::{NodeRef, Result};
 use futures_util::stream::{FuturesUnordered, TryStreamExt};
 use io_loop::IoBuffer;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 
 /// Freed entries that are kept in memory before tables are written so that the clusters can be used again.
@@ -17,140 +15,7 @@ const MOST_FREED: usize = 8192;
 /// Writes of tables at a time.
 const WRITES_AT_A_TIME: usize = 16;
 
-/// Why clusters are freed: decides whether the file is told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Why {
-    /// The guest discarded them.
-    Request,
-    /// Their snapshot was deleted.
-    Snapshot,
-    /// The image shrinks: always passed on.
-    Always,
-    /// Anything else: they were copied, or compressed anew.
-    Other,
-}
-
-/// Clusters that something named that is no longer.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Freed {
-    offset: u64,
-    clusters: u64,
-    why: Why,
-    /// Guest clusters in the external data file, which are not counted.
-    in_data_file: bool,
-}
-
-/// Clusters on their way to be free.
-#[derive(Debug, Default)]
-pub(crate) struct Frees {
-    /// The file may still name them.
-    unstable: Vec<Freed>,
-    /// Nothing names them; free when all requests from before the epoch have ended.
-    stable: VecDeque<(u64, Vec<Freed>)>,
-}
-
 impl Qcow2 {
-    /// Says that tables in memory no longer name these clusters, so that they are one reference less.
-    pub(crate) fn free_clusters(&self, offset: u64, clusters: u64, why: Why) {
-        self.free(Freed { offset, clusters, why, in_data_file: false });
-    }
-
-    fn free(&self, freed: Freed) {
-        let mut frees = self.frees.lock();
-        if let Some(last) = frees.unstable.last_mut()
-            && (last.why, last.in_data_file) == (freed.why, freed.in_data_file)
-            && last.offset + (last.clusters << self.geometry.cluster_bits) == freed.offset
-        {
-            last.clusters += freed.clusters;
-            return;
-        }
-        frees.unstable.push(freed);
-    }
-
-    /// Says that an L2 entry is no longer.
-    pub(crate) fn free_entry(&self, entry: L2Entry, why: Why) {
-        let geometry: &Geometry = &self.geometry;
-        match entry.kind(geometry) {
-            ClusterKind::Compressed => {
-                let (offset, clusters) = entry.compressed_extent(geometry).clusters(geometry);
-                self.free_clusters(offset, clusters, why);
-            }
-            ClusterKind::Normal | ClusterKind::ZeroAllocated => {
-                let in_data_file = geometry.data_file;
-                self.free(Freed { offset: entry.offset(), clusters: 1, why, in_data_file });
-            }
-            ClusterKind::Unallocated | ClusterKind::ZeroPlain => (),
-        }
-    }
-
-    /// Lowers the refcounts of clusters that nothing names any more and nobody uses.
-    pub(crate) async fn apply_frees(&self, allocator: &mut Allocator) -> Result<()> {
-        loop {
-            let batch = {
-                let mut frees = self.frees.lock();
-                match frees.stable.front() {
-                    Some((epoch, _)) if self.requests.ended_before(*epoch) => frees.stable.pop_front(),
-                    _ => return Ok(()),
-                }
-            };
-            for freed in batch.map(|(_, batch)| batch).unwrap_or_default() {
-                self.apply_free(allocator, freed).await?;
-            }
-        }
-    }
-
-    async fn apply_free(&self, allocator: &mut Allocator, freed: Freed) -> Result<()> {
-        let geometry = &self.geometry;
-        let pass_on = match freed.why {
-            Why::Request => self.discards.request,
-            Why::Snapshot => self.discards.snapshot,
-            Why::Always => true,
-            Why::Other => self.discards.other,
-        };
-        let length = freed.clusters << geometry.cluster_bits;
-        if freed.in_data_file {
-            if pass_on && let Err(error) = self.data().discard(freed.offset, length).await {
-                tracing::debug!("discarding {length} bytes at {:#x}: {error}", freed.offset);
-            }
-            return Ok(());
-        }
-        self.event("cluster_free");
-        self.before_refcounts_change().await?;
-        let first = freed.offset >> geometry.cluster_bits;
-        let mut free: Vec<(u64, u64)> = Vec::new();
-        let note = |free: &mut Vec<(u64, u64)>, cluster: u64| match free.last_mut() {
-            Some((start, count)) if *start + *count == cluster => *count += 1,
-            _ => free.push((cluster, 1)),
-        };
-        let all = first..first + freed.clusters;
-        let result =
-            self.add_to_refcounts(allocator, all.clone(), -1, |cluster| note(&mut free, cluster)).await;
-        if result.is_err() {
-            free.clear();
-            for cluster in all {
-                let one = cluster..cluster + 1;
-                let result =
-                    self.add_to_refcounts(allocator, one, -1, |cluster| note(&mut free, cluster)).await;
-                if let Err(error) = result {
-                    // The image counted too few before: what a check reports, and no reason to stop.
-                    tracing::warn!("freeing cluster {cluster}: {error}");
-                }
-            }
-        }
-        for (start, count) in free {
-            let packed = allocator.packed >> geometry.cluster_bits;
-            if (start..start + count).contains(&packed) {
-                allocator.packed = 0;
-            }
-            let (offset, length) = (start << geometry.cluster_bits, count << geometry.cluster_bits);
-            self.decompressed.forget();
-            if pass_on && let Err(error) = self.file.node().discard(offset, length).await {
-                tracing::debug!("discarding {length} bytes at {offset:#x}: {error}");
-            }
-        }
-        Ok(())
-    }
-
     /// Sets the dirty bit if refcounts are to be written late.
     pub(crate) async fn before_refcounts_change(&self) -> Result<()> {
         if !self.lazy_refcounts.load(Ordering::Relaxed) || self.is_dirty() {

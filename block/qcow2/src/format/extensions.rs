@@ -1,6 +1,7 @@
 //! Header extensions: between the header and the backing file's name (section "Header extensions").
 
 use super::bytes::{u32_at, u64_at};
+use super::feature_name::{FEATURE_ENTRY, FeatureName};
 use super::header::{Autoclear, CryptMethod};
 use super::{Header, MAX_BITMAP_DIRECTORY_BYTES, MAX_BITMAPS, Qcow2Error};
 
@@ -11,54 +12,8 @@ const BITMAPS: u32 = 0x2385_2875;
 const CRYPTO: u32 = 0x0537_be77;
 const DATA_FILE: u32 = 0x4441_5441;
 
-/// Bytes of an entry of the feature name table.
-const FEATURE_ENTRY: usize = 48;
 /// A backing format's name is shorter than this.
 const BACKING_FORMAT_LIMIT: u32 = 16;
-
-/// One entry of the feature name table.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FeatureName {
-    /// 0: incompatible, 1: compatible, 2: autoclear.
-    pub kind: u8,
-    /// The feature's bit.
-    pub bit: u8,
-    /// Its name, padded with zeros.
-    pub name: [u8; FEATURE_ENTRY - 2],
-}
-
-impl FeatureName {
-    /// An entry; of `name`, the first 46 bytes are taken.
-    pub fn new(kind: u8, bit: u8, name: &str) -> Self {
-        let mut padded = [0; FEATURE_ENTRY - 2];
-        let length = name.len().min(padded.len());
-        padded[..length].copy_from_slice(&name.as_bytes()[..length]);
-        Self { kind, bit, name: padded }
-    }
-
-    /// The name as text.
-    pub fn text(&self) -> String {
-        let length = self.name.iter().position(|byte| *byte == 0).unwrap_or(self.name.len());
-        String::from_utf8_lossy(&self.name[..length]).into_owned()
-    }
-
-    /// The names of all features that this implementation knows: what it writes into images of version 3.
-    pub fn known() -> Vec<Self> {
-        [
-            (0, 0, "dirty bit"),
-            (0, 1, "corrupt bit"),
-            (0, 2, "external data file"),
-            (0, 3, "compression type"),
-            (0, 4, "extended L2 entries"),
-            (1, 0, "lazy refcounts"),
-            (2, 0, "bitmaps"),
-            (2, 1, "raw external data"),
-        ]
-        .into_iter()
-        .map(|(kind, bit, name)| Self::new(kind, bit, name))
-        .collect()
-    }
-}
 
 /// A part of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! The header: the first bytes of the first cluster (section "Header").
 
 use super::bytes::{u32_at, u64_at};
-use super::extensions::FeatureName;
+use super::feature_name::FeatureName;
 use super::{
     Geometry, MAX_BACKING_NAME, MAX_CLUSTER_BITS, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, MAX_SNAPSHOTS,
     MIN_CLUSTER_BITS, Qcow2Error, Table,

@@ -9,6 +9,7 @@ mod bytes;
 pub mod entry;
 mod error;
 pub mod extensions;
+pub mod feature_name;
 mod geometry;
 pub mod header;
 pub mod refcount;

@@ -1,0 +1,109 @@
+//! Reading and writing guest data where they are in the file, through the cipher if there is one.
+
+use super::crypt::{Crypt, SECTOR};
+use super::state::Qcow2;
+use block_graph::{Result, WriteFlags};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use io_loop::{IoBuffer, IoVec, offload};
+use luks::SectorCipher;
+use std::sync::Arc;
+
+/// What a long request is divided into, in bytes, so that several processors have something to do.
+const PART: u64 = 128 << 10;
+/// Parts of one request that are on their way at once.
+const PARTS_AT_ONCE: usize = 8;
+/// From how many bytes on another thread does the computation.
+const WORTH_A_THREAD: usize = 32 << 10;
+
+async fn compute(
+    cipher: &Arc<SectorCipher>,
+    first: u64,
+    mut buffer: IoBuffer,
+    how: fn(&SectorCipher, u64, &mut [u8]),
+) -> IoBuffer {
+    if buffer.len() < WORTH_A_THREAD {
+        how(cipher, first, buffer.bytes_mut());
+        return buffer;
+    }
+    let cipher = cipher.clone();
+    offload(move || {
+        how(&cipher, first, buffer.bytes_mut());
+        buffer
+    })
+    .await
+}
+
+/// The parts that a range of the file is worked on in: each begins and ends with a sector but for the first and last.
+fn parts(start: u64, len: u64) -> impl Iterator<Item = (u64, u64)> {
+    let end = start + len;
+    let first = start / SECTOR * SECTOR;
+    (first..end).step_by(PART as usize).map(move |at| (at.max(start), (at + PART).min(end)))
+}
+
+impl Qcow2 {
+    /// Reads data of guest offset `guest` that are at `host`.
+    pub(crate) async fn read_host(&self, host: u64, guest: u64, into: &IoVec) -> Result<()> {
+        self.event("read_aio");
+        let Some(crypt) = &self.crypt else { return self.data().read(host, into).await };
+        let cipher = crypt.cipher()?;
+        let reads = parts(host, into.len() as u64).map(|(from, to)| {
+            let cipher = &cipher;
+            let part = into.slice((from - host) as usize..(to - host) as usize);
+            async move {
+                let start = from / SECTOR * SECTOR;
+                let mut buffer = IoBuffer::scratch((to.next_multiple_of(SECTOR) - start) as usize);
+                self.data().read(start, &buffer.io()).await?;
+                let first = crypt.sector(start, guest + from - host);
+                let buffer = compute(cipher, first, buffer, SectorCipher::decrypt).await;
+                let skip = (from - start) as usize;
+                part.copy_from(0, &buffer.bytes()[skip..skip + part.len()]);
+                Ok(())
+            }
+        });
+        stream::iter(reads).buffer_unordered(PARTS_AT_ONCE).try_collect::<()>().await
+    }
+
+    /// Writes data of guest offset `guest` to `host`.
+    pub(crate) async fn write_host(&self, host: u64, guest: u64, from: &IoVec) -> Result<()> {
+        self.event("write_aio");
+        let Some(crypt) = &self.crypt else {
+            return self.data().write(host, from, WriteFlags::empty()).await;
+        };
+        let end = host + from.len() as u64;
+        let _writing = crypt.writing.lock(host / SECTOR * SECTOR..end.next_multiple_of(SECTOR)).await;
+        let writes = parts(host, from.len() as u64).map(|(start, end)| {
+            let data = from.slice((start - host) as usize..(end - host) as usize);
+            self.write_sectors(crypt, start, guest + start - host, data)
+        });
+        stream::iter(writes).buffer_unordered(PARTS_AT_ONCE).try_collect::<()>().await
+    }
+
+    /// Writes data, and around them what their first and last sectors have.
+    async fn write_sectors(&self, crypt: &Crypt, host: u64, guest: u64, data: IoVec) -> Result<()> {
+        let cipher = crypt.cipher()?;
+        let (start, end) = (host / SECTOR * SECTOR, (host + data.len() as u64).next_multiple_of(SECTOR));
+        let first = crypt.sector(start, guest);
+        let mut buffer = IoBuffer::scratch((end - start) as usize);
+        let whole = start == host && end - start == data.len() as u64;
+        if !whole {
+            self.data().read(start, &buffer.io()).await?;
+            cipher.decrypt(first, buffer.bytes_mut());
+        }
+        let at = (host - start) as usize;
+        data.copy_to(0, &mut buffer.bytes_mut()[at..at + data.len()]);
+        let buffer = compute(&cipher, first, buffer, SectorCipher::encrypt).await;
+        self.data().write(start, &buffer.into_io(), WriteFlags::empty()).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parts;
+
+    #[test]
+    fn parts_are_whole_sectors_but_at_the_ends() {
+        assert_eq!(parts(700, 100).collect::<Vec<_>>(), [(700, 800)]);
+        let long: Vec<_> = parts(700, 300_000).collect();
+        assert_eq!(long, [(700, 131_584), (131_584, 262_656), (262_656, 300_700)]);
+    }
+}

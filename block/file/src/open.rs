@@ -5,6 +5,7 @@ use block_graph::{Errno, Error, OpenFlags, Options, Result};
 use io_loop::{Aio, IoBuffer, IoFile};
 use rustix::fs::{FileType, Mode, OFlags};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 /// The largest alignment that direct I/O may ask for, in bytes.
 const MOST_ALIGNMENT: u32 = 4096;
@@ -69,6 +70,16 @@ pub(crate) struct Opened {
     /// Whether it has a length that cannot be changed.
     pub(crate) device: bool,
     pub(crate) len: u64,
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        // The kernel may hold the file a moment longer than the last request takes, and with it the locks, which would
+        // be in the way of whoever opens it next. Requests that nobody waits for any more keep them.
+        if Arc::strong_count(self.io.descriptor()) == 1 {
+            lock::release(self.io.descriptor());
+        }
+    }
 }
 
 fn could_not(action: &str, filename: &str, error: rustix::io::Errno) -> Error {

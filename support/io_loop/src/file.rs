@@ -1,5 +1,6 @@
 //! Reading and writing files at offsets.
 
+use crate::at_once::AtOnce;
 use crate::buffer::IoVec;
 use crate::completion::Keep;
 use crate::local_loop::current;
@@ -27,6 +28,7 @@ pub enum Aio {
 pub struct IoFile {
     file: Arc<OwnedFd>,
     aio: Aio,
+    at_once: Arc<AtOnce>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -38,7 +40,8 @@ enum Direction {
 impl IoFile {
     /// A file for I/O by way of `aio`.
     pub fn new(file: OwnedFd, aio: Aio) -> Self {
-        Self { file: Arc::new(file), aio }
+        let at_once = Arc::new(AtOnce::of(&file));
+        Self { file: Arc::new(file), aio, at_once }
     }
 
     /// The descriptor, which stays open as long as the file or an operation on it.
@@ -93,6 +96,21 @@ impl IoFile {
     /// One system call's worth.
     async fn once(&self, offset: u64, memory: &IoVec, direction: Direction) -> io::Result<usize> {
         unix::offset_of(offset)?;
+        let write = match direction {
+            Direction::Read => Some(false),
+            Direction::Write { through: false } => Some(true),
+            Direction::Write { through: true } => None,
+        };
+        let write =
+            write.filter(|write| self.aio == Aio::Ring && self.at_once.is_worth_it(memory.len(), *write));
+        if let Some(write) = write {
+            while !current().take_at_once() {
+                crate::local_loop::yield_now().await;
+            }
+            if let Some(result) = self.at_once.transfer(&self.file, offset, memory, write) {
+                return result;
+            }
+        }
         let here = current();
         let ring = here.ring().filter(|_| self.aio == Aio::Ring);
         let operation = if let Some(ring) = ring {

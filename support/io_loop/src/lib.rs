@@ -9,6 +9,7 @@
 
 #![allow(unsafe_code)] // memory and submission entries that the kernel reads and writes
 
+mod at_once;
 mod buffer;
 mod completion;
 mod delay;

@@ -22,6 +22,8 @@ use std::time::Duration;
 
 /// How many tasks run before completions are looked at again.
 const TASKS_IN_A_ROW: usize = 64;
+/// How many requests a loop carries out by itself before it looks at anything else.
+const AT_ONCE_IN_A_ROW: u32 = 64;
 
 /// What other threads reach a loop by.
 struct Remote {
@@ -105,6 +107,8 @@ pub(crate) struct Loop {
     event_armed: Cell<bool>,
     awaited: RefCell<Vec<Awaited>>,
     running: Cell<bool>,
+    /// How many more requests may be carried out at once.
+    at_once: Cell<u32>,
 }
 
 /// A thread's hold of its loop.
@@ -282,16 +286,29 @@ impl Loop {
             event_armed: Cell::new(false),
             awaited: RefCell::default(),
             running: Cell::new(false),
+            at_once: Cell::new(AT_ONCE_IN_A_ROW),
         }
+    }
+
+    /// Whether one more request may be carried out by the loop itself before others have their turn.
+    pub(crate) fn take_at_once(&self) -> bool {
+        let left = self.at_once.get();
+        self.at_once.set(left.saturating_sub(1));
+        left > 0
     }
 
     /// Runs what is ready, and waits if nothing is.
     fn turn(&self) {
+        self.at_once.set(AT_ONCE_IN_A_ROW);
         self.timers.fire();
         self.empty_inbox();
         for _ in 0..TASKS_IN_A_ROW {
             let Some(runnable) = self.ready.borrow_mut().pop_front() else { break };
             runnable.run();
+        }
+        // What has completed is looked at before the loop counts as sleeping: whom it wakes need not wake the loop.
+        if let Some(ring) = &self.ring {
+            ring.reap(&self.operations);
         }
         if self.is_busy() {
             self.look(None);
@@ -342,8 +359,6 @@ impl Loop {
         if wait.is_some() && !self.event_armed.replace(true) {
             ring.watch(&self.remote.event)?;
         }
-        // Who is woken by what came meanwhile must not wait for more.
-        let wait = if ring.reap(&self.operations) { None } else { wait };
         ring.enter(wait)?;
         self.remote.sleeping.store(false, Ordering::SeqCst);
         ring.reap(&self.operations);

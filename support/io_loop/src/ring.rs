@@ -10,6 +10,9 @@ use std::time::Duration;
 /// Entries of the submission queue.
 const ENTRIES: u32 = 256;
 
+/// Has entering the kernel do what it has put off, such as completions (`io_uring_enter(2)`).
+const IORING_ENTER_GETEVENTS: u32 = 1;
+
 /// What a completion carries that nobody waits for.
 const NO_KEY: u64 = u64::MAX;
 /// What the completion of [`Ring::watch`] carries.
@@ -24,13 +27,19 @@ pub(crate) struct Ring {
 impl Ring {
     /// A ring, if the kernel has one for us.
     pub(crate) fn new() -> io::Result<Self> {
-        // One submitter, and completions handled when the thread enters the kernel, save interrupts; kernels
-        // before 6.0 know nothing of it.
+        // One submitter, and completions handled when the thread asks for them (kernels from 6.1 on) or at least when it
+        // enters the kernel (from 6.0 on), save interrupts.
         let ring = IoUring::builder()
             .setup_single_issuer()
-            .setup_coop_taskrun()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
             .setup_cqsize(ENTRIES * 4)
             .build(ENTRIES)
+            .or_else(|_| {
+                let mut builder = IoUring::builder();
+                builder.setup_single_issuer().setup_coop_taskrun().setup_taskrun_flag();
+                builder.setup_cqsize(ENTRIES * 4).build(ENTRIES)
+            })
             .or_else(|_| IoUring::new(ENTRIES))?;
         let params = ring.params();
         // Waiting with a time limit (5.11) and completions that are never lost (5.5).
@@ -61,12 +70,17 @@ impl Ring {
         }
     }
 
-    /// Hands what is queued to the kernel. With `wait`, waits for a completion, as long as that says if it says
-    /// anything.
+    /// Hands what is queued to the kernel, if anything is, or if the kernel has something for us. With `wait`, waits for
+    /// a completion, as long as that says if it says anything.
     pub(crate) fn enter(&self, wait: Option<Option<Duration>>) -> io::Result<()> {
-        let ring = self.ring.borrow();
+        let mut ring = self.ring.borrow_mut();
+        let queue = ring.submission();
+        let (queued, kernel_has_work) = (queue.len() as u32, queue.taskrun() || queue.cq_overflow());
+        drop(queue);
         let result = match wait {
-            None => ring.submit(),
+            None if queued == 0 && !kernel_has_work => return Ok(()),
+            // SAFETY: there is no argument; what the entries point at is kept until they complete.
+            None => unsafe { ring.submitter().enter::<()>(queued, 0, IORING_ENTER_GETEVENTS, None) },
             Some(None) => ring.submit_and_wait(1),
             Some(Some(limit)) => {
                 let limit = types::Timespec::from(limit);

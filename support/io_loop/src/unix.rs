@@ -82,6 +82,28 @@ pub(crate) fn write_at(file: &OwnedFd, offset: u64, memory: &IoVec) -> io::Resul
     check(unsafe { libc::pwritev(file.as_raw_fd(), list.as_ptr(), list.len() as libc::c_int, offset) })
 }
 
+/// One call of preadv2(2) or pwritev2(2), which with `nowait` fails rather than wait (`EAGAIN`), if the file can do that
+/// at all (`EOPNOTSUPP`).
+pub(crate) fn transfer_now(
+    file: &OwnedFd,
+    offset: u64,
+    memory: &IoVec,
+    write: bool,
+    nowait: bool,
+) -> io::Result<usize> {
+    let (list, offset) = (list(memory), offset_of(offset)?);
+    let (fd, start, count) = (file.as_raw_fd(), list.as_ptr(), list.len() as libc::c_int);
+    let flags = if nowait { libc::RWF_NOWAIT } else { 0 };
+    // SAFETY: as in `read_at`.
+    check(unsafe {
+        if write {
+            libc::pwritev2(fd, start, count, offset, flags)
+        } else {
+            libc::preadv2(fd, start, count, offset, flags)
+        }
+    })
+}
+
 /// An offset as system calls take it.
 pub(crate) fn offset_of(offset: u64) -> io::Result<libc::off_t> {
     libc::off_t::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))

@@ -10,7 +10,9 @@
 //! Requests are futures that stay on the thread whose `io_loop` began them; nodes may be used from several threads.
 
 mod backend;
+mod cache_mode;
 mod chain;
+mod detect_zeroes;
 mod dirty_bitmap;
 mod driver;
 mod edge;
@@ -22,6 +24,7 @@ mod node;
 mod open;
 mod options;
 mod range_lock;
+mod size;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -29,7 +32,9 @@ mod watcher;
 
 pub use async_trait::async_trait;
 pub use backend::{Admission, Backend, Direction};
+pub use cache_mode::CacheMode;
 pub use chain::{Depth, skip_filters, status_above};
+pub use detect_zeroes::DetectZeroes;
 pub use dirty_bitmap::{DirtyBitmap, Granularity};
 pub use driver::{Driver, Limits, Preallocation, Truncate, WriteFlags, ZeroFlags};
 pub use edge::{Edge, Role};
@@ -44,5 +49,6 @@ pub use open::{
 };
 pub use options::{Options, OptionsError, Value};
 pub use range_lock::{RangeGuard, RangeLock};
+pub use size::{SizeError, parse_size, size_option};
 pub use status::BlockStatus;
 pub use watcher::{Change, Next, WriteWatcher};

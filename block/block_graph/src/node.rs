@@ -236,15 +236,17 @@ impl Node {
         end.ok_or_else(|| Error::errno_only(Errno::IO))
     }
 
-    fn check_write(&self, offset: u64, len: u64) -> Result<u64> {
+    /// Whether this may be written, and what the node was opened with.
+    fn check_write(&self, offset: u64, len: u64) -> Result<OpenFlags> {
         let end = Self::check_end(offset, len)?;
-        if self.read_only() {
+        let flags = self.flags();
+        if !flags.writable {
             return Err(Error::new(Errno::NOT_PERMITTED, format!("node '{}' is read-only", self.name)));
         }
         if end > self.driver.len() && !self.driver.grows() {
             return Err(Error::errno_only(Errno::IO));
         }
-        Ok(end)
+        Ok(flags)
     }
 
     fn wrote(&self, offset: u64, len: u64) {
@@ -332,7 +334,7 @@ impl Node {
     /// Makes a change, past those who watch.
     async fn change(&self, change: Change<'_>) -> Result<()> {
         let (offset, len) = change.range();
-        self.check_write(offset, len)?;
+        let change = change.detecting_zeroes(self.check_write(offset, len)?.detect_zeroes);
         if !self.observed.load(Ordering::SeqCst) {
             return self.make(change).await;
         }

@@ -1,5 +1,7 @@
 //! How nodes are opened.
 
+use crate::cache_mode::CacheMode;
+use crate::detect_zeroes::DetectZeroes;
 use crate::filename::protocol_prefix;
 use crate::{Driver, Errno, Error, MeasureReport, Node, NodeRef, Options, Result, Role, Value};
 use async_trait::async_trait;
@@ -36,6 +38,8 @@ pub struct OpenFlags {
     pub force_share: bool,
     /// Discards are passed on (`discard=unmap`).
     pub unmap: bool,
+    /// What writes of zeroes to this node become; those below it have a mode of their own.
+    pub detect_zeroes: DetectZeroes,
     /// The node may be made longer or shorter by writes or truncation: its user said so.
     pub resize: bool,
     /// The format was found out, not given: whoever writes could make it look like another the next time.
@@ -54,6 +58,7 @@ impl OpenFlags {
         no_flush: false,
         force_share: false,
         unmap: false,
+        detect_zeroes: DetectZeroes::Off,
         resize: false,
         probed: false,
     };
@@ -61,20 +66,17 @@ impl OpenFlags {
     /// To be read and written, with discards passed on.
     pub const WRITE: Self = Self { writable: true, unmap: true, resize: true, ..Self::READ };
 
-    /// What a cache mode's name says: `none`, `directsync`, `writeback`, `writethrough`, `unsafe`.
-    ///
-    /// # Errors
-    /// If there is no mode of this name.
-    pub fn set_cache_mode(&mut self, name: &str) -> Result<()> {
-        (self.write_through, self.direct, self.no_flush) = match name {
-            "none" | "off" => (false, true, false),
-            "directsync" => (true, true, false),
-            "writeback" => (false, false, false),
-            "writethrough" => (true, false, false),
-            "unsafe" => (false, false, true),
-            _ => return Err(Error::invalid(format!("invalid cache option: {name}"))),
+    /// The same with this cache mode.
+    #[must_use]
+    pub fn with_cache(self, mode: CacheMode) -> Self {
+        let (write_through, direct, no_flush) = match mode {
+            CacheMode::None => (false, true, false),
+            CacheMode::DirectSync => (true, true, false),
+            CacheMode::WriteBack => (false, false, false),
+            CacheMode::WriteThrough => (true, false, false),
+            CacheMode::Unsafe => (false, false, true),
         };
-        Ok(())
+        Self { write_through, direct, no_flush, ..self }
     }
 
     /// What a backing file is opened for by a node that is opened for this.
@@ -85,6 +87,7 @@ impl OpenFlags {
             resize: false,
             no_backing: false,
             unmap: false,
+            detect_zeroes: DetectZeroes::Off,
             check: false,
             probed: false,
             ..self
@@ -101,6 +104,7 @@ impl OpenFlags {
             check: false,
             probed: false,
             unmap: true,
+            detect_zeroes: DetectZeroes::Off,
             ..self
         }
     }
@@ -588,10 +592,15 @@ impl OpenContext {
             Some("ignore" | "off") => flags.unmap = false,
             Some(other) => return Err(Error::invalid(format!("Invalid discard option: {other}"))),
         }
-        if let Some(mode) = options.take_text("detect-zeroes")
-            && !["off", "on", "unmap"].contains(&mode.as_str())
-        {
-            return Err(Error::invalid(format!("Invalid parameter '{mode}'")));
+        if let Some(mode) = options.take_text("detect-zeroes") {
+            let known = DetectZeroes::from_name(&mode);
+            flags.detect_zeroes =
+                known.ok_or_else(|| Error::invalid(format!("invalid parameter value: {mode}")))?;
+        }
+        if flags.detect_zeroes == DetectZeroes::Unmap && !flags.unmap {
+            let message =
+                "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap";
+            return Err(Error::invalid(message));
         }
         Ok(flags)
     }

@@ -1,5 +1,6 @@
 //! Options that nodes are opened with and images are made with.
 
+use crate::size::size_option;
 use crate::{Errno, Error, NodeRef, Result};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -244,19 +245,12 @@ impl Options {
     /// # Errors
     /// [`OptionsError`] as an [`Error`] if it is none, or too large.
     pub fn take_size(&mut self, name: &str) -> Result<Option<u64>> {
-        let Some(value) = self.take(name) else { return Ok(None) };
-        let size = match &value {
-            Value::Number(number) => u64::try_from(*number).ok(),
-            Value::Text(text) => parse_size(text),
-            _ => None,
-        };
-        let expects = "a non-negative number below 2^64";
-        size.map(Some).ok_or_else(|| {
-            let error = Error::from(OptionsError { name: name.into(), expects });
-            error
-                .hint("Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-")
-                .hint("and exabytes, respectively.")
-        })
+        match self.take(name) {
+            None => Ok(None),
+            Some(Value::Number(number)) => size_option(name, &number.to_string()).map(Some),
+            Some(Value::Text(text)) => size_option(name, &text).map(Some),
+            Some(_) => Err(OptionsError { name: name.into(), expects: "a size" }.into()),
+        }
     }
 
     /// The options in the order of their names.
@@ -310,30 +304,4 @@ fn with_double_quotes(text: &str) -> String {
 
 fn belongs<'a>(key: &'a str, child: &str) -> Option<&'a str> {
     key.strip_prefix(child)?.strip_prefix('.')
-}
-
-/// A size in bytes: a decimal number, perhaps with a fraction, and a suffix (b, k, M, G, T, P, E in either case; none
-/// is bytes), or a hexadecimal number. The fraction is rounded to the nearest byte.
-pub(crate) fn parse_size(text: &str) -> Option<u64> {
-    if let Some(hex) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
-        return u64::from_str_radix(hex, 16).ok();
-    }
-    let (number, shift) = match text.char_indices().last()? {
-        (at, suffix) if suffix.is_ascii_alphabetic() => {
-            let shift = "bkmgtpe".find(suffix.to_ascii_lowercase())? * 10;
-            (&text[..at], shift)
-        }
-        _ => (text, 0),
-    };
-    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    let digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
-    if whole.is_empty() || !digits(whole) || !digits(fraction) || (shift == 0 && !fraction.is_empty()) {
-        return None;
-    }
-    let whole = whole.parse::<u64>().ok()?.checked_mul(1 << shift)?;
-    if fraction.is_empty() {
-        return Some(whole);
-    }
-    let part = format!("0.{fraction}").parse::<f64>().ok()? * (1u64 << shift) as f64;
-    whole.checked_add(part.round() as u64)
 }

@@ -159,9 +159,10 @@ fn sizes_are_read_as_people_write_them() {
     let size = |text: &str| Options::with("size", text).take_size("size").ok().flatten();
     assert_eq!(size("64k"), Some(65_536));
     assert_eq!(size("1.5G"), Some(3 << 29));
+    assert_eq!(size(".5G"), Some(1 << 29));
     assert_eq!(size("0x10"), Some(16));
     assert_eq!(size("7E"), Some(7 << 60));
-    for bad in ["", "k", "-1", "1.5", "16E", "1kk", "1 k", "99999999999999999999", "1.k5", ".5G", "é"] {
+    for bad in ["", "k", "-1", "1.5", "16E", "1kk", "1 k", "99999999999999999999", "1.k5", "é"] {
         assert_eq!(size(bad), None, "{bad}");
     }
 }

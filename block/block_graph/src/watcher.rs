@@ -1,6 +1,6 @@
 //! Those who see a node's writes before its driver does: copies of what is overwritten, and of what is written.
 
-use crate::{Node, NodeRef, Result, WriteFlags, ZeroFlags};
+use crate::{DetectZeroes, Node, NodeRef, Result, WriteFlags, ZeroFlags};
 use async_trait::async_trait;
 use io_loop::IoVec;
 use std::sync::Arc;
@@ -43,6 +43,21 @@ impl Change<'_> {
             Self::Zeroes { offset, len, .. } | Self::Discard { offset, len } => (offset, len),
         }
     }
+
+    /// The same change, or a request for zeroes where it writes nothing else.
+    pub(crate) fn detecting_zeroes(self, mode: DetectZeroes) -> Self {
+        match self {
+            Self::Data { offset, from, flags }
+                if mode != DetectZeroes::Off && from.is_zero(0, from.len()) =>
+            {
+                let mut how = ZeroFlags::empty();
+                how.set(ZeroFlags::MAY_UNMAP, mode == DetectZeroes::Unmap);
+                how.set(ZeroFlags::FUA, flags.contains(WriteFlags::FUA));
+                Self::Zeroes { offset, len: from.len() as u64, flags: how }
+            }
+            other => other,
+        }
+    }
 }
 
 /// Sees every change of a node's content.
@@ -82,5 +97,27 @@ impl<'a> Next<'a> {
             [first, rest @ ..] => first.around(change, Next { watchers: rest, ..self }).await,
             [] => self.node.make_recorded(change).await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use io_loop::IoBuffer;
+
+    #[test]
+    fn writes_of_zeroes_become_requests_for_zeroes() {
+        let zeroes = IoBuffer::zeroed(4096).into_io();
+        let data = IoBuffer::from(&[0, 0, 1][..]).into_io();
+        let write = |from| Change::Data { offset: 5, from, flags: WriteFlags::FUA };
+        let flags = |change| match change {
+            Change::Zeroes { offset: 5, len: 4096, flags } => Some(flags),
+            _ => None,
+        };
+        assert_eq!(flags(write(&zeroes).detecting_zeroes(DetectZeroes::Off)), None);
+        assert_eq!(flags(write(&data).detecting_zeroes(DetectZeroes::Unmap)), None);
+        assert_eq!(flags(write(&zeroes).detecting_zeroes(DetectZeroes::On)), Some(ZeroFlags::FUA));
+        let unmap = ZeroFlags::FUA | ZeroFlags::MAY_UNMAP;
+        assert_eq!(flags(write(&zeroes).detecting_zeroes(DetectZeroes::Unmap)), Some(unmap));
     }
 }

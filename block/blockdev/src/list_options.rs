@@ -1,8 +1,7 @@
 //! Lists of options against what a format knows of them.
 
 use crate::syntax::list::{escaped, split};
-use crate::syntax::size::{self, SizeError};
-use block_graph::{Errno, Error, OptionKind, OptionSpec, Options, Result};
+use block_graph::{Error, OptionKind, OptionSpec, Options, Result, size_option};
 use std::fmt::Write;
 
 /// Options for a new image, checked against those that its format and its protocol have.
@@ -58,7 +57,7 @@ impl FormatOptions {
             }
             OptionKind::Switch => return Err(expects("'on' or 'off'")),
             OptionKind::Number => number(value).ok_or_else(|| expects("a number"))?.to_string(),
-            OptionKind::Size => parse_size(name, value)?.to_string(),
+            OptionKind::Size => size_option(name, value)?.to_string(),
         };
         self.values.retain(|(known, _)| known != name);
         self.values.push((name.to_owned(), value));
@@ -103,24 +102,6 @@ impl FormatOptions {
     pub fn options(&self) -> Options {
         self.values.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect()
     }
-}
-
-/// A size option's value.
-///
-/// # Errors
-///
-/// It is not a size.
-pub fn parse_size(name: &str, value: &str) -> Result<u64> {
-    size::parse(value).map_err(|error| match error {
-        SizeError::OutOfRange => {
-            Error::new(Errno::RANGE, format!("Value '{value}' is out of range for parameter '{name}'"))
-        }
-        SizeError::Malformed => {
-            Error::invalid(format!("Parameter '{name}' expects a non-negative number below 2^64"))
-                .hint("Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-")
-                .hint("and exabytes, respectively.")
-        }
-    })
 }
 
 /// A number in decimal, hexadecimal or octal.

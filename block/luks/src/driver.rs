@@ -1,5 +1,6 @@
 //! An encrypted disk as a node.
 
+use crate::buffer::{PART, PARTS_AT_ONCE};
 use crate::modes::SECTOR_BYTES;
 use crate::place::{HeaderPlace, failed};
 use crate::sector_cipher::SectorCipher;
@@ -9,19 +10,13 @@ use block_graph::{
     RangeLock, Result, Role, Secrets, Truncate, WriteFlags, async_trait,
 };
 use futures_util::stream::{self, StreamExt, TryStreamExt};
-use io_loop::{IoBuffer, IoVec, offload};
+use io_loop::{IoBuffer, IoVec};
 use parking_lot::RwLock;
 use std::any::Any;
 use std::sync::Arc;
 use zeroize::Zeroizing;
 
 const SECTOR: u64 = SECTOR_BYTES as u64;
-/// What a long request is divided into, in bytes, so that several processors have something to do.
-const PART: u64 = 128 << 10;
-/// How many parts of one request are on their way at once.
-const PARTS_AT_ONCE: usize = 8;
-/// From how many bytes on another thread does the computation. Below, handing it over takes longer.
-const WORTH_A_THREAD: usize = 32 << 10;
 
 /// An encrypted disk.
 #[derive(Debug)]
@@ -50,25 +45,6 @@ fn parts(start: u64, end: u64) -> impl Iterator<Item = Part> {
         let at = start + index * PART;
         (at, PART.min(end - at))
     })
-}
-
-/// Encrypts or decrypts a buffer in place, on another thread if that is worth it.
-async fn apply(
-    cipher: &Arc<SectorCipher>,
-    first: u64,
-    mut buffer: IoBuffer,
-    how: fn(&SectorCipher, u64, &mut [u8]),
-) -> IoBuffer {
-    if buffer.len() < WORTH_A_THREAD {
-        how(cipher, first, buffer.bytes_mut());
-        return buffer;
-    }
-    let cipher = cipher.clone();
-    offload(move || {
-        how(&cipher, first, buffer.bytes_mut());
-        buffer
-    })
-    .await
 }
 
 impl LuksDisk {
@@ -140,7 +116,7 @@ impl LuksDisk {
         let memory = buffer.io();
         self.file.node().read(self.payload + at, &memory).await?;
         drop(memory);
-        Ok(apply(cipher, at / SECTOR, buffer, SectorCipher::decrypt).await)
+        Ok(cipher.decrypt_buffer(at / SECTOR, buffer).await)
     }
 
     async fn read_part(
@@ -177,7 +153,7 @@ impl LuksDisk {
         let (start, stop) = (at.max(offset), (at + len).min(end));
         let plain = &mut buffer.bytes_mut()[(start - at) as usize..(stop - at) as usize];
         from.copy_to((start - offset) as usize, plain);
-        let buffer = apply(cipher, at / SECTOR, buffer, SectorCipher::encrypt).await;
+        let buffer = cipher.encrypt_buffer(at / SECTOR, buffer).await;
         // A disk may end within a sector.
         let there = len.min(self.len().saturating_sub(at)) as usize;
         let memory = buffer.into_io();

@@ -21,6 +21,7 @@ mod algorithm;
 mod amend;
 mod antiforensic;
 mod block_cipher;
+mod buffer;
 mod driver;
 mod error;
 mod hash;
@@ -34,6 +35,7 @@ mod volume;
 
 pub use algorithm::{CipherAlgorithm, CipherMode, HashAlgorithm, IvAlgorithm};
 pub use amend::Amendment;
+pub use buffer::{PART, PARTS_AT_ONCE};
 pub use driver::LuksDisk;
 pub use error::Error;
 pub use header::{HEADER_BYTES, Header, KEY_SLOTS, KeySlot, has_luks_magic};

@@ -33,7 +33,7 @@ pub(crate) async fn run(tool: &Tool, mut words: Vec<String>) -> Outcome {
         (_, Some(less)) => (-1, less),
         _ => (0, size.as_str()),
     };
-    let amount = blockdev::list_options::parse_size("size", amount)?;
+    let amount = block_graph::size_option("size", amount)?;
     let context = shared.context();
     let flags = OpenFlags { unmap: false, ..OpenFlags::WRITE };
     let node = shared.named(&filename).open(tool, &context, flags).await?;

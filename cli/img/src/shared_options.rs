@@ -1,7 +1,7 @@
 //! What the options of most subcommands are, and how images are opened by them.
 
 use crate::tool::{Failure, Output, Tool};
-use block_graph::{AllowAll, NodeRef, OpenContext, OpenFlags, Options, Secrets, Value};
+use block_graph::{AllowAll, CacheMode, NodeRef, OpenContext, OpenFlags, Options, Secrets, Value};
 use std::sync::Arc;
 
 /// Options that most subcommands have.
@@ -66,12 +66,11 @@ impl SharedOptions {
 }
 
 /// `flags` with a cache mode; `what` says whose it is in the message about one that is none.
-pub(crate) fn with_cache(mut flags: OpenFlags, mode: Option<&str>, what: &str) -> Result<OpenFlags, Failure> {
-    if let Some(mode) = mode {
-        let set = flags.set_cache_mode(mode);
-        set.map_err(|_| Failure::new(format!("Invalid {what}cache option: {mode}")))?;
-    }
-    Ok(flags)
+pub(crate) fn with_cache(flags: OpenFlags, mode: Option<&str>, what: &str) -> Result<OpenFlags, Failure> {
+    let Some(name) = mode else { return Ok(flags) };
+    let mode = CacheMode::from_name(name);
+    let mode = mode.ok_or_else(|| Failure::new(format!("Invalid {what}cache option: {name}")))?;
+    Ok(flags.with_cache(mode))
 }
 
 /// An image as the command line names it.

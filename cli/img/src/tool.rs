@@ -151,8 +151,8 @@ pub(crate) fn number_in(
     text: &str,
     range: std::ops::RangeInclusive<u64>,
 ) -> Result<u64, Failure> {
-    use blockdev::syntax::size::{SizeError, parse};
-    match parse(text) {
+    use block_graph::{SizeError, parse_size};
+    match parse_size(text) {
         Ok(number) if range.contains(&number) => Ok(number),
         Err(SizeError::Malformed) => Err(Failure::new(format!("Invalid {what} specified: '{text}'."))),
         _ => {

@@ -1,8 +1,8 @@
 //! The command line.
 
 use crate::Failure;
+use block_graph::{CacheMode, DetectZeroes};
 use getopt::{Flag, Getopt, Word};
-use nbd::server::DetectZeroes;
 use std::time::Duration;
 
 /// The options, as getopt_long reads them.
@@ -252,17 +252,10 @@ impl Arguments {
             "aio" => once(&mut self.aio, value, "--aio")?,
             "discard" => once(&mut self.discard, value, "--discard")?,
             "detect-zeroes" => {
-                self.detect_zeroes = match value.as_str() {
-                    "off" => DetectZeroes::Off,
-                    "on" => DetectZeroes::On,
-                    "unmap" => DetectZeroes::Unmap,
-                    _ => {
-                        return Err(format!(
-                            "Failed to parse detect_zeroes mode: invalid parameter value: {value}"
-                        )
-                        .into());
-                    }
-                };
+                let known = DetectZeroes::from_name(&value);
+                self.detect_zeroes = known.ok_or_else(|| {
+                    format!("Failed to parse detect_zeroes mode: invalid parameter value: {value}")
+                })?;
             }
             "image-opts" => self.image_opts = true,
             // There is nothing to trace.
@@ -273,8 +266,7 @@ impl Arguments {
 
     /// Modes are refused where they stand.
     fn check_modes(&self) -> Result<(), Failure> {
-        let modes = ["none", "off", "writeback", "writethrough", "directsync", "unsafe"];
-        if let Some(mode) = self.cache.as_deref().filter(|mode| !modes.contains(mode)) {
+        if let Some(mode) = self.cache.as_deref().filter(|mode| CacheMode::from_name(mode).is_none()) {
             return Err(format!("Invalid cache mode `{mode}'").into());
         }
         if let Some(mode) =

@@ -3,7 +3,7 @@
 use crate::arguments::{Arguments, Snapshot};
 use crate::objects::Objects;
 use crate::{Failure, background};
-use block_graph::{AllowAll, Error, NodeRef, OpenContext, OpenFlags, Options};
+use block_graph::{AllowAll, CacheMode, DetectZeroes, Error, NodeRef, OpenContext, OpenFlags, Options};
 use futures_util::future::{Either, select};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use io_loop::{Listener, Stream};
@@ -54,7 +54,6 @@ async fn serve_image(
         offset: arguments.offset,
         allocation_depth: arguments.allocation_depth,
         bitmaps: arguments.bitmaps.clone(),
-        detect_zeroes: arguments.detect_zeroes,
     };
     let server = Server::new(credentials, arguments.handshake_limit);
     server.add(Export::new(node.clone(), options).await?);
@@ -120,12 +119,16 @@ async fn open(arguments: &Arguments, context: &OpenContext) -> Result<Opened, Fa
     let mut flags = if arguments.read_only { OpenFlags::READ } else { OpenFlags::WRITE };
     flags.resize = false;
     flags.unmap = arguments.unmaps();
+    flags.detect_zeroes = arguments.detect_zeroes;
     if let Some(mode) = &arguments.cache {
-        flags.set_cache_mode(mode)?;
+        let known = CacheMode::from_name(mode);
+        flags =
+            flags.with_cache(known.ok_or_else(|| Error::invalid(format!("Invalid cache mode '{mode}'")))?);
     }
     let mut below = flags;
     if arguments.temporary {
         below.writable = false;
+        below.detect_zeroes = DetectZeroes::Off;
     }
     let mut options = Options::new();
     if let Some(mode) = &arguments.aio {

@@ -4,7 +4,7 @@ use crate::format::amount;
 use crate::output::line;
 use crate::session::Session;
 use crate::words::{Failed, Words, number};
-use block_graph::{Error, NodeRef, OpenFlags, Preallocation, Role, Truncate};
+use block_graph::{CacheMode, Error, NodeRef, OpenFlags, Preallocation, Role, Truncate};
 use blockdev::syntax::json::outline;
 
 /// `alloc`.
@@ -151,7 +151,9 @@ pub(crate) async fn reopen(session: &Session, node: &NodeRef, words: &Words) -> 
     }
     let mut flags: OpenFlags = node.flags();
     if let Some(mode) = words.value("c") {
-        flags.set_cache_mode(mode).map_err(|_| fail(&format!("Invalid cache option: {mode}")))?;
+        let mode =
+            CacheMode::from_name(mode).ok_or_else(|| fail(&format!("Invalid cache option: {mode}")))?;
+        flags = flags.with_cache(mode);
     }
     if words.has("r") {
         flags = OpenFlags { writable: false, resize: false, ..flags };

@@ -1,6 +1,6 @@
 //! What is open, and the requests that have been begun.
 
-use block_graph::{NodeRef, OpenContext, OpenFlags, Options, Value};
+use block_graph::{CacheMode, NodeRef, OpenContext, OpenFlags, Options, Value};
 use blockdev::list_options::open_options;
 use io_loop::Task;
 use std::cell::RefCell;
@@ -52,8 +52,9 @@ impl Opening {
             "i" if ["threads", "native", "io_uring"].contains(&value) => self.aio = Some(value.to_owned()),
             "i" => return Err(format!("Invalid aio option: {value}")),
             "t" => {
-                let set = self.flags.set_cache_mode(value);
-                set.map_err(|_| format!("Invalid cache option: {value}"))?;
+                let mode = CacheMode::from_name(value);
+                let mode = mode.ok_or_else(|| format!("Invalid cache option: {value}"))?;
+                self.flags = self.flags.with_cache(mode);
             }
             "d" => {
                 self.flags.unmap = match value {

@@ -2,7 +2,7 @@
 
 use crate::command::Command;
 use crate::output::line;
-use blockdev::syntax::size::{self, SizeError};
+use block_graph::{SizeError, parse_size};
 use getopt::{Getopt, Word};
 use std::collections::HashMap;
 
@@ -104,7 +104,7 @@ impl Words {
 
 /// A number with a size's suffixes.
 pub(crate) fn number(text: &str) -> Result<u64, Failed> {
-    match size::parse(text) {
+    match parse_size(text) {
         Ok(number) if i64::try_from(number).is_ok() => Ok(number),
         Err(SizeError::Malformed) => {
             let says = "Parsing error: non-numeric argument, or extraneous/unrecognized suffix";

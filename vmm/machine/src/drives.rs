@@ -1,6 +1,6 @@
 //! The images of a machine's disks: how they are opened, and that they are closed.
 
-use crate::spec::{CacheMode, References};
+use crate::spec::References;
 use crate::{DriveSpec, MachineError};
 use block_graph::{
     AllowAll, Backend, Errno, Error, NodeRef, OpenContext, OpenFlags, OpenRule, Options, Reference,
@@ -52,11 +52,7 @@ impl Drives {
         let overlaid = drive.snapshot && !drive.read_only;
         let mut flags = if drive.read_only || overlaid { OpenFlags::READ } else { OpenFlags::WRITE };
         if let Some(mode) = drive.cache {
-            let name = CacheMode::NAMES
-                .iter()
-                .find(|(_, known)| *known == mode)
-                .map_or("writeback", |(name, _)| name);
-            flags.set_cache_mode(name)?;
+            flags = flags.with_cache(mode);
         }
         let image = context.open_filename(&drive.file, options, flags).await?;
         if !overlaid {

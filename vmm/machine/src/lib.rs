@@ -26,11 +26,12 @@ mod spec;
 mod virtio_devices;
 mod vm;
 
+pub use block_graph::CacheMode;
 pub use deterministic::{Difference, TraceError};
 pub use error::MachineError;
 pub use numa::{NodeDistance, NodeSpec, NumaError, NumaSpec};
 pub use spec::{
-    BootSpec, CacheMode, DeterministicSpec, DeviceSpec, DriveSpec, HostSpec, KernelSpec, MAX_MEMORY,
-    MAX_SERIALS, MAX_VCPUS, MIN_MEMORY, MachineKind, MachineSpec, References, TraceSpec,
+    BootSpec, DeterministicSpec, DeviceSpec, DriveSpec, HostSpec, KernelSpec, MAX_MEMORY, MAX_SERIALS,
+    MAX_VCPUS, MIN_MEMORY, MachineKind, MachineSpec, References, TraceSpec,
 };
 pub use vm::{CpuUse, Ending, Pause, RunOptions, Vm, VmHandle};

@@ -2,6 +2,7 @@
 
 use crate::NumaSpec;
 use accel::{CpuSpec, Tier};
+use block_graph::CacheMode;
 use chardev::ChardevSpec;
 use guest_memory::MemoryOptions;
 use placement::PlacementSpec;
@@ -192,32 +193,6 @@ pub struct DriveSpec {
     pub references: References,
     /// What the image's and its file's drivers are told besides, by name.
     pub options: Vec<(String, String)>,
-}
-
-/// How the host's cache is used for a disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CacheMode {
-    /// Past the page cache; flushes count.
-    None,
-    /// Past the page cache, and every write is on stable storage when it ends.
-    DirectSync,
-    /// Through the page cache; flushes count.
-    WriteBack,
-    /// Through the page cache, and every write is on stable storage when it ends.
-    WriteThrough,
-    /// Through the page cache; flushes do nothing.
-    Unsafe,
-}
-
-impl CacheMode {
-    /// All of them with their names.
-    pub const NAMES: [(&'static str, Self); 5] = [
-        ("none", Self::None),
-        ("directsync", Self::DirectSync),
-        ("writeback", Self::WriteBack),
-        ("writethrough", Self::WriteThrough),
-        ("unsafe", Self::Unsafe),
-    ];
 }
 
 /// Which files an image may name, as its backing file or for its data.

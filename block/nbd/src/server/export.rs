@@ -6,17 +6,6 @@ use block_graph::{DirtyBitmap, Error, NodeRef, Result, WriteFlags, ZeroFlags, st
 use io_loop::{IoBuffer, IoVec};
 use std::sync::Arc;
 
-/// What a write of nothing but zeroes becomes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DetectZeroes {
-    /// A write.
-    Off,
-    /// A request for zeroes that keep their space.
-    On,
-    /// A request for zeroes that may give up their space.
-    Unmap,
-}
-
 /// How a node is exported.
 #[derive(Clone, Debug)]
 pub struct ExportOptions {
@@ -34,8 +23,6 @@ pub struct ExportOptions {
     pub allocation_depth: bool,
     /// Dirty bitmaps to offer, by name: of the node, of nodes below that it is a filter of, or stored in the image.
     pub bitmaps: Vec<String>,
-    /// What writes of zeroes become.
-    pub detect_zeroes: DetectZeroes,
 }
 
 impl Default for ExportOptions {
@@ -48,7 +35,6 @@ impl Default for ExportOptions {
             offset: 0,
             allocation_depth: false,
             bitmaps: Vec::new(),
-            detect_zeroes: DetectZeroes::Off,
         }
     }
 }
@@ -162,10 +148,6 @@ impl Export {
 
     pub(super) async fn write(&self, offset: u64, from: &IoVec, fua: bool) -> Result<()> {
         let fua = fua || self.node.flags().write_through;
-        if self.options.detect_zeroes != DetectZeroes::Off && from.is_zero(0, from.len()) {
-            let unmap = self.options.detect_zeroes == DetectZeroes::Unmap;
-            return self.write_zeroes(offset, from.len() as u64, unmap, false, fua).await;
-        }
         let flags = if fua { WriteFlags::FUA } else { WriteFlags::empty() };
         self.node.write(self.options.offset + offset, from, flags).await
     }

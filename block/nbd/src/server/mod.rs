@@ -4,7 +4,7 @@ mod connection;
 mod export;
 pub mod handshake;
 
-pub use export::{DetectZeroes, Export, ExportOptions};
+pub use export::{Export, ExportOptions};
 
 use crate::proto::*;
 use crate::tls::ServerCredentials;

@@ -2,8 +2,7 @@
 
 use super::Encryption;
 use block_graph::{Errno, Error, OpenContext, Options, Result, Secrets};
-use luks::{CipherAlgorithm, CipherMode, CipherSpec, HashAlgorithm, IvAlgorithm, NewVolume};
-use std::time::Duration;
+use luks::NewVolume;
 
 /// The encryption that options ask for.
 #[derive(Clone, Debug)]
@@ -26,7 +25,6 @@ impl EncryptionOptions {
     /// If they contradict each other, or name something unknown.
     pub(crate) fn take(options: &mut Options) -> Result<Option<Self>> {
         let legacy = options.take_switch("encryption")?.unwrap_or(false);
-        let iter_time = options.take_number("encrypt.iter-time")?;
         let mut own = options.take_child("encrypt");
         let format = own.take_text("format");
         if legacy && format.is_some() {
@@ -38,12 +36,12 @@ impl EncryptionOptions {
             Some("luks") => true,
             Some("aes" | "qcow") => false,
             None if legacy => false,
-            None if own.is_empty() && iter_time.is_none() => return Ok(None),
+            None if own.is_empty() => return Ok(None),
             None => return Err(Error::invalid("Parameter 'encrypt.format' is missing")),
             Some(other) => return Err(super::options::not_accepted("format", other)),
         };
         let key_secret = own.take_text("key-secret");
-        let format = if luks { Format::Luks(new_volume(&mut own, iter_time)?) } else { Format::Aes };
+        let format = if luks { Format::Luks(luks::take_new_volume(&mut own)?) } else { Format::Aes };
         if let Some(unknown) = own.first_name() {
             return Err(Error::invalid(format!("Parameter '{unknown}' is unexpected")));
         }
@@ -85,28 +83,6 @@ impl EncryptionOptions {
 
 fn no_secret() -> Error {
     Error::invalid("Parameter 'encrypt.key-secret' is required for cipher")
-}
-
-/// The volume that LUKS's options say.
-fn new_volume(options: &mut Options, iter_time: Option<u64>) -> Result<NewVolume> {
-    let mut volume = NewVolume::default();
-    let default = CipherSpec::default();
-    volume.spec = CipherSpec {
-        algorithm: named(options, "cipher-alg", CipherAlgorithm::from_name)?.unwrap_or(default.algorithm),
-        mode: named(options, "cipher-mode", CipherMode::from_name)?.unwrap_or(default.mode),
-        iv: named(options, "ivgen-alg", IvAlgorithm::from_name)?.unwrap_or(default.iv),
-        iv_hash: named(options, "ivgen-hash-alg", HashAlgorithm::from_name)?,
-        hash: named(options, "hash-alg", HashAlgorithm::from_name)?.unwrap_or(default.hash),
-    };
-    if let Some(milliseconds) = iter_time {
-        volume.iter_time = Duration::from_millis(milliseconds);
-    }
-    Ok(volume)
-}
-
-fn named<T>(options: &mut Options, name: &str, from_name: fn(&str) -> Option<T>) -> Result<Option<T>> {
-    let Some(value) = options.take_text(name) else { return Ok(None) };
-    from_name(&value).map(Some).ok_or_else(|| super::options::not_accepted(name, &value))
 }
 
 /// The bytes of a new LUKS header with its key material.

@@ -4,34 +4,8 @@ use super::crypt::{Crypt, SECTOR};
 use super::state::Qcow2;
 use block_graph::{Result, WriteFlags};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
-use io_loop::{IoBuffer, IoVec, offload};
-use luks::SectorCipher;
-use std::sync::Arc;
-
-/// What a long request is divided into, in bytes, so that several processors have something to do.
-const PART: u64 = 128 << 10;
-/// Parts of one request that are on their way at once.
-const PARTS_AT_ONCE: usize = 8;
-/// From how many bytes on another thread does the computation.
-const WORTH_A_THREAD: usize = 32 << 10;
-
-async fn compute(
-    cipher: &Arc<SectorCipher>,
-    first: u64,
-    mut buffer: IoBuffer,
-    how: fn(&SectorCipher, u64, &mut [u8]),
-) -> IoBuffer {
-    if buffer.len() < WORTH_A_THREAD {
-        how(cipher, first, buffer.bytes_mut());
-        return buffer;
-    }
-    let cipher = cipher.clone();
-    offload(move || {
-        how(&cipher, first, buffer.bytes_mut());
-        buffer
-    })
-    .await
-}
+use io_loop::{IoBuffer, IoVec};
+use luks::{PART, PARTS_AT_ONCE};
 
 /// The parts that a range of the file is worked on in: each begins and ends with a sector but for the first and last.
 fn parts(start: u64, len: u64) -> impl Iterator<Item = (u64, u64)> {
@@ -54,7 +28,7 @@ impl Qcow2 {
                 let mut buffer = IoBuffer::scratch((to.next_multiple_of(SECTOR) - start) as usize);
                 self.data().read(start, &buffer.io()).await?;
                 let first = crypt.sector(start, guest + from - host);
-                let buffer = compute(cipher, first, buffer, SectorCipher::decrypt).await;
+                let buffer = cipher.decrypt_buffer(first, buffer).await;
                 let skip = (from - start) as usize;
                 part.copy_from(0, &buffer.bytes()[skip..skip + part.len()]);
                 Ok(())
@@ -91,7 +65,7 @@ impl Qcow2 {
         }
         let at = (host - start) as usize;
         data.copy_to(0, &mut buffer.bytes_mut()[at..at + data.len()]);
-        let buffer = compute(&cipher, first, buffer, SectorCipher::encrypt).await;
+        let buffer = cipher.encrypt_buffer(first, buffer).await;
         self.data().write(start, &buffer.into_io(), WriteFlags::empty()).await
     }
 }

@@ -59,8 +59,8 @@ fn set(drive: &mut DriveSpec, key: &str, value: &str) -> Result<(), String> {
             Ok(queues @ 1..=64) => drive.queues = Some(queues),
             _ => return wrong("a number from 1 to 64"),
         },
-        "cache" => match CacheMode::NAMES.iter().find(|(name, _)| *name == value) {
-            Some((_, mode)) => drive.cache = Some(*mode),
+        "cache" => match CacheMode::from_name(value) {
+            Some(mode) => drive.cache = Some(mode),
             None => return wrong("none, directsync, writeback, writethrough or unsafe"),
         },
         "aio" if ["io_uring", "native", "threads"].contains(&value) => option("file.aio"),

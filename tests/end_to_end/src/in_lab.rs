@@ -2,7 +2,7 @@
 
 use crate::program;
 use image_store::{DebianImageName, Flavour, Release};
-use kvm_lab::Lab;
+use kvm_lab::{Lab, Outer};
 use std::path::PathBuf;
 
 /// Where the lab has the program of the tests.
@@ -34,6 +34,13 @@ pub fn lab_of_tests(arguments: &[&str]) -> Lab {
     let own = std::env::current_exe().expect("the test's own program has a path");
     let words = [TESTS, "--test-threads", "1"].iter().chain(arguments).copied();
     Lab::new(words).memory(2048).file(own, TESTS).file(program(), "/bin/vireo").env("VIREO", "/bin/vireo")
+}
+
+/// Gives a lab `cpus` processors, and has our own translator emulate them: with several, QEMU's emulation of SVM
+/// loses its guests' guests, or the lab itself, to triple faults in every second run on a busy machine. Labs of one
+/// processor stay with QEMU, so that our KVM code is not only tried on our own SVM.
+pub fn with_cpus(lab: Lab, cpus: u32) -> Lab {
+    lab.cpus(cpus).outer(Outer::Vireo(program()))
 }
 
 /// Adds Debian's cloud images to a lab.

@@ -1,6 +1,6 @@
 //! Stock Debian kernels and wrong words under KVM, in the lab where it is real.
 
-use end_to_end::in_lab::{in_lab, with_images, with_programs};
+use end_to_end::in_lab::{in_lab, with_cpus, with_images, with_programs};
 use end_to_end::{Guest, program};
 use image_store::Release;
 use std::os::unix::fs::PermissionsExt;
@@ -50,7 +50,7 @@ fn debian_12_and_13_on_one_vcpu() {
 fn debian_12_and_13_on_two_vcpus() {
     in_lab(
         "debian_12_and_13_on_two_vcpus",
-        |lab| with_images(lab, BOTH).cpus(2),
+        |lab| with_cpus(with_images(lab, BOTH), 2),
         || {
             for (image, version) in [("debian:12", "6.1."), ("debian:13", "6.12.")] {
                 let mut guest = boot(&[image, "--smp", "2"]);
@@ -65,8 +65,7 @@ fn debian_12_and_13_on_two_vcpus() {
 fn microvm_runs_reboots_and_has_its_disk() {
     in_lab(
         "microvm_runs_reboots_and_has_its_disk",
-        // Two boots of two kernels, each on one and two vCPUs.
-        |lab| with_images(lab, BOTH).cpus(2).limit(std::time::Duration::from_secs(900)),
+        |lab| with_cpus(with_images(lab, BOTH), 2),
         || {
             let folder = tempfile::tempdir().unwrap();
             let disk = folder.path().join("disk.raw");

@@ -35,7 +35,7 @@ Exit codes:
 /// The exit code for the end of a VM.
 pub(crate) fn code(ending: &Ending) -> u8 {
     match ending {
-        Ending::PowerOff | Ending::Reset | Ending::Quit | Ending::Replayed { .. } => 0,
+        Ending::PowerOff | Ending::Reset | Ending::Quit(_) | Ending::Replayed { .. } => 0,
         Ending::Panicked => PANICKED,
         Ending::TripleFault { .. } => TRIPLE_FAULT,
         Ending::DebugExit(code) => *code,
@@ -48,7 +48,7 @@ pub(crate) fn code(ending: &Ending) -> u8 {
 /// The same, with a line for those that need one.
 pub(crate) fn of(ending: &Ending) -> ExitCode {
     match ending {
-        Ending::PowerOff | Ending::Reset | Ending::Quit | Ending::DebugExit(_) => {}
+        Ending::PowerOff | Ending::Reset | Ending::Quit(_) | Ending::DebugExit(_) => {}
         Ending::Panicked => eprintln!("vireo: the guest's kernel panicked"),
         Ending::TripleFault { vcpu } => eprintln!("vireo: vCPU {vcpu} shut down by a triple fault"),
         Ending::InternalError(error) => eprintln!("vireo: the accelerator failed: {error}"),

@@ -4,6 +4,7 @@ mod accelerator;
 mod cpu;
 mod exit;
 mod info;
+mod qmp;
 mod run;
 mod tools;
 
@@ -26,6 +27,8 @@ enum Command {
     Info(info::Options),
     /// Shows which processors guests can be given.
     Cpu(cpu::Options),
+    /// Sends commands to a running VM, and prints its events.
+    Qmp(qmp::Options),
     /// Makes, examines, copies and changes disk images.
     #[command(disable_help_flag = true)]
     Img {
@@ -81,6 +84,7 @@ fn main() -> ExitCode {
         Command::Run(options) => run::run(&options),
         Command::Info(options) => info::run(&options),
         Command::Cpu(options) => cpu::run(&options),
+        Command::Qmp(options) => qmp::run(&options),
         // The words after these are read before, and come here only if something stands before them.
         Command::Img { words } => Ok(img::run("vireo img", words)),
         Command::Io { words } => Ok(qemu_io::run("vireo io", words)),

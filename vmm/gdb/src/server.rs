@@ -12,7 +12,7 @@ use gdbstub::stub::state_machine::{GdbStubStateMachine, GdbStubStateMachineInner
 use gdbstub::stub::{DisconnectReason, GdbStub, MultiThreadStopReason};
 use gdbstub::target::ext::breakpoints::WatchKind as GdbWatchKind;
 use guest_memory::GuestMemory;
-use machine::{Ending, MachineError, Pause, RunOptions, Vm};
+use machine::{Ending, MachineError, Pause, Quitter, RunOptions, Vm};
 use std::io::{self, BufWriter, Write};
 
 /// How the VM begins.
@@ -93,7 +93,10 @@ fn serve(
         architecture = session.architecture();
         feed.release(&client);
         running = match after? {
-            After::Detached => true,
+            After::Detached => {
+                vm.release();
+                true
+            }
             After::Silent => running,
             After::Lost { running: true } => {
                 tracing::warn!("the connection to gdb broke; the VM goes on");
@@ -191,7 +194,7 @@ fn converse(
                 return Ok(match end.get_reason() {
                     DisconnectReason::Kill => {
                         acknowledge_kill(client);
-                        After::Ended(Ending::Quit)
+                        After::Ended(Ending::Quit(Quitter::Debugger))
                     }
                     _ => After::Detached,
                 });
@@ -231,6 +234,8 @@ fn go_on<'s, 'v>(
                 (0..session.debuggee().vcpus().len() as u32).map(|id| session.runs(id)).collect();
             let runs = |id: u32| vcpus.get(id as usize).copied().unwrap_or(true);
             let options = RunOptions { vcpus: &runs, stop_at_triple_fault: true };
+            // Whoever had it stand still besides: the debugger wants it to run.
+            session.debuggee().release();
             session.debuggee().run_until_pause(&options)?
         }
         Err(error) => {

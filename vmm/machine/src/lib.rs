@@ -9,6 +9,7 @@ mod boot_source;
 mod deterministic;
 mod doorbells;
 mod drives;
+mod ending;
 mod error;
 mod firmware;
 mod fw_cfg_device;
@@ -21,6 +22,7 @@ mod numa;
 mod pc;
 mod ram;
 mod requests;
+mod run_state;
 mod serials;
 mod spec;
 mod virtio_devices;
@@ -28,10 +30,12 @@ mod vm;
 
 pub use block_graph::CacheMode;
 pub use deterministic::{Difference, TraceError};
+pub use ending::{Ending, Quitter};
 pub use error::MachineError;
 pub use numa::{NodeDistance, NodeSpec, NumaError, NumaSpec};
+pub use run_state::{RunState, VmEvent, VmListener};
 pub use spec::{
     BootSpec, DeterministicSpec, DeviceSpec, DriveSpec, HostSpec, KernelSpec, MAX_MEMORY, MAX_SERIALS,
     MAX_VCPUS, MIN_MEMORY, MachineKind, MachineSpec, References, TraceSpec,
 };
-pub use vm::{CpuUse, Ending, Pause, RunOptions, Vm, VmHandle};
+pub use vm::{CpuUse, Pause, RunOptions, Vm, VmHandle};

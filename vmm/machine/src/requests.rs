@@ -1,5 +1,7 @@
 //! What guest, host and people ask of the whole machine, and the thread that carries it out hears.
 
+use crate::ending::Quitter;
+use crate::run_state::RunState;
 use accel::{DebugStop, StopToken};
 use chipset_x86::{PowerEvent, PowerEvents};
 use parking_lot::{Condvar, Mutex};
@@ -35,8 +37,14 @@ pub(crate) enum Request {
     RecordingFailed(String),
     /// Somebody wants the VM to stand still for a while.
     Pause,
+    /// Somebody wants the VM to stand still until they want it to run on; why.
+    Hold(RunState),
+    /// Somebody wants it to run on.
+    Resume,
+    /// Somebody wants it to be reset.
+    Reset,
     /// A person or another program wants the VM to end now.
-    Quit,
+    Quit(Quitter),
 }
 
 impl Request {
@@ -44,10 +52,17 @@ impl Request {
     /// the VM stands still.
     pub(crate) fn is_of_host(&self) -> bool {
         match self {
-            Self::Quit | Self::Pause | Self::InternalError(_) => true,
+            Self::Quit(_) | Self::Pause | Self::InternalError(_) => true,
             Self::Replayed { .. } | Self::Diverged(_) | Self::RecordingFailed(_) => true,
             Self::Power(_) | Self::TripleFault { .. } | Self::Debug { .. } => false,
+            // A debugger holds it already, and goes on as these want.
+            Self::Hold(_) | Self::Resume | Self::Reset => false,
         }
+    }
+
+    /// Whether it is a wish of people's, who make few, and not the guest's, which may make any number.
+    fn is_of_people(&self) -> bool {
+        matches!(self, Self::Quit(_) | Self::Pause | Self::Hold(_) | Self::Resume | Self::Reset)
     }
 }
 
@@ -66,8 +81,9 @@ impl Requests {
 
     pub(crate) fn push(&self, request: Request) {
         let mut queue = self.queue.lock();
-        let known = request == Request::Pause && queue.contains(&request);
-        if !known && (queue.len() < Self::MOST || request == Request::Quit) {
+        let known = request.is_of_people() && queue.back() == Some(&request)
+            || request == Request::Pause && queue.contains(&request);
+        if !known && (queue.len() < Self::MOST || request.is_of_people()) {
             queue.push_back(request);
         }
         self.arrived.notify_all();
@@ -123,7 +139,7 @@ impl Requests {
 
     /// Forgets what a guest asked for before a reset; people's wishes stay.
     pub(crate) fn clear(&self) {
-        self.queue.lock().retain(|request| matches!(request, Request::Quit | Request::Pause));
+        self.queue.lock().retain(|request| request.is_of_people() && *request != Request::Reset);
     }
 }
 
@@ -147,9 +163,9 @@ mod tests {
         let guests = [Request::Power(PowerEvent::Reset), Request::TripleFault { vcpu: 1 }, watched, stepped];
         guests.iter().for_each(|request| requests.push(request.clone()));
         requests.push(Request::Pause);
-        requests.push(Request::Quit);
+        requests.push(Request::Quit(Quitter::Signal));
         assert_eq!(requests.wait_for(Request::is_of_host), Request::Pause);
-        assert_eq!(requests.wait_for(Request::is_of_host), Request::Quit);
+        assert_eq!(requests.wait_for(Request::is_of_host), Request::Quit(Quitter::Signal));
         requests.clear_stops();
         let left: Vec<_> = std::iter::from_fn(|| requests.take()).collect();
         assert_eq!(left, guests[..3], "a step comes again by itself");

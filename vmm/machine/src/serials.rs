@@ -3,7 +3,7 @@
 use crate::assembly::Assembly;
 use crate::deterministic::Ports;
 use crate::requests::{Request, Requests};
-use crate::{MAX_SERIALS, MachineError};
+use crate::{MAX_SERIALS, MachineError, Quitter};
 use chardev::{ChardevSpec, Endpoint, Gate, InputEvent, PortConnection, Surroundings, connect_serial};
 use chipset_x86::Board;
 use serial::{COM1, COM2, COM3, COM4, Serial};
@@ -48,7 +48,7 @@ pub(super) fn around(assembly: &Assembly, requests: &Arc<Requests>) -> Surroundi
     let requests = requests.clone();
     let events = move |event| {
         if event == InputEvent::Quit {
-            requests.push(Request::Quit);
+            requests.push(Request::Quit(Quitter::Terminal));
         }
     };
     let gate = assembly.determinism.as_ref().map(|determinism| {

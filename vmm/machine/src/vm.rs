@@ -1,46 +1,19 @@
 //! A machine that runs: its threads, and what ends it.
 
 use crate::deterministic::Determinism;
+use crate::ending::{Ending, Quitter};
 use crate::hardware::Hardware;
 use crate::pc;
 use crate::requests::{Request, Requests};
+use crate::run_state::{RunState, RunStatus, VmEvent, VmListener};
 use crate::{MAX_VCPUS, MachineError, MachineKind, MachineSpec, microvm};
 use accel::{Accelerator, DebugStop, HaltReason, StopToken, Vcpu, VcpuBus};
-use chipset_x86::PowerEvent;
+use chipset_x86::{Pm, PowerEvent};
 use guest_memory::{GuestMemory, PreallocProgress};
+use irq::{MsiMessage, MsiTarget};
 use placement::{CpuMeter, CpuTime, Placement, PlacementError};
+use std::fmt;
 use std::sync::Arc;
-
-/// Why a VM ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ending {
-    /// The guest switched itself off.
-    PowerOff,
-    /// The guest reset itself, and was not to reboot.
-    Reset,
-    /// The guest's kernel panicked.
-    Panicked,
-    /// A vCPU shut down, and the guest was not to reboot.
-    TripleFault {
-        /// Which vCPU.
-        vcpu: u32,
-    },
-    /// The guest wrote to the debug-exit device.
-    DebugExit(u8),
-    /// A person or another program ended it.
-    Quit,
-    /// The accelerator failed.
-    InternalError(String),
-    /// A replay has come to its recording's end, and all was as recorded.
-    Replayed {
-        /// The recording was cut off.
-        cut: bool,
-    },
-    /// A replay is not what was recorded: where, and what differs.
-    Diverged(String),
-    /// The recording could not be written.
-    RecordingFailed(String),
-}
 
 /// Why a VM stands still.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,6 +58,8 @@ impl Default for RunOptions<'_> {
 pub struct VmHandle {
     requests: Arc<Requests>,
     meter: Arc<CpuMeter>,
+    status: Arc<RunStatus>,
+    buttons: Buttons,
 }
 
 /// The processor time that a VM took.
@@ -98,13 +73,65 @@ pub struct CpuUse {
 
 impl VmHandle {
     /// Ends the VM at once, as pulling the plug does.
-    pub fn quit(&self) {
-        self.requests.push(Request::Quit);
+    pub fn quit(&self, by: Quitter) {
+        self.requests.push(Request::Quit(by));
+    }
+
+    /// What the VM is doing.
+    pub fn run_state(&self) -> RunState {
+        self.status.state()
+    }
+
+    /// Has the VM stand still until [`VmHandle::resume`]; its listener is told when it does. The state says why.
+    pub fn hold(&self, state: RunState) {
+        self.requests.push(Request::Hold(state));
+    }
+
+    /// Has the VM run on that [`VmHandle::hold`] had stopped.
+    pub fn resume(&self) {
+        self.requests.push(Request::Resume);
+    }
+
+    /// Presses the reset button.
+    pub fn reset(&self) {
+        self.requests.push(Request::Reset);
+    }
+
+    /// Presses the power button, which asks the guest to shut down; `false` says that the machine has none.
+    pub fn press_power_button(&self) -> bool {
+        let Some(pm) = &self.buttons.pm else { return false };
+        pm.press_power_button();
+        self.status.tell(VmEvent::PowerButton);
+        true
+    }
+
+    /// Wakes a guest that sleeps in S3; `false` says that it does not.
+    pub fn wake(&self) -> bool {
+        let sleeps = self.run_state() == RunState::Suspended;
+        if sleeps {
+            self.requests.push(Request::Power(PowerEvent::Wake));
+        }
+        sleeps
+    }
+
+    /// Whether the machine can sleep and be woken.
+    pub fn can_sleep(&self) -> bool {
+        self.buttons.pm.is_some()
+    }
+
+    /// Sends all processors a non-maskable interrupt.
+    pub fn inject_nmi(&self) {
+        self.buttons.msi.signal(NMI_TO_ALL);
     }
 
     /// Has the VM stand still for a while: [`Vm::run_until_pause`] and [`Vm::wait`] return.
     pub fn pause(&self) {
         self.requests.push(Request::Pause);
+    }
+
+    /// The host's number of the thread that runs each vCPU now; `None` while it stands still.
+    pub fn vcpu_threads(&self) -> Vec<Option<i32>> {
+        self.meter.threads()
     }
 
     /// The processor time that the VM took so far.
@@ -113,6 +140,22 @@ impl VmHandle {
     }
 }
 
+/// What of a machine is operated from outside.
+#[derive(Clone)]
+struct Buttons {
+    pm: Option<Arc<Pm>>,
+    msi: Arc<dyn MsiTarget>,
+}
+
+impl fmt::Debug for Buttons {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Buttons").field("power", &self.pm.is_some()).finish_non_exhaustive()
+    }
+}
+
+/// A message to all local APICs (physical destination 0xff) with the delivery mode NMI (Intel SDM volume 3, 12.11).
+const NMI_TO_ALL: MsiMessage = MsiMessage { address: 0xfee0_0000 | 0xff << 12, data: 4 << 8 };
+
 /// A machine, ready to run.
 pub struct Vm {
     hardware: Hardware,
@@ -120,6 +163,9 @@ pub struct Vm {
     requests: Arc<Requests>,
     placement: Arc<Placement>,
     meter: Arc<CpuMeter>,
+    status: Arc<RunStatus>,
+    /// Why it stands still until somebody has it run on, if it does.
+    held: Option<RunState>,
     no_reboot: bool,
     /// The guest sleeps in S3.
     asleep: bool,
@@ -173,6 +219,8 @@ impl Vm {
             requests,
             placement,
             meter,
+            status: Arc::default(),
+            held: None,
             no_reboot: spec.no_reboot,
             determinism,
             asleep: false,
@@ -184,7 +232,33 @@ impl Vm {
 
     /// What other threads hold on the VM by.
     pub fn handle(&self) -> VmHandle {
-        VmHandle { requests: self.requests.clone(), meter: self.meter.clone() }
+        VmHandle {
+            requests: self.requests.clone(),
+            meter: self.meter.clone(),
+            status: self.status.clone(),
+            buttons: Buttons { pm: self.hardware.pm.clone(), msi: self.hardware.accel.msi_target() },
+        }
+    }
+
+    /// Sets who hears of what happens to the VM. To be called once.
+    pub fn listen(&self, listener: VmListener) {
+        self.status.listen(listener);
+    }
+
+    /// Has the VM wait for [`VmHandle::resume`] before it starts.
+    pub fn hold(&mut self) {
+        self.held = Some(RunState::Prelaunch);
+    }
+
+    /// Has the VM run when it is run, whoever had it stand still: a debugger's word.
+    pub fn release(&mut self) {
+        self.held = None;
+    }
+
+    /// What it is doing while it runs, or somebody else than a debugger has it stand still.
+    fn show_state(&self) {
+        let live = if self.asleep { RunState::Suspended } else { RunState::Running };
+        self.status.set(self.held.unwrap_or(live));
     }
 
     fn load(&mut self, fresh: bool) -> Result<(), MachineError> {
@@ -221,10 +295,13 @@ impl Vm {
 
     /// A recording ends with the VM, and so does a replay.
     fn finish(&self, pause: Pause) -> Pause {
-        match (pause, &self.determinism) {
+        let pause = match (pause, &self.determinism) {
             (Pause::Ended(ending), Some(determinism)) => Pause::Ended(determinism.outside.finish(ending)),
             (pause, _) => pause,
-        }
+        };
+        let ended = matches!(pause, Pause::Ended(_));
+        self.status.set(if ended { RunState::Shutdown } else { RunState::Debug });
+        pause
     }
 
     /// If the machine is deterministic: how many instructions were executed until it last stood still, and its time then
@@ -239,26 +316,40 @@ impl Vm {
             if self.no_reboot {
                 return Ok(Pause::Ended(Ending::TripleFault { vcpu }));
             }
-            self.reset()?;
+            self.reset_by(true)?;
         }
         loop {
+            self.show_state();
             // What came while the VM stood still comes first.
             let request = match self.requests.take() {
                 Some(request) => request,
+                None if self.held.is_some() => self.requests.wait(),
                 None if self.asleep => self.sleep_until_request(),
                 None => self.run_until_request(options.vcpus)?,
             };
             match request {
-                Request::Power(PowerEvent::Sleep) => self.asleep = true,
+                // What it stands still for already is of no account, but that nobody started it yet stays.
+                Request::Hold(state) => self.held = self.held.or(Some(state)),
+                Request::Resume => self.held = None,
+                Request::Reset => self.reset_by(false)?,
+                Request::Power(PowerEvent::Sleep) => {
+                    self.asleep = true;
+                    self.status.tell(VmEvent::Suspended);
+                }
                 Request::Power(PowerEvent::Wake) if self.asleep => self.wake()?,
-                Request::Power(PowerEvent::Reset) if !self.no_reboot => self.reset()?,
+                Request::Power(PowerEvent::Reset) if !self.no_reboot => self.reset_by(true)?,
+                Request::Power(PowerEvent::CrashLoaded) => self.status.tell(VmEvent::CrashLoaded),
                 Request::TripleFault { vcpu } if options.stop_at_triple_fault => {
                     self.shut_down = Some(vcpu);
                     return Ok(Pause::TripleFault { vcpu });
                 }
                 Request::TripleFault { vcpu } if !self.no_reboot => {
                     tracing::warn!("vCPU {vcpu} shut down by a triple fault; the machine resets");
-                    self.reset()?;
+                    self.reset_by(true)?;
+                }
+                Request::Power(PowerEvent::Panicked) => {
+                    self.status.tell(VmEvent::Panicked);
+                    return Ok(Pause::Ended(Ending::Panicked));
                 }
                 request => {
                     if let Some(pause) = pause(request) {
@@ -309,10 +400,18 @@ impl Vm {
         self.load(false)
     }
 
+    /// Resets the machine, and says so: whether its guest wanted it.
+    fn reset_by(&mut self, guest: bool) -> Result<(), MachineError> {
+        self.reset()?;
+        self.status.tell(VmEvent::Reset { guest });
+        Ok(())
+    }
+
     /// Resets the machine, but for its memory, and has the guest go on where it wants to after a sleep.
     fn wake(&mut self) -> Result<(), MachineError> {
         let entry = self.hardware.wake();
         self.asleep = false;
+        self.status.tell(VmEvent::Woken);
         for vcpu in &mut self.vcpus {
             vcpu.reset();
         }
@@ -378,7 +477,7 @@ impl Vm {
                 }
             }
             let request = if failed.is_none() { Some(requests.wait()) } else { None };
-            if let (Some(Request::Quit), Some(outside)) = (&request, outside) {
+            if let (Some(Request::Quit(_)), Some(outside)) = (&request, outside) {
                 // The vCPU may wait until somebody reads its output.
                 outside.close();
             }
@@ -387,7 +486,8 @@ impl Vm {
         });
         self.requests.set_running(None);
         self.hardware.stop();
-        Ok(request?.unwrap_or(Request::Quit))
+        // There is always one, or an error.
+        Ok(request?.unwrap_or(Request::Pause))
     }
 }
 
@@ -409,7 +509,7 @@ fn place(placement: &Arc<Placement>, vcpu: u32) -> Result<(), PlacementError> {
 /// What a request that nothing else is done about means for who runs the VM.
 fn pause(request: Request) -> Option<Pause> {
     let ending = match request {
-        Request::Quit => Ending::Quit,
+        Request::Quit(by) => Ending::Quit(by),
         Request::InternalError(error) => Ending::InternalError(error),
         Request::Power(PowerEvent::PowerOff) => Ending::PowerOff,
         Request::Power(PowerEvent::DebugExit(code)) => Ending::DebugExit(code),
@@ -422,6 +522,7 @@ fn pause(request: Request) -> Option<Pause> {
         Request::RecordingFailed(error) => Ending::RecordingFailed(error),
         Request::Debug { vcpu, stop } => return Some(Pause::Debug { vcpu, stop }),
         Request::Pause => return Some(Pause::Asked),
+        Request::Hold(_) | Request::Resume | Request::Reset => return None,
     };
     Some(Pause::Ended(ending))
 }

@@ -77,6 +77,11 @@ impl CpuMeter {
         self.vcpus.lock().iter().map(read).collect()
     }
 
+    /// The host's number of the thread that runs each vCPU now, if one does.
+    pub fn threads(&self) -> Vec<Option<i32>> {
+        self.vcpus.lock().iter().map(|meter| meter.thread.map(|pid| pid.as_raw_nonzero().get())).collect()
+    }
+
     /// What the whole process took beyond its vCPUs. How long its threads waited is not known.
     pub fn io(&self) -> CpuTime {
         let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();

@@ -1,5 +1,6 @@
 //! `vireo run`: a VM in this terminal.
 
+mod control_socket;
 mod cpu_use;
 mod device;
 mod drive;
@@ -19,8 +20,8 @@ use anyhow::{Context, Result, bail};
 use chardev::{ChardevSpec, RawTerminal};
 use gdb::{Listener, Start};
 use machine::{
-    BootSpec, DeterministicSpec, Ending, HostSpec, KernelSpec, MachineError, MachineSpec, TraceSpec, Vm,
-    VmHandle,
+    BootSpec, DeterministicSpec, Ending, HostSpec, KernelSpec, MachineError, MachineSpec, Quitter, TraceSpec,
+    Vm, VmHandle,
 };
 use placement::PlacementSpec;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
@@ -42,16 +43,24 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         eprintln!("vireo: {note}");
     }
     let accelerator = accelerator::open(choice.kind)?;
+    if options.paused && options.gdb.is_none() && options.qmp.is_empty() {
+        bail!("--paused needs --gdb or --qmp: nobody could start the guest");
+    }
     let listener = options.gdb.as_ref().map(Listener::bind).transpose()?;
+    let sockets = control_socket::bind(&options.qmp)?;
     let allocation = progress::Allocation::default();
     let mut vm = Vm::with_progress(&spec, &*accelerator, &|done, all| allocation.advance(done, all))?;
     drop(allocation);
     let handle = vm.handle();
     let signal = hear_signals(&handle)?;
+    let server = control_socket::serve(sockets, options, &spec, choice.kind, &mut vm)?;
     let ending = match listener {
-        Some(listener) => debugged(&mut vm, listener, options.paused),
+        Some(listener) => debugged(&mut vm, listener, options.paused && server.is_none()),
         None => vm.run(),
     };
+    if let Some(server) = server {
+        server.finish(ending.as_ref().ok());
+    }
     let progress = vm.progress();
     drop(vm);
     RawTerminal::restore();
@@ -80,7 +89,8 @@ fn debugged(vm: &mut Vm, listener: Listener, paused: bool) -> Result<Ending, Mac
 fn spec(options: &Options) -> Result<MachineSpec> {
     let mut serials = options.serial.clone();
     if serials.is_empty() && options.console != Some(ChardevSpec::Stdio) {
-        serials.push(ChardevSpec::Stdio);
+        let taken = options.qmp.contains(&control::Endpoint::Stdio);
+        serials.push(if taken { ChardevSpec::Null } else { ChardevSpec::Stdio });
     }
     let numa = numa::spec(&options.numa).map_err(anyhow::Error::msg)?;
     Ok(MachineSpec {
@@ -156,7 +166,7 @@ fn hear_signals(handle: &VmHandle) -> Result<Arc<AtomicI32>> {
                     continue;
                 }
                 for_thread.store(signal, Ordering::SeqCst);
-                handle.quit();
+                handle.quit(Quitter::Signal);
             }
         })
         .context("cannot start a thread")?;

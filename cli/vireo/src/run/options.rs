@@ -37,6 +37,8 @@ Keys in the terminal:
 const HOST: &str = "Use of the host";
 /// The heading of options on deterministic machines.
 const REPEATING: &str = "Repeating a run exactly";
+/// The heading of options on controlling a VM.
+const CONTROL: &str = "Control";
 /// The heading of options on debugging.
 const DEBUGGING: &str = "Debugging";
 
@@ -150,13 +152,23 @@ pub(crate) struct Options {
     /// Print the CPU time of vCPUs and other threads at the end. Signal USR1 prints it at any time.
     #[arg(long, help_heading = HOST)]
     pub(super) cpu_times: bool,
+    /// Let programs control the VM by QMP: unix:PATH or tcp:HOST:PORT[,server=on|off][,wait=on|off], or stdio.
+    ///
+    /// Whoever can connect has the whole VM. wait=on starts it when somebody has connected; server=off connects to a
+    /// client that listens. May be given several times. Example: --qmp unix:/tmp/vm.sock, and in a shell
+    /// `vireo qmp /tmp/vm.sock query-status`
+    #[arg(long, value_name = "WHERE", conflicts_with_all = ["record", "replay"], help_heading = CONTROL)]
+    pub(super) qmp: Vec<control::Endpoint>,
+    /// The VM's name, for those who control it.
+    #[arg(long, value_name = "TEXT", help_heading = CONTROL)]
+    pub(super) name: Option<String>,
     /// Let gdb debug the guest: tcp::PORT (of this host only), tcp:HOST:PORT or unix:PATH.
     ///
     /// Each vCPU is a thread of gdb's. Example: --gdb tcp::1234 --paused, and in gdb `target remote :1234`
     #[arg(long, value_name = "WHERE", help_heading = DEBUGGING)]
     pub(super) gdb: Option<Endpoint>,
-    /// Do not start the guest: gdb does, with `continue`.
-    #[arg(long, short = 'S', requires = "gdb", help_heading = DEBUGGING)]
+    /// Do not start the guest: gdb does, with `continue`, or a client of --qmp, with `cont`.
+    #[arg(long, short = 'S', help_heading = CONTROL)]
     pub(super) paused: bool,
     /// Make time of instructions, so that the same guest does the same whenever it runs:
     /// [shift=N][,sleep=on|off][,seed=N][,rtc=SECONDS].

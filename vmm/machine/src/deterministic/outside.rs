@@ -111,7 +111,7 @@ impl Outside {
                 Ok(()) => ending,
                 Err(error) => Ending::RecordingFailed(error),
             },
-            Trace::Replay(_) if ending == Ending::Quit => ending,
+            Trace::Replay(_) if matches!(ending, Ending::Quit(_)) => ending,
             Trace::Replay(player) => match player.end(*stamp, digests, reason) {
                 Ok(()) => ending,
                 Err(what) => Ending::Diverged(what),
@@ -221,7 +221,7 @@ fn event(port: u16, input: &PortInput, taken: usize) -> Event {
 fn reason(ending: &Ending) -> Option<Reason> {
     const CODES: u16 = 0x100;
     Some(Reason(match ending {
-        Ending::Quit => 0,
+        Ending::Quit(_) => 0,
         Ending::PowerOff => 1,
         Ending::Reset => 2,
         Ending::Panicked => 3,

@@ -1,0 +1,44 @@
+//! The control socket of a running VM: QMP's protocol, commands and events, so that programs made for QEMU drive it.
+//!
+//! A thread of its own ([`Server`]) has the clients, and carries their commands out one after the other. A command is a
+//! name, the types of its arguments and answer, and a small asynchronous function (`Command`); the types are checked
+//! against what clients send and shown to them by `query-qmp-schema`. Events come from any thread through the [`Hub`].
+//!
+//! What clients send is untrusted: messages have limits of size and depth, and a client that does not read what it is
+//! told is not listened to, and in the end lost.
+//!
+//! The modules are layers; each uses only those before it:
+//! - `error`, `framing`, `message`, `version`: the protocol's grammar
+//! - `schema`: the types of commands
+//! - `outbox`, `events`: what clients are told
+//! - `context`: what commands work on
+//! - `command`, `vm_events`: the table of commands, the events
+//! - `commands`: the commands
+//! - `monitor`, `wire`, `endpoint`, `server`: clients
+//! - [`client`]: the other side
+
+pub mod client;
+mod command;
+mod commands;
+mod context;
+mod endpoint;
+mod error;
+mod events;
+mod framing;
+mod message;
+mod monitor;
+mod outbox;
+mod schema;
+mod server;
+mod version;
+mod vm_events;
+mod wire;
+
+#[cfg(test)]
+mod tests;
+
+pub use context::{Machine, VmFacts};
+pub use endpoint::{Address, Bound, Endpoint, EndpointError};
+pub use error::{ErrorClass, QmpError};
+pub use events::{Event, Hub};
+pub use server::{Ear, Server};

@@ -3,6 +3,7 @@
 pub mod elf;
 pub mod gdb;
 pub mod in_lab;
+pub mod qmp;
 
 use std::ffi::OsStr;
 use std::io::{Read, Write};

@@ -92,6 +92,11 @@ impl Table {
         names
     }
 
+    /// What the table tells of itself: the names, and [`Table::describe`].
+    pub(crate) fn about(&self) -> (Vec<&'static str>, Value) {
+        (self.names(), self.describe())
+    }
+
     /// Carries a command out.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! What commands work on.
 
+use crate::ear::{Counts, Ear};
 use crate::events::Hub;
 use machine::{Quitter, RunState, VmHandle};
 use serde_json::Value;
@@ -93,19 +94,6 @@ pub struct VmFacts {
     pub chardevs: Vec<(String, String)>,
 }
 
-/// How often things happened to the VM: what a command that waits for one looks at.
-#[derive(Debug, Default)]
-pub(crate) struct Counts {
-    pub(crate) resumed: AtomicU64,
-    pub(crate) reset: AtomicU64,
-}
-
-impl Counts {
-    pub(crate) fn count(counter: &AtomicU64) {
-        counter.fetch_add(1, Ordering::SeqCst);
-    }
-}
-
 /// What commands work on.
 pub(crate) struct Context {
     pub(crate) vm: Arc<dyn Machine>,
@@ -117,6 +105,16 @@ pub(crate) struct Context {
 }
 
 impl Context {
+    /// What commands work on that `about` tells of.
+    pub(crate) fn new(
+        vm: Arc<dyn Machine>,
+        facts: VmFacts,
+        ear: &Ear,
+        about: (Vec<&'static str>, Value),
+    ) -> Self {
+        Self { vm, facts, hub: ear.hub.clone(), counts: ear.counts.clone(), about }
+    }
+
     /// Waits until the VM's state is `wanted`, or `counter` has gone on, or the VM has ended, or belongs to a debugger.
     pub(crate) async fn wait_for(
         &self,

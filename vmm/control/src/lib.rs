@@ -10,21 +10,24 @@
 //! The modules are layers; each uses only those before it:
 //! - `error`, `framing`, `message`, `version`: the protocol's grammar
 //! - `schema`: the types of commands
-//! - `outbox`, `events`: what clients are told
+//! - `outbox`, `events`, `vm_events`, `ear`: what clients are told
 //! - `context`: what commands work on
-//! - `command`, `vm_events`: the table of commands, the events
-//! - `commands`: the commands
+//! - `command`, `commands`: the table of commands, and all of them
 //! - `monitor`, `wire`, `endpoint`, `server`: clients
 //! - [`client`]: the other side
+//! - `fuzzing`: a client's bytes without a socket
 
 pub mod client;
 mod command;
 mod commands;
 mod context;
+mod ear;
 mod endpoint;
 mod error;
 mod events;
 mod framing;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod message;
 mod monitor;
 mod outbox;
@@ -38,7 +41,8 @@ mod wire;
 mod tests;
 
 pub use context::{Machine, VmFacts};
+pub use ear::Ear;
 pub use endpoint::{Address, Bound, Endpoint, EndpointError};
 pub use error::{ErrorClass, QmpError};
 pub use events::{Event, Hub};
-pub use server::{Ear, Server};
+pub use server::Server;

@@ -109,6 +109,12 @@ impl Outbox {
         .await
     }
 
+    /// What waits now.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn take_all(&self) -> Vec<u8> {
+        std::mem::take(&mut self.state.lock().waiting)
+    }
+
     /// Waits until the client has taken enough to be listened to; `false` says that it is lost.
     pub(crate) async fn calm(&self) -> bool {
         self.wait(|state| (state.lost || state.waiting.len() < CALM).then_some(!state.lost)).await
@@ -136,7 +142,7 @@ mod tests {
             outbox.push_event(&event);
         }
         assert!(outbox.calm().now_or_never().is_none(), "no more commands");
-        for _ in 0..2 * MOST >> 10 {
+        for _ in 0..(2 * MOST) >> 10 {
             outbox.push_event(&event);
             assert!(outbox.state.lock().waiting.len() <= MOST);
         }

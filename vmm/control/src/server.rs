@@ -1,7 +1,8 @@
 //! The thread that clients are served on.
 
 use crate::commands;
-use crate::context::{Context, Counts, Machine, VmFacts};
+use crate::context::{Context, Machine, VmFacts};
+use crate::ear::Ear;
 use crate::endpoint::{Address, Bound, SocketFile};
 use crate::events::Hub;
 use crate::monitor::{Monitor, Service};
@@ -10,7 +11,7 @@ use crate::vm_events;
 use crate::wire::Wire;
 use futures_util::future::{Either, join, select};
 use io_loop::Listener;
-use machine::{Ending, VmEvent};
+use machine::Ending;
 use std::cell::Cell;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -38,26 +39,6 @@ pub struct Server {
     thread: Option<JoinHandle<()>>,
 }
 
-/// What hears of what happens to the VM before there is a server, and tells its clients.
-#[derive(Debug, Clone, Default)]
-pub struct Ear {
-    hub: Arc<Hub>,
-    counts: Arc<Counts>,
-}
-
-impl Ear {
-    /// Something happened to the VM.
-    pub fn hear(&self, event: &VmEvent) {
-        match event {
-            VmEvent::Resumed => Counts::count(&self.counts.resumed),
-            VmEvent::Reset { .. } => Counts::count(&self.counts.reset),
-            _ => {}
-        }
-        vm_events::send(&self.hub, event);
-        self.hub.changed();
-    }
-}
-
 impl Server {
     /// Begins to serve the clients of `endpoints`. `ear` hears of what happens to the VM.
     ///
@@ -65,11 +46,10 @@ impl Server {
     /// The host's, if it has no thread for it.
     pub fn start(endpoints: Vec<Bound>, vm: Arc<dyn Machine>, facts: VmFacts, ear: &Ear) -> io::Result<Self> {
         let closing = Arc::new(AtomicBool::new(false));
-        let (hub, counts, for_thread) = (ear.hub.clone(), ear.counts.clone(), closing.clone());
+        let (for_thread, ear_of_thread) = (closing.clone(), ear.clone());
         let thread = std::thread::Builder::new().name("control".into()).spawn(move || {
             let table = commands::table();
-            let about = (table.names(), table.describe());
-            let context = Context { vm, facts, hub, counts, about };
+            let context = Context::new(vm, facts, &ear_of_thread, table.about());
             let service = Rc::new(Service { table, context, turn: futures_util::lock::Mutex::new(()) });
             io_loop::block_on(serve(endpoints, service, for_thread));
         })?;

@@ -1,9 +1,9 @@
 //! The server, over sockets, with a VM that only says what it was asked for.
 
 use crate::client::{Client, ClientError};
-use crate::{Address, Bound, Ear, Endpoint, Machine, Server, VmFacts};
-use machine::{Ending, Quitter, RunState, VmEvent};
-use parking_lot::Mutex;
+use crate::fuzzing::Obedient;
+use crate::{Address, Bound, Ear, Endpoint, Server, VmFacts};
+use machine::{Ending, Quitter};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
@@ -11,71 +11,6 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// A VM that carries everything out at once.
-pub(crate) struct Obedient {
-    state: Mutex<RunState>,
-    ear: Ear,
-    asked: Mutex<Vec<&'static str>>,
-}
-
-impl Obedient {
-    fn asked(&self, what: &'static str) {
-        self.asked.lock().push(what);
-    }
-
-    fn set(&self, state: RunState, event: VmEvent) {
-        *self.state.lock() = state;
-        self.ear.hear(&event);
-    }
-}
-
-impl Machine for Obedient {
-    fn run_state(&self) -> RunState {
-        *self.state.lock()
-    }
-
-    fn hold(&self, state: RunState) {
-        self.set(state, VmEvent::Stopped);
-    }
-
-    fn resume(&self) {
-        self.set(RunState::Running, VmEvent::Resumed);
-    }
-
-    fn reset(&self) {
-        self.ear.hear(&VmEvent::Reset { guest: false });
-    }
-
-    fn press_power_button(&self) -> bool {
-        self.ear.hear(&VmEvent::PowerButton);
-        true
-    }
-
-    fn wake(&self) -> bool {
-        let sleeps = self.run_state() == RunState::Suspended;
-        if sleeps {
-            self.set(RunState::Running, VmEvent::Woken);
-        }
-        sleeps
-    }
-
-    fn can_sleep(&self) -> bool {
-        true
-    }
-
-    fn inject_nmi(&self) {
-        self.asked("nmi");
-    }
-
-    fn vcpu_threads(&self) -> Vec<Option<i32>> {
-        vec![Some(17)]
-    }
-
-    fn quit(&self) {
-        self.asked("quit");
-    }
-}
 
 struct Bench {
     folder: tempfile::TempDir,
@@ -87,9 +22,7 @@ impl Bench {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let ear = Ear::default();
-        let vm =
-            Obedient { state: Mutex::new(RunState::Prelaunch), ear: ear.clone(), asked: Mutex::default() };
-        let vm = Arc::new(vm);
+        let vm = Arc::new(Obedient::new(&ear));
         let facts = VmFacts { name: Some("a guest".into()), vcpus: 2, ..VmFacts::default() };
         let endpoint: Endpoint = format!("unix:{}", folder.path().join("qmp").display()).parse().unwrap();
         let bound: Vec<Bound> = vec![endpoint.bind().unwrap()];
@@ -177,7 +110,7 @@ fn the_vm_is_run_and_stopped_and_all_clients_hear_of_it() {
         assert_eq!(names, ["RESUME", "STOP", "RESET", "POWERDOWN"]);
     }
     ask(&mut client, "quit");
-    assert_eq!(*bench.vm.asked.lock(), ["nmi", "quit"]);
+    assert_eq!(bench.vm.asked(), ["nmi", "quit"]);
 }
 
 #[test]
@@ -303,7 +236,7 @@ fn commands_that_came_before_the_connection_broke_are_carried_out() {
     let mut client = bench.client();
     for _ in 0..200 {
         ask(&mut client, "query-name");
-        if !bench.vm.asked.lock().is_empty() {
+        if !bench.vm.asked().is_empty() {
             return;
         }
         std::thread::sleep(Duration::from_millis(10));
@@ -318,7 +251,7 @@ fn a_client_can_be_who_listens() {
     let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
     let endpoint: Endpoint = format!("unix:{},server=off", path.display()).parse().unwrap();
     let ear = Ear::default();
-    let vm = Obedient { state: Mutex::default(), ear: ear.clone(), asked: Mutex::default() };
+    let vm = Obedient::new(&ear);
     let bound = vec![endpoint.bind().unwrap()];
     let server = Server::start(bound, Arc::new(vm), VmFacts::default(), &ear).unwrap();
     let (stream, _) = listener.accept().unwrap();

@@ -131,16 +131,3 @@ pub(crate) fn send_end(hub: &Hub, ending: &Ending) {
     };
     hub.send(&Shutdown { guest, reason });
 }
-
-/// Has introspection tell of them.
-pub(crate) fn add(table: &mut crate::command::Table) {
-    table.add_event::<Stop>();
-    table.add_event::<Resume>();
-    table.add_event::<Powerdown>();
-    table.add_event::<Suspend>();
-    table.add_event::<Wakeup>();
-    table.add_event::<Shutdown>();
-    table.add_event::<Reset>();
-    table.add_event::<GuestPanicked>();
-    table.add_event::<GuestCrashLoaded>();
-}

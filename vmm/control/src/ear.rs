@@ -1,0 +1,40 @@
+//! What hears of what happens to the VM, and tells clients and commands that wait for it.
+
+use crate::events::Hub;
+use crate::vm_events;
+use machine::VmEvent;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// How often things happened to the VM: what a command that waits for one looks at.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) resumed: AtomicU64,
+    pub(crate) reset: AtomicU64,
+}
+
+impl Counts {
+    pub(crate) fn count(counter: &AtomicU64) {
+        counter.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// What hears of what happens to the VM before there is a server, and tells its clients.
+#[derive(Debug, Clone, Default)]
+pub struct Ear {
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) counts: Arc<Counts>,
+}
+
+impl Ear {
+    /// Something happened to the VM.
+    pub fn hear(&self, event: &VmEvent) {
+        match event {
+            VmEvent::Resumed => Counts::count(&self.counts.resumed),
+            VmEvent::Reset { .. } => Counts::count(&self.counts.reset),
+            _ => {}
+        }
+        vm_events::send(&self.hub, event);
+        self.hub.changed();
+    }
+}

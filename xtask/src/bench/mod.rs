@@ -7,6 +7,7 @@
 mod boot;
 mod cpu;
 mod guest;
+mod image;
 mod kvm;
 mod statistics;
 mod target;
@@ -25,6 +26,8 @@ pub(crate) enum Bench {
     Boot(Options),
     /// Compute, memory, vector and system workloads inside the guest.
     Cpu(Options),
+    /// Disk images: copying, checking and requests, beside qemu-img.
+    Image(image::Options),
     /// Under KVM, beside QEMU and others: start-up, memory, disk, exits. Runs in the KVM lab.
     Kvm(kvm::Options),
     /// A Debian from a disk image, with systemd, compilers, interpreters and 32-bit programs.
@@ -66,6 +69,7 @@ impl Bench {
         match self {
             Self::Boot(options) => boot::run(root, &options),
             Self::Cpu(options) => cpu::run(root, &options),
+            Self::Image(options) => image::run(root, &options),
             Self::Kvm(options) => kvm::run(root, &options),
             Self::Userland(options) => userland::run(root, &options),
         }

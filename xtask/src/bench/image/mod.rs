@@ -41,6 +41,9 @@ pub(crate) struct Options {
     count: u64,
     /// Only cells whose names contain one of these; `bench image --list` names them.
     cells: Vec<String>,
+    /// A program to measure instead of building this tree's.
+    #[arg(long)]
+    vireo: Option<PathBuf>,
     /// Name the cells.
     #[arg(long)]
     list: bool,
@@ -54,7 +57,10 @@ pub(super) fn run(root: &Path, options: &Options) -> Outcome {
         cells.iter().for_each(|cell| println!("{}", cell.name()));
         return Ok(());
     }
-    let vireo = crate::build_vireo(root)?;
+    let vireo = match &options.vireo {
+        Some(program) => program.clone(),
+        None => crate::build_vireo(root)?,
+    };
     let base = options.folder.clone().unwrap_or_else(std::env::temp_dir);
     let folder = tempfile::Builder::new().prefix("vireo-images-").tempdir_in(base);
     let folder = folder.context("making a folder for the images")?;

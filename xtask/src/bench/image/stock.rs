@@ -108,7 +108,7 @@ impl Stock {
         let mut numbers = Numbers(2);
         let mut commands = String::new();
         for _ in 0..FRAGMENTS {
-            writeln!(commands, "write -q {} 4k", numbers.next() % (FRAGMENTED_LEN >> 16) << 16)?;
+            writeln!(commands, "write -q {} 4k", (numbers.next() % (FRAGMENTED_LEN >> 16)) << 16)?;
         }
         let mut writer = Command::new("qemu-io");
         writer.current_dir(&self.folder).args(["-t", "unsafe", "-f", "qcow2", name]);

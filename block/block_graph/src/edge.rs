@@ -18,8 +18,10 @@ pub enum Role {
     Filtered,
     /// One of several alike.
     Member(u16),
-    /// What somebody who is no node stands on: a device, a job, whoever added the node by name.
+    /// What a user who is no node stands on, such as a device.
     Root,
+    /// A node that is kept open by whoever added it by name, or by a job; who makes requests of it does so himself.
+    Hold,
 }
 
 /// A node's hold of a node below it, which may be exchanged for another while nothing is in flight.

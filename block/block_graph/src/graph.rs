@@ -1,7 +1,7 @@
 //! Changes of the graph while it is in use.
 
 use crate::node::Drained;
-use crate::{Edge, Error, NodeRef, OpenContext, Result};
+use crate::{Edge, Error, NodeRef, OpenContext, Result, Role};
 use futures_util::lock::OwnedMutexGuard;
 use std::sync::Arc;
 
@@ -82,9 +82,10 @@ impl OpenContext {
         let mut ordered = Vec::new();
         while !found.is_empty() {
             let on_top = |node: &NodeRef| {
-                let above = |other: &NodeRef| {
-                    !Arc::ptr_eq(other, node) && below(other).any(|c| Arc::ptr_eq(&c, node))
+                let stands_on = |other: &NodeRef| {
+                    other.driver().edges().iter().any(|edge| Arc::ptr_eq(&edge.node(), node))
                 };
+                let above = |other: &NodeRef| !Arc::ptr_eq(other, node) && stands_on(other);
                 !found.iter().any(above)
             };
             // Nodes do not stand on one another in a circle; if they did, any order would do.
@@ -106,8 +107,8 @@ impl OpenContext {
         Quiesced { drained, _alone: alone }
     }
 
-    /// Has all who stand on `old` stand on `new` instead, save those that `new` stands on itself, and those of whom
-    /// `stays` says so. Returns the edges that were moved, which lead to `old` if they are moved back.
+    /// Has all who stand on `old` stand on `new` instead, save those that `new` stands on itself, those who only hold it,
+    /// and those of whom `stays` says so. Returns the edges that were moved, which lead to `old` if they are moved back.
     ///
     /// # Errors
     /// `old` is in use.
@@ -124,12 +125,20 @@ impl OpenContext {
         let own: Vec<Arc<Edge>> = subtree(new).iter().flat_map(|node| node.driver().edges()).collect();
         let mut moved = Vec::new();
         for edge in old.parents() {
-            if !own.iter().any(|own| Arc::ptr_eq(own, &edge)) && !stays(&edge) {
+            if edge.role() != Role::Hold && !own.iter().any(|own| Arc::ptr_eq(own, &edge)) && !stays(&edge) {
                 edge.replace(new.clone());
                 moved.push(edge);
             }
         }
         Ok(moved)
+    }
+
+    /// Whether somebody stands on `node` or holds it; nodes that are closed do not count.
+    pub fn is_used(&self, node: &NodeRef) -> bool {
+        let counts = |(owner, edge): &(Option<NodeRef>, Arc<Edge>)| {
+            owner.is_some() || matches!(edge.role(), Role::Root | Role::Hold)
+        };
+        self.users(node).iter().any(counts)
     }
 
     /// Whether `below` is `node` or one that it stands on.

@@ -45,7 +45,7 @@ pub use image::{BitmapInfo, CheckFix, CheckReport, Image, ImageInfo, MeasureRepo
 pub use node::{Drained, Entered, MAX_LEN, Node, NodeRef};
 pub use open::{
     AllowAll, DriverKind, OpenContext, OpenFlags, OpenRule, OptionKind, OptionSpec, Reference, RefuseAll,
-    Registry, Secrets,
+    Registry, Secrets, is_node_name,
 };
 pub use options::{Options, OptionsError, Value};
 pub use range_lock::{RangeGuard, RangeLock};

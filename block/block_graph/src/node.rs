@@ -498,6 +498,15 @@ impl Node {
     /// # Errors
     /// The driver's, or if the node is read-only; the length is then as before.
     pub async fn truncate(&self, len: u64, how: Truncate) -> Result<()> {
+        let _request = self.begin().await;
+        self.truncate_within(len, how).await
+    }
+
+    /// [`Node::truncate`] for who has entered the node, or drained it.
+    ///
+    /// # Errors
+    /// As those of [`Node::truncate`].
+    pub async fn truncate_within(&self, len: u64, how: Truncate) -> Result<()> {
         if self.read_only() {
             return Err(Error::new(Errno::ACCESS, "Image is read-only"));
         }
@@ -507,7 +516,6 @@ impl Node {
                 format!("Required too big image size, it must be not greater than {MAX_LEN}"),
             ));
         }
-        let _request = self.begin().await;
         let old = self.driver.len();
         self.driver.truncate(len, how).await?;
         for bitmap in self.bitmaps.read().iter() {

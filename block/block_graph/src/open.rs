@@ -313,6 +313,14 @@ impl Registry {
     }
 }
 
+/// Whether a node may have this name: a letter, and letters, digits, `-`, `.` and `_`, 31 at most.
+pub fn is_node_name(name: &str) -> bool {
+    let mut letters = name.bytes();
+    name.len() < 32
+        && letters.next().is_some_and(|first| first.is_ascii_alphabetic())
+        && letters.all(|letter| letter.is_ascii_alphanumeric() || b"-._".contains(&letter))
+}
+
 /// Things that must not stand in options: passwords and keys, by name.
 #[derive(Default)]
 pub struct Secrets {
@@ -495,8 +503,11 @@ impl OpenContext {
     /// Makes `driver` a node of this context.
     ///
     /// # Errors
-    /// If there is a node of this name.
+    /// If there is a node of this name, or it is none.
     pub fn add(&self, name: Option<String>, driver: Box<dyn Driver>, flags: OpenFlags) -> Result<NodeRef> {
+        if let Some(name) = name.as_deref().filter(|name| !is_node_name(name)) {
+            return Err(Error::invalid(format!("Invalid node-name: '{name}'")));
+        }
         let mut named = self.nodes.named.lock();
         let name =
             name.unwrap_or_else(|| format!("#block{:03}", self.nodes.next.fetch_add(1, Ordering::Relaxed)));

@@ -70,7 +70,8 @@ pub trait WriteWatcher: Send + Sync {
     /// Those of `next`, or whatever else is to be the end of the request.
     async fn around(&self, change: Change<'_>, next: Next<'_>) -> Result<()>;
 
-    /// The nodes that it writes to. They are drained after the node that is watched, never before.
+    /// The nodes that it writes to, by requests `within` that of the node that is watched: who drains one of them drains
+    /// that too.
     fn targets(&self) -> Vec<NodeRef> {
         Vec::new()
     }

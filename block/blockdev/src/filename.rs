@@ -56,7 +56,7 @@ fn nest(options: &mut Map<String, Json>, name: &str, value: Json) {
 /// What a child in that role is called.
 pub fn child_name(role: Role) -> String {
     match role {
-        Role::File | Role::Filtered | Role::Root => "file".to_owned(),
+        Role::File | Role::Filtered | Role::Root | Role::Hold => "file".to_owned(),
         Role::Data => "data-file".to_owned(),
         Role::Backing => "backing".to_owned(),
         Role::Member(index) => format!("children.{index}"),

@@ -108,6 +108,12 @@ impl Driver for HostFile {
         Ok(())
     }
 
+    /// Others may have the file from now on, though somebody still holds the node.
+    async fn close(&self) -> Result<()> {
+        lock::release(self.opened().io.descriptor());
+        Ok(())
+    }
+
     async fn reopen(&self, options: &mut Options, flags: OpenFlags) -> Result<()> {
         let mut wanted = self.options.clone();
         if options.has("filename") || options.has("aio") || options.has("locking") {

@@ -9,6 +9,7 @@
 use block_graph::{Errno, Error, OpenFlags, Result};
 use nix::fcntl::{FcntlArg, fcntl};
 use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
 
 /// Where the bytes of permissions that somebody has begin.
 const PERMISSIONS: i64 = 100;
@@ -110,6 +111,26 @@ pub(crate) fn claim(file: impl AsFd, claim: Claim, filename: &str) -> Result<()>
         release(&file);
     }
     claimed
+}
+
+/// How long a claim that is in the way is waited for: the kernel ends the requests of a process that was killed, and
+/// with them its locks, a little after the process itself.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// As [`claim`], but another's claim may go away yet within half a second.
+///
+/// # Errors
+/// As [`claim`].
+pub(crate) async fn claim_patiently(file: impl AsFd, wanted: Claim, filename: &str) -> Result<()> {
+    let begin = Instant::now();
+    loop {
+        match claim(&file, wanted, filename) {
+            Err(error) if error.errno() == Errno::AGAIN && begin.elapsed() < PATIENCE => {
+                io_loop::sleep(Duration::from_millis(10)).await;
+            }
+            claimed => return claimed,
+        }
+    }
 }
 
 /// Gives up whatever was claimed.

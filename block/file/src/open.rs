@@ -133,7 +133,7 @@ pub(crate) async fn open(
         check_writable(stat.st_rdev)?;
     }
     if options.locking {
-        lock::claim(&file, Claim::of(flags), filename)?;
+        lock::claim_patiently(&file, Claim::of(flags), filename).await?;
     }
     let len = length(&file, device).map_err(|error| could_not("get the length of", filename, error))?;
     let io = IoFile::new(file, options.aio);

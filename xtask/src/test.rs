@@ -13,6 +13,12 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("gdb", "gdb"),
     ("gpgv", "gpgv"),
     ("mkfs.ext4", "e2fsprogs"),
+    // Peers of the block layer: disk images, volumes, network block devices.
+    ("cryptsetup", "cryptsetup-bin"),
+    ("nbdinfo", "libnbd-bin"),
+    ("nbdkit", "nbdkit"),
+    ("openssl", "openssl"),
+    ("qemu-img", "qemu-utils"),
     // Checks images that jobs of running VMs made.
     ("qemu-img", "qemu-utils"),
     // The public client of the control socket is a Python package.

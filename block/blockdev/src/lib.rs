@@ -5,6 +5,7 @@ pub mod compare;
 pub mod convert;
 pub mod create;
 pub mod filename;
+pub mod info;
 pub mod list_options;
 pub mod overlay;
 mod registry;

@@ -1,9 +1,14 @@
 //! What commands work on.
 
 use crate::ear::{Counts, Ear};
+use crate::error::{QmpError, Result};
 use crate::events::Hub;
+use block_filters::ThrottleLimits;
+use jobs::Storage;
 use machine::{Quitter, RunState, VmHandle};
 use serde_json::Value;
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -102,6 +107,10 @@ pub(crate) struct Context {
     pub(crate) counts: Arc<Counts>,
     /// The names of all commands, and everything as `query-qmp-schema` answers it.
     pub(crate) about: (Vec<&'static str>, Value),
+    /// The VM's disks, if it can have any.
+    disks: Option<Arc<Storage>>,
+    /// The limits that were set for drives, by their names.
+    pub(crate) throttles: RefCell<HashMap<String, ThrottleLimits>>,
 }
 
 impl Context {
@@ -111,8 +120,30 @@ impl Context {
         facts: VmFacts,
         ear: &Ear,
         about: (Vec<&'static str>, Value),
+        disks: Option<Arc<Storage>>,
     ) -> Self {
-        Self { vm, facts, hub: ear.hub.clone(), counts: ear.counts.clone(), about }
+        let (hub, counts) = (ear.hub.clone(), ear.counts.clone());
+        Self { vm, facts, hub, counts, about, disks, throttles: RefCell::default() }
+    }
+
+    /// The VM's disks.
+    ///
+    /// # Errors
+    /// There can be none.
+    pub(crate) fn disks(&self) -> Result<&Arc<Storage>> {
+        self.disks.as_ref().ok_or_else(|| QmpError::generic("There are no disks"))
+    }
+
+    /// Does something with the VM's disks, on a thread where it may wait.
+    ///
+    /// # Errors
+    /// That of `work`, or there can be no disks.
+    pub(crate) async fn storage<R: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Storage) -> block_graph::Result<R> + Send + 'static,
+    ) -> Result<R> {
+        let disks = self.disks()?.clone();
+        Ok(io_loop::blocking(move || work(&disks)).await?)
     }
 
     /// Waits until the VM's state is `wanted`, or `counter` has gone on, or the VM has ended, or belongs to a debugger.

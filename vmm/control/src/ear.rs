@@ -1,5 +1,6 @@
 //! What hears of what happens to the VM, and tells clients and commands that wait for it.
 
+use crate::block_events;
 use crate::events::Hub;
 use crate::vm_events;
 use machine::VmEvent;
@@ -36,5 +37,10 @@ impl Ear {
         }
         vm_events::send(&self.hub, event);
         self.hub.changed();
+    }
+
+    /// A job on the VM's disks did something.
+    pub fn hear_job(&self, event: &jobs::Event) {
+        block_events::send(&self.hub, event);
     }
 }

@@ -89,7 +89,7 @@ pub fn converse(bytes: &[u8], piece: usize) -> Vec<u8> {
     let ear = Ear::default();
     let vm = Arc::new(Obedient::new(&ear));
     let table = commands::table();
-    let context = Context::new(vm, VmFacts { vcpus: 1, ..VmFacts::default() }, &ear, table.about());
+    let context = Context::new(vm, VmFacts { vcpus: 1, ..VmFacts::default() }, &ear, table.about(), None);
     let service = Rc::new(Service { table, context, turn: futures_util::lock::Mutex::new(()) });
     let outbox = Arc::new(Outbox::default());
     let mut said = Vec::new();

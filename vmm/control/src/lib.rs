@@ -10,13 +10,14 @@
 //! The modules are layers; each uses only those before it:
 //! - `error`, `framing`, `message`, `version`: the protocol's grammar
 //! - `schema`: the types of commands
-//! - `outbox`, `events`, `vm_events`, `ear`: what clients are told
+//! - `outbox`, `events`, `vm_events`, `block_events`, `ear`: what clients are told
 //! - `context`: what commands work on
 //! - `command`, `commands`: the table of commands, and all of them
 //! - `monitor`, `wire`, `endpoint`, `server`: clients
 //! - [`client`]: the other side
 //! - `fuzzing`: a client's bytes without a socket
 
+mod block_events;
 pub mod client;
 mod command;
 mod commands;

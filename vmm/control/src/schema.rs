@@ -355,7 +355,11 @@ fn alternatives(schema: &Value) -> Vec<Value> {
 fn json_type(schema: &Value) -> Option<&str> {
     match schema.get("type")? {
         Value::String(name) => Some(name),
-        Value::Array(list) => list.iter().filter_map(Value::as_str).find(|name| *name != "null"),
+        Value::Array(list) => {
+            let mut names = list.iter().filter_map(Value::as_str);
+            let first = names.clone().next();
+            names.find(|name| *name != "null").or(first)
+        }
         _ => None,
     }
 }

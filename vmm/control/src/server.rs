@@ -11,6 +11,7 @@ use crate::vm_events;
 use crate::wire::Wire;
 use futures_util::future::{Either, join, select};
 use io_loop::Listener;
+use jobs::Storage;
 use machine::Ending;
 use std::cell::Cell;
 use std::io;
@@ -40,16 +41,23 @@ pub struct Server {
 }
 
 impl Server {
-    /// Begins to serve the clients of `endpoints`. `ear` hears of what happens to the VM.
+    /// Begins to serve the clients of `endpoints`. `ear` hears of what happens to the VM, and
+    /// of what is done to `disks`.
     ///
     /// # Errors
     /// The host's, if it has no thread for it.
-    pub fn start(endpoints: Vec<Bound>, vm: Arc<dyn Machine>, facts: VmFacts, ear: &Ear) -> io::Result<Self> {
+    pub fn start(
+        endpoints: Vec<Bound>,
+        vm: Arc<dyn Machine>,
+        facts: VmFacts,
+        ear: &Ear,
+        disks: Option<Arc<Storage>>,
+    ) -> io::Result<Self> {
         let closing = Arc::new(AtomicBool::new(false));
         let (for_thread, ear_of_thread) = (closing.clone(), ear.clone());
         let thread = std::thread::Builder::new().name("control".into()).spawn(move || {
             let table = commands::table();
-            let context = Context::new(vm, facts, &ear_of_thread, table.about());
+            let context = Context::new(vm, facts, &ear_of_thread, table.about(), disks);
             let service = Rc::new(Service { table, context, turn: futures_util::lock::Mutex::new(()) });
             io_loop::block_on(serve(endpoints, service, for_thread));
         })?;

@@ -26,7 +26,7 @@ impl Bench {
         let facts = VmFacts { name: Some("a guest".into()), vcpus: 2, ..VmFacts::default() };
         let endpoint: Endpoint = format!("unix:{}", folder.path().join("qmp").display()).parse().unwrap();
         let bound: Vec<Bound> = vec![endpoint.bind().unwrap()];
-        let server = Server::start(bound, vm.clone(), facts, &ear).unwrap();
+        let server = Server::start(bound, vm.clone(), facts, &ear, None).unwrap();
         Self { folder, vm, server: Some(server) }
     }
 
@@ -253,7 +253,7 @@ fn a_client_can_be_who_listens() {
     let ear = Ear::default();
     let vm = Obedient::new(&ear);
     let bound = vec![endpoint.bind().unwrap()];
-    let server = Server::start(bound, Arc::new(vm), VmFacts::default(), &ear).unwrap();
+    let server = Server::start(bound, Arc::new(vm), VmFacts::default(), &ear, None).unwrap();
     let (stream, _) = listener.accept().unwrap();
     let mut greeting = String::new();
     BufReader::new(stream).read_line(&mut greeting).unwrap();

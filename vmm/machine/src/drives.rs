@@ -7,12 +7,18 @@ use block_graph::{
     RefuseAll, Secrets, protocol_prefix,
 };
 use io_loop::block_on;
+use jobs::Storage;
 use std::sync::Arc;
+
+/// Hears of what jobs on disks do.
+pub type StorageListener = Arc<dyn Fn(jobs::Event) + Send + Sync>;
 
 /// The images of a machine's disks.
 pub(crate) struct Drives {
     context: OpenContext,
     backends: Vec<Arc<Backend>>,
+    /// What changes the disks while the VM runs, if anybody is to.
+    storage: Option<Arc<Storage>>,
 }
 
 impl Drives {
@@ -20,7 +26,7 @@ impl Drives {
     pub(crate) fn new() -> Self {
         let registry = Arc::new(blockdev::registry());
         let context = OpenContext::new(registry, Arc::new(Secrets::default()), Arc::new(RefuseAll));
-        Self { context, backends: Vec::new() }
+        Self { context, backends: Vec::new(), storage: None }
     }
 
     /// Opens the image of `drive`, which stays open until [`Drives::close`].
@@ -32,7 +38,12 @@ impl Drives {
             let reason = error.hints().iter().fold(error.to_string(), |all, hint| format!("{all} ({hint})"));
             MachineError::Drive { file: drive.file.clone(), reason }
         })?;
-        let backend = Backend::new(format!("virtio{}", self.backends.len()), node);
+        let name = drive.id.clone().unwrap_or_else(|| format!("virtio{}", self.backends.len()));
+        if self.backends.iter().any(|backend| backend.name() == name) {
+            let reason = format!("there is another drive with id={name}");
+            return Err(MachineError::Drive { file: drive.file.clone(), reason });
+        }
+        let backend = Backend::new(name, node);
         self.backends.push(backend.clone());
         Ok(backend)
     }
@@ -61,10 +72,33 @@ impl Drives {
         blockdev::overlay::temporary(&context, image).await
     }
 
+    /// What changes the disks while the VM runs: the same at each call, but that `listener` hears of what happens from
+    /// the first on. Images that it opens may name files by their paths.
+    ///
+    /// # Errors
+    /// [`MachineError::Storage`], if the host has no thread for it.
+    pub(crate) fn storage(&mut self, listener: StorageListener) -> Result<Arc<Storage>, MachineError> {
+        if let Some(storage) = &self.storage {
+            return Ok(storage.clone());
+        }
+        let failed = |error: Error| MachineError::Storage(error.to_string());
+        let storage = Storage::new(self.context.with_rule(Arc::new(PathsOnly)), listener).map_err(failed)?;
+        for backend in &self.backends {
+            storage.attach(backend.clone()).map_err(failed)?;
+        }
+        let storage = Arc::new(storage);
+        self.storage = Some(storage.clone());
+        Ok(storage)
+    }
+
     /// Closes all images: what is held back of their metadata is written. The machine stands still.
     pub(crate) fn close(&mut self) {
         self.backends.clear();
-        if let Err(error) = block_on(self.context.close_all()) {
+        let closed = match self.storage.take() {
+            Some(storage) => storage.close(),
+            None => block_on(self.context.close_all()),
+        };
+        if let Err(error) = closed {
             tracing::error!("cannot close an image: {error}; what was flushed is safe");
         }
     }

@@ -42,6 +42,9 @@ pub enum MachineError {
         /// What is in the way.
         reason: String,
     },
+    /// Disks cannot be changed while the VM runs.
+    #[error("nothing can be done with disks while the VM runs: {0}")]
+    Storage(String),
     /// A file cannot be read.
     #[error("cannot read the {what} {path}: {source}", path = .path.display())]
     File {

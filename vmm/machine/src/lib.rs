@@ -30,6 +30,7 @@ mod vm;
 
 pub use block_graph::CacheMode;
 pub use deterministic::{Difference, TraceError};
+pub use drives::StorageListener;
 pub use ending::{Ending, Quitter};
 pub use error::MachineError;
 pub use numa::{NodeDistance, NodeSpec, NumaError, NumaSpec};

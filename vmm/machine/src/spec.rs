@@ -175,6 +175,8 @@ pub struct KernelSpec {
 /// A disk.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DriveSpec {
+    /// The drive's name for those who control the VM; without it, `virtio` and a number.
+    pub id: Option<String>,
     /// The image: a path, or a name of a protocol, or `json:`.
     pub file: String,
     /// The image's format; without it, what its first bytes say.

@@ -1,6 +1,7 @@
 //! A machine that runs: its threads, and what ends it.
 
 use crate::deterministic::Determinism;
+use crate::drives::StorageListener;
 use crate::ending::{Ending, Quitter};
 use crate::hardware::Hardware;
 use crate::pc;
@@ -11,6 +12,7 @@ use accel::{Accelerator, DebugStop, HaltReason, StopToken, Vcpu, VcpuBus};
 use chipset_x86::{Pm, PowerEvent};
 use guest_memory::{GuestMemory, PreallocProgress};
 use irq::{MsiMessage, MsiTarget};
+use jobs::Storage;
 use placement::{CpuMeter, CpuTime, Placement, PlacementError};
 use std::fmt;
 use std::sync::Arc;
@@ -238,6 +240,14 @@ impl Vm {
             status: self.status.clone(),
             buttons: Buttons { pm: self.hardware.pm.clone(), msi: self.hardware.accel.msi_target() },
         }
+    }
+
+    /// What changes the VM's disks while it runs; its jobs tell `listener`, which must not wait. To be called once.
+    ///
+    /// # Errors
+    /// [`MachineError::Storage`].
+    pub fn storage(&mut self, listener: StorageListener) -> Result<Arc<Storage>, MachineError> {
+        self.hardware.drives.storage(listener)
     }
 
     /// Sets who hears of what happens to the VM. To be called once.

@@ -47,7 +47,9 @@ pub(super) fn serve(
         kvm_present: std::path::Path::new("/dev/kvm").exists(),
         chardevs: chardevs(spec),
     };
-    let server = Server::start(sockets, Arc::new(vm.handle()), facts, &ear);
+    let hears = ear.clone();
+    let disks = vm.storage(Arc::new(move |event| hears.hear_job(&event)))?;
+    let server = Server::start(sockets, Arc::new(vm.handle()), facts, &ear, Some(disks));
     server.map(Some).context("cannot start a thread")
 }
 

@@ -4,7 +4,7 @@ use super::words::{split, switch};
 use machine::{CacheMode, DriveSpec, References};
 
 /// What `--drive` takes.
-const ACCEPTED: &str = "file=PATH, format=FORMAT, if=virtio, readonly=on|off, snapshot=on|off, serial=TEXT, queues=N, \
+const ACCEPTED: &str = "file=PATH, id=NAME, node-name=NAME, format=FORMAT, if=virtio, readonly=on|off, snapshot=on|off, serial=TEXT, queues=N, \
                         cache=MODE, aio=io_uring|native|threads, discard=unmap|ignore, \
                         references=files|any|none, and options of the image's driver";
 
@@ -75,12 +75,23 @@ fn set(drive: &mut DriveSpec, key: &str, value: &str) -> Result<(), String> {
                 _ => return wrong("files, any or none"),
             }
         }
-        // Names within the VM, which nothing refers to yet.
-        "id" | "index" => {}
+        "id" if block_name(value) => drive.id = Some(value.to_owned()),
+        "node-name" if block_name(value) => option(key),
+        "id" | "node-name" => return wrong("a letter, and letters, digits, '-', '.' and '_', 31 at most"),
+        // Disks have the order of the command line.
+        "index" => {}
         _ if key.contains('.') || OF_DRIVERS.contains(&key) => option(key),
         _ => return Err(format!("{key:?} is no option of a drive; accepted are {ACCEPTED}")),
     }
     Ok(())
+}
+
+/// Whether a drive or its node may have this name.
+fn block_name(name: &str) -> bool {
+    let mut letters = name.bytes();
+    name.len() < 32
+        && letters.next().is_some_and(|first| first.is_ascii_alphabetic())
+        && letters.all(|letter| letter.is_ascii_alphanumeric() || b"-._".contains(&letter))
 }
 
 #[cfg(test)]
@@ -93,6 +104,7 @@ mod tests {
                     file.locking=off,l2-cache-size=1M,references=none";
         let option = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         let expected = DriveSpec {
+            id: None,
             file: "a,b.raw".into(),
             format: Some("raw".into()),
             read_only: true,
@@ -109,6 +121,7 @@ mod tests {
         };
         assert_eq!(parse(text).unwrap(), expected);
         assert!(parse("file=a,snapshot=on").unwrap().snapshot);
+        assert_eq!(parse("file=a,id=disk0,node-name=n").unwrap().id.as_deref(), Some("disk0"));
         for text in [
             "",
             "x",
@@ -118,6 +131,8 @@ mod tests {
             "file=a,queues=0",
             "file=a,b=c",
             "file=a,aio=z",
+            "file=a,id=0",
+            "file=a,node-name=#x",
         ] {
             assert!(parse(text).is_err(), "{text}");
         }

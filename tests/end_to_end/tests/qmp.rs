@@ -64,3 +64,112 @@ fn a_guest_is_started_stopped_reset_and_ended() {
     assert_eq!(guest.wait().code(), Some(0));
     assert!(!socket.exists());
 }
+
+/// Runs qemu-img, which must succeed.
+fn qemu_img(arguments: &[&str]) -> String {
+    let output = Command::new("qemu-img").args(arguments).output().expect("qemu-img starts");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success(),
+        "qemu-img {arguments:?}: {text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    text
+}
+
+/// What a guest that goes on writing does to its disk, in a loop in the background.
+const LOAD: &str = "i=0; while [ ! -e /enough ]; do \
+                    dd if=/dev/urandom of=/dev/vda bs=64k count=4 seek=$((i * 37 % 1000)) conv=notrunc,fsync 2>/dev/null; \
+                    i=$((i + 1)); done &\n";
+
+#[test]
+fn disks_are_snapshot_backed_up_committed_and_mirrored_while_the_guest_writes() {
+    if Command::new("qemu-img").arg("--version").output().is_err() {
+        eprintln!(
+            "SKIPPED: qemu-img is missing, so that no image can be looked at: apt-get install qemu-utils"
+        );
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let (disk, backup, overlay, mirror) = (path("disk"), path("backup"), path("overlay"), path("mirror"));
+    qemu_img(&["create", "-q", "-f", "qcow2", &disk, "64M"]);
+    let socket = folder.path().join("qmp");
+    let place = format!("unix:{}", socket.display());
+    let drive = format!("file={disk},format=qcow2,id=disk0");
+    let mut guest = Guest::start(["debian:13", "--accel", "dbt", "--qmp", &place, "--drive", &drive]);
+    guest.expect(PROMPT);
+    let mut raw = RawClient::connect(&socket);
+    let mut python = PythonClient::connect(&socket);
+    let client: &mut dyn Qmp = match &mut python {
+        Some(python) => python,
+        None => &mut raw,
+    };
+    guest.send(LOAD);
+    let written = |client: &mut dyn Qmp, bytes: u64| {
+        // As long as nothing is written nothing is tested.
+        let before = client.ask("query-block")[0]["inserted"]["image"]["actual-size"].as_u64().unwrap();
+        while client.ask("query-block")[0]["inserted"]["image"]["actual-size"].as_u64().unwrap()
+            < before + bytes
+        {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+    };
+    written(client, 4 << 20);
+
+    // At one moment a state is kept within the image, and a backup begins.
+    client.execute(
+        "transaction",
+        json!({ "actions": [
+            { "type": "blockdev-snapshot-internal-sync", "data": { "device": "disk0", "name": "moment" } },
+            { "type": "drive-backup", "data": {
+                "device": "disk0", "job-id": "backup", "target": backup, "format": "qcow2", "sync": "full",
+                "speed": 8 << 20,
+            } },
+        ] }),
+    );
+    assert_eq!(client.ask("query-jobs")[0]["type"], "backup");
+    assert_eq!(client.event("BLOCK_JOB_COMPLETED")["data"]["error"], json!(null));
+
+    let snapshot = json!({ "device": "disk0", "snapshot-file": overlay, "snapshot-node-name": "over" });
+    client.execute("blockdev-snapshot-sync", snapshot);
+    let inserted = client.ask("query-block")[0]["inserted"].take();
+    assert_eq!((&inserted["node-name"], &inserted["file"]), (&json!("over"), &json!(overlay)));
+    written(client, 1 << 20);
+    client.execute("block-commit", json!({ "device": "disk0", "job-id": "commit" }));
+    client.event("BLOCK_JOB_READY");
+    client.execute("block-job-complete", json!({ "device": "commit" }));
+    assert_eq!(client.event("BLOCK_JOB_COMPLETED")["data"]["error"], json!(null));
+    assert_eq!(client.ask("query-block")[0]["inserted"]["file"], json!(disk));
+
+    let copy =
+        json!({ "device": "disk0", "job-id": "mirror", "target": mirror, "format": "qcow2", "sync": "full" });
+    client.execute("drive-mirror", copy);
+    client.event("BLOCK_JOB_READY");
+    client.execute("block-job-complete", json!({ "device": "mirror" }));
+    assert_eq!(client.event("BLOCK_JOB_COMPLETED")["data"]["error"], json!(null));
+    assert_eq!(client.ask("query-block")[0]["inserted"]["file"], json!(mirror));
+    let busy = client.try_execute("block-job-complete", json!({ "device": "mirror" })).unwrap_err();
+    assert_eq!(busy, ("DeviceNotActive".into(), "Block job 'mirror' not found".into()));
+
+    assert_eq!(guest.shell("touch /enough; wait; sync; echo 3 > /proc/sys/vm/drop_caches"), 0);
+    guest.send("sha256sum /dev/vda\n");
+    guest.expect("  /dev/vda");
+    let text = guest.text();
+    let sum = text.split("  /dev/vda").next().unwrap().rsplit(['\n', '\r']).next().unwrap().to_owned();
+    guest.send("poweroff\n");
+    let end = client.event("SHUTDOWN");
+    assert_eq!(end["data"], json!({ "guest": true, "reason": "guest-shutdown" }));
+    assert_eq!(guest.wait().code(), Some(0));
+
+    for image in [&disk, &backup, &mirror] {
+        qemu_img(&["check", "-q", image]);
+    }
+    let (moment, end) = (path("moment"), path("end"));
+    qemu_img(&["convert", "-l", "snapshot.name=moment", "-O", "raw", &disk, &moment]);
+    qemu_img(&["compare", "-q", "-f", "raw", "-F", "qcow2", &moment, &backup]);
+    qemu_img(&["convert", "-O", "raw", &mirror, &end]);
+    let host = Command::new("sha256sum").arg(&end).output().unwrap();
+    assert!(String::from_utf8_lossy(&host.stdout).starts_with(&sum), "{sum}");
+    assert_eq!(sum.len(), 64, "{sum:?}");
+}

@@ -6,11 +6,12 @@ use crate::group;
 use crate::job::{Job, JobInfo, Work};
 use crate::parameters::JobOptions;
 use crate::worker::Worker;
+use block_filters::ThrottleGroup;
 use block_graph::{Backend, Edge, Errno, Error, NodeRef, OpenContext, Result, Role, is_node_name};
 use futures_util::future::LocalBoxFuture;
 use parking_lot::Mutex;
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -21,6 +22,8 @@ pub struct Storage {
     pub(crate) worker: Worker<Inner>,
     context: OpenContext,
     backends: Arc<Mutex<Vec<Arc<Backend>>>>,
+    /// By device: the group's name, and the group.
+    pub(crate) throttled: Mutex<HashMap<String, (String, Arc<ThrottleGroup>)>>,
 }
 
 /// What is on the jobs' thread.
@@ -54,7 +57,7 @@ impl Storage {
             blockers: RefCell::default(),
             busy_bitmaps: RefCell::default(),
         })?;
-        Ok(Self { worker, context, backends })
+        Ok(Self { worker, context, backends, throttled: Mutex::default() })
     }
 
     /// What the nodes are opened in.

@@ -40,6 +40,8 @@ impl<S: 'static> Worker<S> {
                     io_loop::spawn(order(state.clone())).detach();
                 }
             });
+            // Who still waits is told that nothing comes.
+            orders.lock().orders.clear();
         })?;
         Ok(Self { inbox, thread: Mutex::new(Some(thread)) })
     }
@@ -60,15 +62,16 @@ impl<S: 'static> Worker<S> {
                 let _ = sender.send(work(state).await);
             })
         });
+        let ended = || Error::new(Errno::IO, "The disks have been closed");
         let mut inbox = self.inbox.lock();
-        if !inbox.closed {
-            inbox.orders.push_back(order);
-            if let Some(waker) = inbox.waker.take() {
-                waker.wake();
-            }
+        if inbox.closed {
+            return Err(ended());
+        }
+        inbox.orders.push_back(order);
+        if let Some(waker) = inbox.waker.take() {
+            waker.wake();
         }
         drop(inbox);
-        let ended = || Error::new(Errno::IO, "The disks have been closed");
         receiver.recv().unwrap_or_else(|_| Err(ended()))
     }
 

@@ -5,6 +5,9 @@ use async_trait::async_trait;
 use io_loop::IoVec;
 use serde_json::{Map, Value};
 
+/// Who is told lines of a log, without their ends.
+pub type Log<'a> = &'a mut dyn FnMut(&str);
+
 /// Is told how far an operation has come, as (done, all) in units of the operation's own.
 pub type Progress<'a> = &'a dyn Fn(u64, u64);
 
@@ -98,8 +101,6 @@ pub struct CheckReport {
     pub fragmented_clusters: Option<u64>,
     /// Clusters that are stored compressed.
     pub compressed_clusters: Option<u64>,
-    /// What the check said while it went, in order: one message a line.
-    pub messages: Vec<String>,
 }
 
 /// How large an image would be.
@@ -119,11 +120,11 @@ pub trait Image: Send + Sync {
     /// What is to be known of it.
     fn info(&self) -> ImageInfo;
 
-    /// Looks for what is wrong with it, and mends what it may. No other request is in flight.
+    /// Looks for what is wrong with it, and mends what it may, telling `say` line by line. No other request is in flight.
     ///
     /// # Errors
     /// If it cannot be checked at all; what is wrong with the image stands in the report.
-    async fn check(&self, _fix: CheckFix) -> Result<CheckReport> {
+    async fn check(&self, _fix: CheckFix, _say: Log<'_>) -> Result<CheckReport> {
         Err(Error::unsupported("This image format does not support checks"))
     }
 

@@ -39,9 +39,11 @@ pub use dirty_bitmap::{DirtyBitmap, Granularity};
 pub use driver::{Driver, Limits, Preallocation, Truncate, WriteFlags, ZeroFlags};
 pub use edge::{Edge, Role};
 pub use error::{Errno, Error, Result};
-pub use filename::{full_filename, protocol_prefix};
+pub use filename::{full_filename, full_filename_beside, protocol_prefix};
 pub use graph::Quiesced;
-pub use image::{BitmapInfo, CheckFix, CheckReport, Image, ImageInfo, MeasureReport, Progress, SnapshotInfo};
+pub use image::{
+    BitmapInfo, CheckFix, CheckReport, Image, ImageInfo, Log, MeasureReport, Progress, SnapshotInfo,
+};
 pub use node::{Drained, Entered, MAX_LEN, Node, NodeRef};
 pub use open::{
     AllowAll, DriverKind, OpenContext, OpenFlags, OpenRule, OptionKind, OptionSpec, Reference, RefuseAll,

@@ -385,7 +385,7 @@ impl Node {
 
     async fn make_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
         let limits = self.driver.limits();
-        for (at, part) in parts(len, limits.max_write_zeroes) {
+        for (at, part) in aligned_parts(offset, len, limits.write_zeroes_alignment, limits.max_write_zeroes) {
             match self.driver.write_zeroes(offset + at, part, flags).await {
                 Err(error)
                     if error.errno() == Errno::NOT_SUPPORTED && !flags.contains(ZeroFlags::NO_FALLBACK) =>
@@ -434,7 +434,8 @@ impl Node {
     }
 
     async fn make_discard(&self, offset: u64, len: u64) -> Result<()> {
-        for (at, part) in parts(len, self.driver.limits().max_discard) {
+        let limits = self.driver.limits();
+        for (at, part) in aligned_parts(offset, len, limits.discard_alignment, limits.max_discard) {
             match self.driver.discard(offset + at, part).await {
                 Err(error) if error.errno() == Errno::NOT_SUPPORTED => {}
                 result => result?,
@@ -594,6 +595,29 @@ impl Node {
         }
         result
     }
+}
+
+/// A range in parts of at most `most` bytes, of which those in the middle begin and end at multiples of `alignment`, so
+/// that no more than is needed is lost at drivers that work on whole units. 0 says that there is no limit, or no unit.
+fn aligned_parts(offset: u64, len: u64, alignment: u64, most: u64) -> impl Iterator<Item = (u64, u64)> {
+    let whole = most.checked_div(alignment).map_or(0, |units| units * alignment);
+    let end = offset + len;
+    let mut at = offset;
+    std::iter::from_fn(move || {
+        if at >= end {
+            return None;
+        }
+        let unaligned = at.checked_rem(alignment).unwrap_or(0);
+        let stop = match (unaligned, whole, most) {
+            (_, _, 0) => end,
+            (0, 0, most) => at + most.min(end - at),
+            (0, whole, _) => at + whole.min(end - at),
+            (_, _, most) => at + (alignment - unaligned).min(most).min(end - at),
+        };
+        let part = (at - offset, stop - at);
+        at = stop;
+        Some(part)
+    })
 }
 
 /// A length in parts of at most `most`: where each begins and how long it is. 0 is no limit.

@@ -187,6 +187,11 @@ pub trait DriverKind: Send + Sync {
     /// The name in options, such as "qcow2".
     fn name(&self) -> &'static str;
 
+    /// Whether a path without a prefix leads to something that is this protocol's rather than a file.
+    fn takes_path(&self, _path: &str) -> bool {
+        false
+    }
+
     /// What stands before a colon in file names that are of this protocol, such as "nbd".
     fn protocol_prefixes(&self) -> &'static [&'static str] {
         &[]
@@ -220,6 +225,11 @@ pub trait DriverKind: Send + Sync {
         options: &mut Options,
         flags: OpenFlags,
     ) -> Result<Box<dyn Driver>>;
+
+    /// What [`crate::Image::amend`] takes.
+    fn amend_options(&self) -> Vec<OptionSpec> {
+        self.create_options().iter().filter(|spec| spec.amendable).copied().collect()
+    }
 
     /// The options of [`DriverKind::create`]; none if it can create nothing.
     fn create_options(&self) -> &'static [OptionSpec] {
@@ -294,7 +304,10 @@ impl Registry {
     /// # Errors
     /// If the prefix is nobody's.
     pub fn protocol_of(&self, filename: &str) -> Result<&dyn DriverKind> {
-        let Some(prefix) = protocol_prefix(filename) else { return self.get("file") };
+        let Some(prefix) = protocol_prefix(filename) else {
+            let special = self.kinds().find(|kind| kind.takes_path(filename));
+            return special.map_or_else(|| self.get("file"), Ok);
+        };
         let found = self.kinds().find(|kind| kind.protocol_prefixes().contains(&prefix));
         found.ok_or_else(|| Error::new(Errno::NOT_FOUND, format!("Unknown protocol '{prefix}'")))
     }

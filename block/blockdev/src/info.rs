@@ -44,7 +44,7 @@ pub fn collect(node: &NodeRef) -> NodeInfo {
     {
         image.specific = Some((driver.format_name(), Map::new()));
     }
-    let full = |backing: &str| block_graph::full_filename(&name_of(node), backing).ok();
+    let full = |backing: &str| block_graph::full_filename_beside(node, backing).ok();
     NodeInfo {
         filename: name_of(node),
         format: driver.format_name(),

@@ -11,7 +11,7 @@ use block_graph::{
 /// One of the drivers: `file`, `host_device` or `host_cdrom`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileKind {
-    /// A regular file; a device too, where a file name leads to one.
+    /// A regular file.
     File,
     /// A block or character device.
     HostDevice,
@@ -46,6 +46,14 @@ impl DriverKind for FileKind {
 
     fn is_protocol(&self) -> bool {
         true
+    }
+
+    fn takes_path(&self, path: &str) -> bool {
+        use std::os::unix::fs::FileTypeExt;
+        // Drives are devices too: who wants one's medium to come and go says so.
+        *self == Self::HostDevice
+            && std::fs::metadata(path)
+                .is_ok_and(|data| data.file_type().is_block_device() || data.file_type().is_char_device())
     }
 
     fn parse_filename(&self, filename: &str) -> Result<Options> {

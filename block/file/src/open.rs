@@ -13,7 +13,7 @@ const MOST_ALIGNMENT: u32 = 4096;
 /// What a driver wants its file to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wants {
-    /// A regular file, or a device where the driver was not named.
+    /// A regular file.
     File,
     /// A block or character device.
     Device,
@@ -112,9 +112,12 @@ pub(crate) async fn open(
     flags: OpenFlags,
 ) -> Result<Opened> {
     let filename = &options.filename;
-    // A pipe would wait for its other end.
+    // A pipe would wait for its other end; of what else it is not, opening it may say more.
     let kind = rustix::fs::stat(filename.as_str()).map_err(|error| could_not("open", filename, error))?;
-    let device = check_type(driver, wants, filename, FileType::from_raw_mode(kind.st_mode))?;
+    let kind = FileType::from_raw_mode(kind.st_mode);
+    if [FileType::Fifo, FileType::Socket].contains(&kind) {
+        check_type(driver, wants, filename, kind)?;
+    }
     let mut how = if flags.writable { OFlags::RDWR } else { OFlags::RDONLY };
     if flags.direct {
         how |= OFlags::DIRECT;
@@ -127,8 +130,7 @@ pub(crate) async fn open(
     }
     let file = open_named("open", filename, how, Mode::empty())?;
     let stat = rustix::fs::fstat(&file).map_err(|error| could_not("stat", filename, error))?;
-    // It may have been exchanged for another since.
-    check_type(driver, wants, filename, FileType::from_raw_mode(stat.st_mode))?;
+    let device = check_type(driver, wants, filename, FileType::from_raw_mode(stat.st_mode))?;
     if flags.writable && FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice {
         check_writable(stat.st_rdev)?;
     }
@@ -145,7 +147,7 @@ pub(crate) async fn open(
 fn check_type(driver: &str, wants: Wants, filename: &str, file_type: FileType) -> Result<bool> {
     let device = matches!(file_type, FileType::BlockDevice | FileType::CharacterDevice);
     let wanted = match wants {
-        Wants::File if !device && file_type != FileType::RegularFile => "a regular file",
+        Wants::File if file_type != FileType::RegularFile => "a regular file",
         Wants::Device if !device => "either a character or block device",
         _ => return Ok(device),
     };

@@ -441,8 +441,7 @@ impl Filter for Blkdebug {
     }
 
     async fn discard(&self, offset: u64, len: u64) -> Result<()> {
-        let limits = Filter::limits(self);
-        let alignment = u64::from(limits.request_alignment).max(limits.discard_alignment);
+        let alignment = u64::from(Filter::limits(self).request_alignment);
         let Some((start, end)) = aligned_part(offset, len, alignment) else { return Ok(()) };
         self.check(start, end - start, DISCARD).await?;
         self.image.node().discard(start, end - start).await
@@ -453,10 +452,9 @@ impl Filter for Blkdebug {
         self.image.node().flush().await
     }
 
-    async fn block_status(&self, offset: u64, len: u64) -> Result<BlockStatus> {
+    async fn block_status(&self, offset: u64, len: u64, precise: bool) -> Result<BlockStatus> {
         self.check(offset, len, BLOCK_STATUS).await?;
-        let status = BlockStatus { recurse: true, ..BlockStatus::data(len) };
-        Ok(status.stored_at(self.image.node(), offset))
+        self.image.node().block_status(offset, len, precise).await
     }
 
     fn filename(&self) -> Option<String> {

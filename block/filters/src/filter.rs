@@ -41,9 +41,8 @@ pub(crate) trait Filter: Debug + Send + Sync + 'static {
         self.below().node().flush().await
     }
 
-    async fn block_status(&self, offset: u64, len: u64) -> Result<BlockStatus> {
-        let status = BlockStatus { recurse: true, ..BlockStatus::data(len) };
-        Ok(status.stored_at(self.below().node(), offset))
+    async fn block_status(&self, offset: u64, len: u64, precise: bool) -> Result<BlockStatus> {
+        self.below().node().block_status(offset, len, precise).await
     }
 
     fn filename(&self) -> Option<String> {
@@ -110,8 +109,8 @@ impl<F: Filter> Driver for FilterDriver<F> {
         self.0.flush().await
     }
 
-    async fn block_status(&self, offset: u64, len: u64, _precise: bool) -> Result<BlockStatus> {
-        self.0.block_status(offset, len).await
+    async fn block_status(&self, offset: u64, len: u64, precise: bool) -> Result<BlockStatus> {
+        self.0.block_status(offset, len, precise).await
     }
 
     async fn truncate(&self, len: u64, how: Truncate) -> Result<()> {

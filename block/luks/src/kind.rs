@@ -142,6 +142,21 @@ impl DriverKind for LuksKind {
         OPTIONS
     }
 
+    fn amend_options(&self) -> Vec<OptionSpec> {
+        [
+            option("iter-time", OptionKind::Number, "Time to spend in PBKDF in milliseconds"),
+            option("keyslot", OptionKind::Number, "Select a single keyslot to modify explicitly"),
+            option(
+                "new-secret",
+                OptionKind::Text,
+                "New secret to set in the matching keyslots. Empty string to erase",
+            ),
+            option("old-secret", OptionKind::Text, "Select all keyslots that match this password"),
+            option("state", OptionKind::Text, "Select new state of affected keyslots (active/inactive)"),
+        ]
+        .to_vec()
+    }
+
     async fn create(&self, context: &OpenContext, filename: &str, options: &mut Options) -> Result<()> {
         let new = NewImage::take(options)?;
         new.secret(context)?;

@@ -3,7 +3,7 @@
 use crate::driver::Qcow2Driver;
 use crate::engine::state::{FirstCluster, Qcow2};
 use crate::format::header::{Autoclear, Compatible, CryptMethod, Incompatible};
-use block_graph::{Error, Image, Options, Result, Truncate};
+use block_graph::{Error, Options, Result, Truncate};
 use luks::HeaderPlace;
 use std::sync::atomic::Ordering;
 
@@ -74,9 +74,6 @@ impl Qcow2Driver {
             };
             engine.change_first_cluster(change).await?;
         }
-        if wanted.backing.is_some() || wanted.backing_format.is_some() {
-            self.amend_backing(&engine, &wanted).await?;
-        }
         if let Some(lazy) = wanted.lazy_refcounts {
             engine.set_lazy_refcounts(lazy).await?;
         }
@@ -88,15 +85,6 @@ impl Qcow2Driver {
         }
         progress(1, 1);
         Ok(())
-    }
-
-    async fn amend_backing(&self, engine: &Qcow2, wanted: &Wanted) -> Result<()> {
-        let first = engine.first_cluster.lock().clone();
-        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-        let name = wanted.backing.clone().or(first.backing_name.map(text));
-        let format = wanted.backing_format.clone().or(first.extensions.backing_format.map(text));
-        let result = self.change_backing(name.as_deref(), format.as_deref()).await;
-        result.map_err(|error| error.context("Failed to change the backing file"))
     }
 }
 
@@ -130,8 +118,15 @@ fn check(engine: &Qcow2, wanted: &Wanted) -> Result<()> {
             "Lazy refcounts only supported with compatibility level 1.1 and above (use compat=1.1 or greater)",
         ));
     }
-    if wanted.backing.as_ref().is_some_and(|name| !name.is_empty()) && engine.data_file_raw() {
-        return Err(Error::invalid("Backing file not supported for file with data-file-raw"));
+    // Another backing file would need the data that it has not.
+    let differs = |wanted: &Option<String>, now: &Option<Vec<u8>>| {
+        wanted.as_ref().is_some_and(|wanted| wanted.as_bytes() != now.as_deref().unwrap_or_default())
+    };
+    if differs(&wanted.backing, &first.backing_name)
+        || differs(&wanted.backing_format, &first.extensions.backing_format)
+    {
+        let error = Error::invalid("Cannot amend the backing file");
+        return Err(error.hint("You can use 'qemu-img rebase' instead."));
     }
     Ok(())
 }

@@ -2,8 +2,8 @@
 //!
 //! While an image is open for writing, its bitmaps are marked as in use in the file, so that a crash leaves bitmaps that
 //! say of themselves that they cannot be trusted. The marks are flags in the directory, changed where it is: each is
-//! within a sector. Contents that changed are written when the image is closed: data, tables and a directory in new
-//! clusters, then the header that names them, and then the old ones are freed.
+//! within a sector. When the image is closed and any content has changed, all contents are written: data, tables and a
+//! directory in new clusters, then the header that names them, and then the old ones are freed.
 //!
 //! Contents are in memory only where they are needed: those of bitmaps that record writes, and those that somebody asked
 //! for.
@@ -333,12 +333,9 @@ impl PersistentBitmaps {
         let mut old = Vec::new();
         let mut moved = self.directory_changed.load(Ordering::Acquire)
             && all.iter().any(|bitmap| bitmap.state.lock().table.is_none());
-        for bitmap in &all {
-            let content = {
-                let state = bitmap.state.lock();
-                state.content.clone().filter(|_| state.changed && !bitmap.inconsistent)
-            };
-            let Some(content) = content else { continue };
+        let any_changed = moved || all.iter().any(|one| !one.inconsistent && one.state.lock().changed);
+        for bitmap in all.iter().filter(|bitmap| any_changed && !bitmap.inconsistent) {
+            let content = self.content(engine, bitmap).await?;
             let stored = self.store_bits(engine, &content).await;
             let table = stored.map_err(|error| {
                 error.context(format_args!("Failed to write bitmap '{}' to file", bitmap.name))

@@ -10,7 +10,7 @@ use crate::storage::NodeFile;
 use arc_swap::ArcSwap;
 use block_graph::{
     BitmapInfo, BlockStatus, CheckFix, CheckReport, DirtyBitmap, Driver, Edge, Errno, Error, Image,
-    ImageInfo, Limits, NodeRef, OpenFlags, Options, Progress, Result, Secrets, SnapshotInfo, Truncate,
+    ImageInfo, Limits, Log, NodeRef, OpenFlags, Options, Progress, Result, Secrets, SnapshotInfo, Truncate,
     WriteFlags, ZeroFlags, async_trait,
 };
 use io_loop::IoVec;
@@ -49,7 +49,7 @@ impl Qcow2Driver {
             first = read_first_cluster(&file.node(), &parameters).await?;
         }
         let engine = load::load(file.clone(), data_file.clone(), backing.clone(), &parameters, first).await?;
-        if flags.writable && !flags.check {
+        if flags.writable {
             tidy_header(&engine).await?;
         }
         let bitmaps = load_bitmaps(&engine, flags).await?;
@@ -245,16 +245,14 @@ impl Image for Qcow2Driver {
         }
     }
 
-    async fn check(&self, fix: CheckFix) -> Result<CheckReport> {
+    async fn check(&self, fix: CheckFix, say: Log<'_>) -> Result<CheckReport> {
         let fix = match fix {
             CheckFix::Nothing => check::Fix::NONE,
             CheckFix::Leaks => check::Fix::LEAKS,
             CheckFix::All => check::Fix::ALL,
         };
-        let mut messages = Vec::new();
-        let mut say = |line: &str| messages.push(line.to_owned());
         let report = self.with_file(async |file| {
-            check::check(file, fix, &mut say).await.map_err(|failed| Error::from(failed.error))
+            check::check(file, fix, say).await.map_err(|failed| Error::from(failed.error))
         });
         let report = report.await?;
         Ok(CheckReport {
@@ -268,7 +266,6 @@ impl Image for Qcow2Driver {
             allocated_clusters: Some(report.allocated_clusters),
             fragmented_clusters: Some(report.fragmented_clusters),
             compressed_clusters: Some(report.compressed_clusters),
-            messages,
         })
     }
 
@@ -300,7 +297,15 @@ impl Image for Qcow2Driver {
     }
 
     async fn make_empty(&self) -> Result<()> {
-        let emptied = self.engine().make_empty().await;
+        let engine = self.engine();
+        engine.check_writable()?;
+        let _alone = engine.requests.exclusive().await;
+        if engine.can_be_rebuilt_empty() && self.bitmaps.load().infos().is_empty() {
+            engine.rebuild_empty().await?;
+            let parameters = self.parameters.lock().clone();
+            return self.reload(parameters).await;
+        }
+        let emptied = engine.discard_all().await;
         self.bitmaps.load().wrote(0, self.len());
         emptied
     }

@@ -1,6 +1,6 @@
 //! Opening images.
 
-use crate::create::{CREATE_OPTIONS, create_image};
+use crate::create::{AMEND_ENCRYPTION, CREATE_OPTIONS, create_image};
 use crate::driver::Qcow2Driver;
 use crate::engine::load::read_first_cluster;
 use crate::engine::state::{Backing, FirstCluster};
@@ -9,7 +9,7 @@ use crate::measure::measure_options;
 use crate::parameters::Parameters;
 use block_graph::{
     DriverKind, Edge, Error, MeasureReport, NodeRef, OpenContext, OpenFlags, OptionSpec, Options, Reference,
-    Result, Role, Value, async_trait, full_filename,
+    Result, Role, Value, async_trait, full_filename_beside,
 };
 use std::sync::Arc;
 
@@ -43,6 +43,11 @@ impl DriverKind for Qcow2Kind {
         CREATE_OPTIONS
     }
 
+    fn amend_options(&self) -> Vec<OptionSpec> {
+        let own = CREATE_OPTIONS.iter().filter(|spec| spec.amendable);
+        own.chain(AMEND_ENCRYPTION).copied().collect()
+    }
+
     async fn create(&self, context: &OpenContext, filename: &str, options: &mut Options) -> Result<()> {
         create_image(context, filename, options).await
     }
@@ -60,12 +65,11 @@ async fn open_image(
     parameters: Parameters,
 ) -> Result<Qcow2Driver> {
     let flags = parameters.flags;
-    let name = file.filename().unwrap_or_else(|| file.name().to_owned());
     let first = read_first_cluster(&file, &parameters).await?;
-    let data_file = open_data_file(context, options, &name, &first, flags).await?;
+    let data_file = open_data_file(context, options, &file, &first, flags).await?;
     let backing = Arc::new(Backing::default());
     let names = Names {
-        image: &name,
+        image: file.clone(),
         backing: first.backing_name.clone(),
         format: first.extensions.backing_format.clone(),
     };
@@ -80,8 +84,9 @@ async fn open_image(
 }
 
 /// The backing file as an image names it.
-struct Names<'a> {
-    image: &'a str,
+struct Names {
+    /// The image's file.
+    image: NodeRef,
     backing: Option<Vec<u8>>,
     format: Option<Vec<u8>>,
 }
@@ -89,7 +94,7 @@ struct Names<'a> {
 async fn open_backing(
     context: &OpenContext,
     options: &mut Options,
-    names: Names<'_>,
+    names: Names,
     flags: OpenFlags,
 ) -> Result<Option<NodeRef>> {
     let none = match options.get("backing") {
@@ -126,15 +131,14 @@ async fn open_backing(
     if let Some(format) = names.format.filter(|_| !own.has("driver")) {
         own.set("driver", String::from_utf8_lossy(&format).into_owned());
     }
-    let reference = Reference { by: names.image, role: Role::Backing, name: &name };
-    let node = open_named(context, reference, own, flags.for_backing()).await;
+    let node = open_named(context, &names.image, (Role::Backing, &name), own, flags.for_backing()).await;
     node.map_err(failed).map(Some)
 }
 
 async fn open_data_file(
     context: &OpenContext,
     options: &mut Options,
-    image: &str,
+    image: &NodeRef,
     first: &FirstCluster,
     flags: OpenFlags,
 ) -> Result<Option<Arc<Edge>>> {
@@ -165,8 +169,7 @@ async fn open_data_file(
         return Err(Error::invalid("'data-file' is required for this image"));
     };
     let name = String::from_utf8_lossy(name).into_owned();
-    let reference = Reference { by: image, role: Role::Data, name: &name };
-    let opened = open_named(context, reference, Options::new(), flags.for_file()).await;
+    let opened = open_named(context, image, (Role::Data, &name), Options::new(), flags.for_file()).await;
     match opened {
         Ok(node) => Ok(Some(Edge::new(Role::Data, node))),
         Err(_) if flags.no_io => Ok(None),
@@ -177,21 +180,23 @@ async fn open_data_file(
 /// Opens a file that an image names, if the context's rule lets it.
 async fn open_named(
     context: &OpenContext,
-    reference: Reference<'_>,
+    image: &NodeRef,
+    (role, name): (Role, &str),
     mut options: Options,
     flags: OpenFlags,
 ) -> Result<NodeRef> {
-    let data = reference.role == Role::Data;
-    if let Some(json) = reference.name.strip_prefix("json:") {
+    let by = image.filename().unwrap_or_else(|| image.name().to_owned());
+    let reference = Reference { by: &by, role, name };
+    if let Some(json) = name.strip_prefix("json:") {
         options.merge_defaults(Options::from_json(json)?);
         context.rule.check(reference, &options)?;
         return context.open(options, flags).await;
     }
-    let name = full_filename(reference.by, reference.name)?;
+    let name = full_filename_beside(image, name)?;
     let mut checked = options.clone();
     checked.set("filename", name.clone());
     context.rule.check(reference, &checked)?;
-    if data {
+    if role == Role::Data {
         return context.open_protocol(&name, options, flags).await;
     }
     context.open_filename(&name, options, flags).await

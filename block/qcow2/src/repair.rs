@@ -7,7 +7,7 @@ use block_graph::{Errno, Error, NodeRef, Result};
 /// Checks an image's file and repairs everything, for an image that is to be opened.
 pub(crate) async fn repair(file: &NodeRef) -> Result<()> {
     let storage = NodeFile(file.clone());
-    let report = check::check(&storage, check::Fix::ALL, &mut |line| tracing::info!("repair: {line}")).await;
+    let report = check::check(&storage, check::Fix::ALL, &mut |line| eprintln!("{line}")).await;
     match report {
         Ok(report) if report.check_errors == 0 => Ok(()),
         Ok(_) => Err(Error::errno_only(Errno::IO)),

@@ -31,6 +31,11 @@ pub trait Storage {
     /// Makes `len` bytes from `offset` on read as zeros; with `allocate`, space is taken for them.
     async fn write_zeroes(&self, offset: u64, len: u64, allocate: bool) -> io::Result<()>;
 
+    /// Gives back the space of `len` bytes from `offset` on, if that is possible: nobody needs them.
+    async fn discard(&self, _offset: u64, _len: u64) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Cuts or grows the file; what is new reads as zeros.
     async fn set_len(&self, len: u64) -> io::Result<()>;
 
@@ -90,6 +95,11 @@ impl Storage for NodeFile {
     async fn write_zeroes(&self, offset: u64, len: u64, allocate: bool) -> io::Result<()> {
         let flags = if allocate { ZeroFlags::empty() } else { ZeroFlags::MAY_UNMAP };
         Ok(self.0.write_zeroes(offset, len, flags).await?)
+    }
+
+    async fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        let there = self.0.len().saturating_sub(offset).min(len);
+        Ok(self.0.discard(offset, there).await?)
     }
 
     async fn set_len(&self, len: u64) -> io::Result<()> {

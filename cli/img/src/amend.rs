@@ -73,7 +73,7 @@ async fn amend(
 fn amendable(context: &OpenContext, format: &str) -> Result<Vec<OptionSpec>, Failure> {
     let kind = context.registry.find(format);
     let kind = kind.ok_or_else(|| Failure::new(format!("Unknown file format '{format}'")))?;
-    let specs: Vec<_> = kind.create_options().iter().filter(|spec| spec.amendable).copied().collect();
+    let specs = kind.amend_options();
     if specs.is_empty() { Err(unsupported(format).into()) } else { Ok(specs) }
 }
 

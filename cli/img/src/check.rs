@@ -38,8 +38,6 @@ pub(crate) async fn run(tool: &Tool, words: Vec<String>) -> Outcome {
     let context = shared.context();
     let node = shared.named(&filename).open(tool, &context, flags).await?;
     let mut report = check(&node, fix).await?;
-    // What a check says goes where messages about images go, also when its result is for programs.
-    report.messages.iter().for_each(|message| eprintln!("{message}"));
     let fixed = (report.corruptions_fixed, report.leaks_fixed);
     if fixed != (0, 0) {
         if output == Output::Human && !shared.quiet {
@@ -48,7 +46,6 @@ pub(crate) async fn run(tool: &Tool, words: Vec<String>) -> Outcome {
             println!("Double checking the fixed image now...");
         }
         report = check(&node, CheckFix::Nothing).await?;
-        report.messages.iter().for_each(|message| eprintln!("{message}"));
         (report.corruptions_fixed, report.leaks_fixed) = fixed;
     }
     if !shared.quiet {
@@ -75,7 +72,8 @@ pub(crate) async fn run(tool: &Tool, words: Vec<String>) -> Outcome {
 async fn check(node: &NodeRef, fix: CheckFix) -> Result<CheckReport, Failure> {
     let unsupported = || Failure::new("This image format does not support checks").with_code(UNSUPPORTED);
     let image = node.driver().image().ok_or_else(unsupported)?;
-    image.check(fix).await.map_err(|error| match error.errno() {
+    // What a check says goes where messages about images go, also when its result is for programs.
+    image.check(fix, &mut |line| eprintln!("{line}")).await.map_err(|error| match error.errno() {
         Errno::NOT_SUPPORTED => unsupported(),
         errno => Failure::new(format!("Check failed: {errno}")),
     })

@@ -46,7 +46,7 @@ pub(crate) async fn run(tool: &Tool, words: Vec<String>) -> Outcome {
     }
     let say = |text: String| {
         if !shared.quiet {
-            println!("{text}");
+            tool.say(&text);
         }
     };
     let files = [first.as_str(), second.as_str()];

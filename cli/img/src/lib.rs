@@ -45,7 +45,7 @@ pub fn completion() -> clap::Command {
 /// Runs the program that was called as `program` with `arguments`.
 pub fn run(program: &str, arguments: Vec<String>) -> ExitCode {
     let tool = Tool::new(program);
-    match split(&tool, arguments) {
+    let code = match split(&tool, arguments) {
         Ok(Some((command, words))) => match io_loop::block_on(subcommand(&tool, &command, words)) {
             Ok(code) => code,
             Err(Failure::Said(HELP)) => help(&tool, Some(&command)),
@@ -53,7 +53,9 @@ pub fn run(program: &str, arguments: Vec<String>) -> ExitCode {
         },
         Ok(None) => ExitCode::SUCCESS,
         Err(failure) => tool.fail(&failure, None),
-    }
+    };
+    tool.end();
+    code
 }
 
 /// Takes what stands before the subcommand, and returns its name and words, if there is one.

@@ -2,7 +2,8 @@
 
 use block_graph::Error;
 use getopt::{Flag, Getopt, Word};
-use std::io::Write;
+use std::cell::RefCell;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 /// The name that the program goes by.
@@ -10,18 +11,37 @@ use std::process::ExitCode;
 pub(crate) struct Tool {
     name: String,
     program: String,
+    /// Results that are printed when the command has ended.
+    held: RefCell<String>,
 }
 
 impl Tool {
     /// The tool, called as `program`.
     pub(crate) fn new(program: &str) -> Self {
         let name = program.rsplit('/').next().unwrap_or(program);
-        Self { name: name.to_owned(), program: program.to_owned() }
+        Self { name: name.to_owned(), program: program.to_owned(), held: RefCell::default() }
     }
 
     /// The name.
     pub(crate) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Prints a line of the result: at once on a terminal, and otherwise when the command has ended, as programs do that
+    /// write whole blocks to files and pipes.
+    pub(crate) fn say(&self, line: &str) {
+        if std::io::stdout().is_terminal() {
+            println!("{line}");
+        } else {
+            let mut held = self.held.borrow_mut();
+            held.push_str(line);
+            held.push('\n');
+        }
+    }
+
+    /// Prints what is held back.
+    pub(crate) fn end(&self) {
+        print!("{}", self.held.take());
     }
 
     /// Says what went wrong.

@@ -172,6 +172,8 @@ pub(crate) async fn reopen(session: &Session, node: &NodeRef, words: &Words) -> 
         if let Some(read_only) = options.take_switch("read-only")? {
             flags.writable = !read_only;
         }
+        // It stays what it was: a switch all the same.
+        options.take_switch("auto-read-only")?;
         if let Some(direct) = options.take_switch("cache.direct")? {
             flags.direct = direct;
         }

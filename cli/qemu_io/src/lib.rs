@@ -153,11 +153,11 @@ async fn serve(name: &str, arguments: Arguments) -> ExitCode {
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-/// Closes the image. Whether all could be written then is said and decides no exit code; that an image was found to be
-/// corrupt has been said before.
+/// Closes the image. What could not be written then is said and decides no exit code; a bare number is what requests
+/// have met and said before.
 async fn close(session: &mut Session) {
     match session.close().await {
-        Err(error) if error.errno() != Errno::NO_MEDIUM => session.error(error),
+        Err(error) if error.to_string() != error.errno().to_string() => session.error(error),
         _ => {}
     }
 }

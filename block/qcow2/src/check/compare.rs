@@ -87,6 +87,7 @@ impl Checker<'_> {
             }
         };
         let mut changed = false;
+        let mut freed: Vec<Range<u64>> = Vec::new();
         for cluster in range.clone() {
             let number = cluster - range.start;
             let on_disk =
@@ -99,11 +100,23 @@ impl Checker<'_> {
             if on_disk != counted && self.mismatch(cluster, on_disk, counted, fix) {
                 changed = refcount::set(&mut bytes, order, number, counted).is_ok();
                 now = counted;
+                match freed.last_mut() {
+                    _ if counted > 0 => {}
+                    Some(run) if run.end == cluster => run.end += 1,
+                    _ => freed.push(cluster..cluster + 1),
+                }
             }
             self.copied_suspect |= self.references.belies(cluster, now);
         }
         if changed {
             write_all(self.file, offset, &bytes).await?;
+        }
+        for run in freed {
+            let (start, end) =
+                (run.start << self.geometry.cluster_bits, run.end << self.geometry.cluster_bits);
+            if let Err(error) = self.file.discard(start, end - start).await {
+                tracing::debug!("discarding {} bytes at {start:#x}: {error}", end - start);
+            }
         }
         Ok(())
     }

@@ -4,6 +4,7 @@ mod encryption;
 mod layout;
 mod options;
 
+pub(crate) use options::AMEND_ENCRYPTION;
 pub use options::{CREATE_OPTIONS, CreateSpec};
 
 use crate::format::extensions::{Extent, encode_first_cluster};
@@ -225,8 +226,7 @@ impl NewImage<'_> {
 /// Makes a data file as long as the disk, and takes space for it.
 async fn prepare_data(file: &dyn Storage, size: u64, preallocation: Preallocation) -> std::io::Result<()> {
     match preallocation {
-        Preallocation::Off => Ok(()),
-        Preallocation::Metadata => file.set_len(size).await,
+        Preallocation::Off | Preallocation::Metadata => file.set_len(size).await,
         Preallocation::Falloc => file.reserve(0, size).await,
         Preallocation::Full => {
             for start in (0..size).step_by(MAX_TRANSFER * 64) {

@@ -73,6 +73,24 @@ pub const CREATE_OPTIONS: &[OptionSpec] = {
     ]
 };
 
+/// The options of an encrypted image's passwords that can be changed.
+pub(crate) const AMEND_ENCRYPTION: &[OptionSpec] = {
+    use OptionKind::{Number, Text};
+    &[
+        option("encrypt.iter-time", Number, "Time to spend in PBKDF in milliseconds", None, true),
+        option("encrypt.keyslot", Number, "Select a single keyslot to modify explicitly", None, true),
+        option(
+            "encrypt.new-secret",
+            Text,
+            "New secret to set in the matching keyslots. Empty string to erase",
+            None,
+            true,
+        ),
+        option("encrypt.old-secret", Text, "Select all keyslots that match this password", None, true),
+        option("encrypt.state", Text, "Select new state of affected keyslots (active/inactive)", None, true),
+    ]
+};
+
 /// What a new image is to be. [`CreateSpec::take`] makes one whose parts go together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CreateSpec {

@@ -98,6 +98,8 @@ impl Qcow2 {
         let moved = |index: &u32| self.must_move(entry, *index, new);
         match (0..first).find(moved) {
             Some(index) => u64::from(index) << bits,
+            // What is there already stays: others may be writing to it.
+            None if !new && entry.subcluster_kind(geometry, first) == SubclusterKind::Normal => data,
             None => data >> bits << bits,
         }
     }
@@ -110,6 +112,7 @@ impl Qcow2 {
         let moved = |index: &u32| self.must_move(entry, *index, new);
         match (behind..geometry.subclusters()).rev().find(moved) {
             Some(index) => u64::from(index + 1) << bits,
+            None if !new && entry.subcluster_kind(geometry, behind - 1) == SubclusterKind::Normal => data,
             None => u64::from(behind) << bits,
         }
     }

@@ -5,8 +5,9 @@ use super::copy::{NewEntries, bits};
 use super::frees::Why;
 use super::state::Qcow2;
 use crate::format::entry::{ClusterKind, L2Entry, SubclusterKind};
-use block_graph::{Errno, Error, Result, ZeroFlags};
+use block_graph::{Errno, Error, Result, ZeroFlags, status_above};
 use io_loop::IoBuffer;
+use std::cell::Cell;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -48,26 +49,51 @@ impl Qcow2 {
         while at < range.end {
             let start = at & !(unit - 1);
             let end = range.end.min(start + unit);
-            let run = self.map(start, unit).await?;
-            let reads_zero = match run.kind {
-                SubclusterKind::ZeroPlain | SubclusterKind::ZeroAllocated => true,
-                SubclusterKind::UnallocatedPlain | SubclusterKind::UnallocatedAllocated => {
-                    self.backing_node().is_none_or(|backing| backing.len() <= start)
+            let must_write = self.data_file_raw() || self.version_2() && self.backing_node().is_some();
+            if !must_write
+                && self.rest_is_zero(start, at..end).await?
+                && self.mark_if_unwritten(start..start + unit, flags).await?
+            {
+                // It is a zero cluster, or subcluster, now.
+            } else if flags.contains(ZeroFlags::NO_FALLBACK) {
+                return Err(Error::errno_only(Errno::NOT_SUPPORTED));
+            } else {
+                let mut done = at;
+                while done < end {
+                    let len = (end - done).min(ZEROS);
+                    self.write_guest(done, &IoBuffer::zeroed(len as usize).into_io()).await?;
+                    done += len;
                 }
-                _ => false,
-            };
-            if !reads_zero {
-                if flags.contains(ZeroFlags::NO_FALLBACK) {
-                    return Err(Error::errno_only(Errno::NOT_SUPPORTED));
-                }
-                let len = end.min(at + ZEROS) - at;
-                self.write_guest(at, &IoBuffer::zeroed(len as usize).into_io()).await?;
-                at += len;
-                continue;
             }
             at = end;
         }
         Ok(())
+    }
+
+    /// Whether a subcluster has no data of its own, and what is around `part` in it reads as zero.
+    async fn rest_is_zero(&self, start: u64, part: Range<u64>) -> Result<bool> {
+        let unit = self.geometry.subcluster_size();
+        match self.map(start, unit).await?.kind {
+            SubclusterKind::ZeroPlain | SubclusterKind::ZeroAllocated => return Ok(true),
+            SubclusterKind::UnallocatedPlain | SubclusterKind::UnallocatedAllocated => {}
+            _ => return Ok(false),
+        }
+        let Some(backing) = self.backing_node() else { return Ok(true) };
+        let end = (start + unit).min(self.disk_size());
+        for mut rest in [start..part.start, part.end..end] {
+            while rest.start < rest.end {
+                let len = rest.end - rest.start;
+                let (status, _) = status_above(&backing, None, rest.start, len, true).await?;
+                if status.len == 0 {
+                    break;
+                }
+                if !status.zero {
+                    return Ok(false);
+                }
+                rest.start += status.len;
+            }
+        }
+        Ok(true)
     }
 
     /// Has no entry of the active L2 tables say that its cluster is zero. The caller is alone.
@@ -102,6 +128,33 @@ impl Qcow2 {
 
     /// Has the L2 tables say that whole subclusters are zero.
     async fn mark_zero(&self, range: Range<u64>, flags: ZeroFlags) -> Result<()> {
+        self.mark_where(range, flags, |_, _| true).await
+    }
+
+    /// Has an L2 table say that a subcluster is zero, unless somebody has written data to it by now: says whether it did.
+    async fn mark_if_unwritten(&self, range: Range<u64>, flags: ZeroFlags) -> Result<bool> {
+        let marked = Cell::new(false);
+        let geometry = &self.geometry;
+        let unwritten = |entry: L2Entry, touched: u32| {
+            let free = match entry.kind(geometry) {
+                ClusterKind::Compressed => false,
+                ClusterKind::Normal => geometry.extended_l2 && entry.allocated_bits() & touched == 0,
+                _ => true,
+            };
+            marked.set(free);
+            free
+        };
+        self.mark_where(range, flags, unwritten).await?;
+        Ok(marked.get())
+    }
+
+    /// [`Qcow2::mark_zero`] of the subclusters that `may` says.
+    async fn mark_where(
+        &self,
+        range: Range<u64>,
+        flags: ZeroFlags,
+        may: impl Fn(L2Entry, u32) -> bool,
+    ) -> Result<()> {
         if self.data_file_raw() {
             let len = range.end.min(self.data().len()).saturating_sub(range.start);
             if len > 0 {
@@ -111,6 +164,9 @@ impl Qcow2 {
         let unmap = flags.contains(ZeroFlags::MAY_UNMAP);
         let geometry = &self.geometry;
         self.change_entries(range, Why::Request, |entry, touched| {
+            if !may(entry, touched) {
+                return Change::Nothing;
+            }
             let kind = entry.kind(geometry);
             if geometry.extended_l2 && touched != u32::MAX {
                 // Some subclusters of the cluster: compressed ones have been written as data by then.

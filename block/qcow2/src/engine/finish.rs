@@ -1,4 +1,4 @@
-//! The end of an image's use, VM state, and emptying an image.
+//! The end of an image's use, VM state, and discarding everything.
 
 use super::frees::Why;
 use super::state::Qcow2;
@@ -51,10 +51,8 @@ impl Qcow2 {
         self.read_own(start, into).await
     }
 
-    /// Has the disk hold nothing, so that the backing file is seen.
-    pub(crate) async fn make_empty(&self) -> Result<()> {
-        self.check_writable()?;
-        let _alone = self.requests.exclusive().await;
+    /// Has the disk hold nothing, so that the backing file is seen. The caller is alone.
+    pub(crate) async fn discard_all(&self) -> Result<()> {
         let end = self.disk_size().next_multiple_of(self.geometry.cluster_size());
         if end > 0 {
             self.discard_guest(0..end, Why::Snapshot, true).await?;

@@ -10,6 +10,7 @@ use block_graph::Result;
 impl Qcow2 {
     /// Says that tables in memory no longer name these clusters, so that they are one reference less.
     pub(crate) fn free_clusters(&self, offset: u64, clusters: u64, why: Why) {
+        self.event("cluster_free");
         self.free(Freed { offset, clusters, why, in_data_file: false });
     }
 
@@ -72,7 +73,6 @@ impl Qcow2 {
             }
             return Ok(());
         }
-        self.event("cluster_free");
         self.before_refcounts_change().await?;
         let first = freed.offset >> geometry.cluster_bits;
         let mut free: Vec<(u64, u64)> = Vec::new();

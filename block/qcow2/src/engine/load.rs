@@ -127,6 +127,7 @@ pub(crate) async fn load(
         corruption: Default::default(),
         discards: parameters.discards,
         overlap_check: parameters.overlap_check,
+        preallocated: Default::default(),
         lazy_refcounts: AtomicBool::new(lazy),
         first_cluster: Mutex::new(first),
         header_writing: futures_util::lock::Mutex::default(),
@@ -197,9 +198,6 @@ async fn open_crypt(file: &NodeRef, parameters: &Parameters, first: &FirstCluste
         return Ok(Some(Crypt::new(method, cipher, None, password)));
     }
     let Some(extent) = first.extensions.crypto else {
-        if parameters.flags.no_io {
-            return Ok(Some(Crypt::new(method, None, None, password)));
-        }
         return Err(Error::invalid("Missing CRYPTO header for crypt method 2"));
     };
     let place = HeaderPlace { node: file.clone(), offset: extent.offset };

@@ -29,6 +29,7 @@ pub(crate) mod corruption;
 pub(crate) mod crypt;
 pub(crate) mod decompressed;
 pub(crate) mod discard;
+pub(crate) mod empty;
 pub(crate) mod finish;
 mod free;
 pub(crate) mod frees;

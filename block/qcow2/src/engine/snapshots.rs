@@ -130,13 +130,18 @@ impl Qcow2 {
         self.write_snapshot_table(list).await?;
         let bytes = u64::from(gone.l1_entries) * 8;
         self.metadata.write().remove(gone.l1_offset, bytes);
-        {
+        let freed = async {
             let mut allocator = self.allocator.lock().await;
             self.count_tree(&mut allocator, &entries, -1).await?;
-        }
-        self.free_clusters(gone.l1_offset, self.geometry.clusters(bytes), Why::Snapshot);
-        self.refresh_copied().await?;
-        self.write_everything().await
+            drop(allocator);
+            self.free_clusters(gone.l1_offset, self.geometry.clusters(bytes), Why::Snapshot);
+            self.refresh_copied().await?;
+            self.write_everything().await
+        };
+        freed.await.map_err(|error| {
+            eprintln!("qcow2_free_clusters failed: {}", error.errno());
+            error.context("Failed to free the cluster and L1 table")
+        })
     }
 
     /// Makes the disk what it was at a snapshot.

@@ -16,8 +16,8 @@ use arc_swap::ArcSwapOption;
 use block_graph::{Edge, Errno, Error, NodeRef, Result, Role};
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// What an image's first cluster says.
 #[derive(Clone, Debug)]
@@ -96,6 +96,8 @@ pub(crate) struct Qcow2 {
     pub(crate) discards: DiscardRules,
     /// Whether writes are checked against overlaps with metadata.
     pub(crate) overlap_check: bool,
+    /// See [`Qcow2::is_preallocated`].
+    pub(crate) preallocated: OnceLock<bool>,
     /// Refcounts may be written late, with the dirty bit set.
     pub(crate) lazy_refcounts: AtomicBool,
 }

@@ -32,11 +32,26 @@ impl Qcow2 {
             SubclusterKind::UnallocatedAllocated => placed(BlockStatus::unallocated(run.len)),
             SubclusterKind::ZeroPlain => BlockStatus::zero(run.len),
             SubclusterKind::ZeroAllocated => placed(BlockStatus::zero(run.len)),
-            SubclusterKind::Normal => placed(BlockStatus::data(run.len)),
+            SubclusterKind::Normal => {
+                let status = placed(BlockStatus::data(run.len));
+                BlockStatus { recurse: status.at.is_some() && self.is_preallocated(), ..status }
+            }
             SubclusterKind::Compressed | SubclusterKind::Invalid => {
                 BlockStatus { compressed: true, ..BlockStatus::data(run.len) }
             }
         }
+    }
+
+    /// Whether much of the file is holes, as in images whose clusters were preallocated and never written: the file
+    /// knows then which of them are zero. Found out once, as a rough guess: a wrong one costs time or precision alone.
+    fn is_preallocated(&self) -> bool {
+        *self.preallocated.get_or_init(|| {
+            let node = self.data();
+            let Some(stored) = node.driver().allocated_size() else { return false };
+            let (clusters, stored) =
+                (self.geometry.clusters(node.len()), stored >> self.geometry.cluster_bits);
+            clusters >= (stored * 10 / 9).max(stored + 2)
+        })
     }
 
     fn has_plain_data(&self) -> bool {

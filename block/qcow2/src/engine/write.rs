@@ -8,7 +8,7 @@ use super::metadata_map::Metadata;
 use super::parts::Parts;
 use super::requests::Claim;
 use super::state::Qcow2;
-use crate::format::entry::{ClusterKind, L1Entry, L2Entry, SubclusterKind};
+use crate::format::entry::{L1Entry, L2Entry, SubclusterKind};
 use block_graph::{Result, WriteFlags};
 use io_loop::{IoBuffer, IoVec};
 use std::sync::Arc;
@@ -100,7 +100,7 @@ impl Qcow2 {
     /// Finds or makes room for the first bytes of a guest range; returns for how many.
     async fn prepare(&self, guest: u64, len: u64) -> Result<(u64, Ready<'_>)> {
         let run = self.map(guest, len).await?;
-        if run.in_place() {
+        if run.in_place() && (run.len == len || !self.goes_on(&run, guest).await?) {
             return Ok((run.len, Ready::InPlace(run.host, guest)));
         }
         let geometry = &self.geometry;
@@ -136,6 +136,19 @@ impl Qcow2 {
         }
     }
 
+    /// Whether the cluster behind a run that is written in place can be written together with it: it has the next host
+    /// cluster, although nothing is in it yet.
+    async fn goes_on(&self, run: &Run, guest: u64) -> Result<bool> {
+        let (next, host) = (guest + run.len, run.host + run.len);
+        if self.geometry.in_cluster(next) != 0 || next == self.slice_end(guest) {
+            return Ok(false);
+        }
+        let Some(table) = self.l2_table(next).await? else { return Ok(false) };
+        let slice = self.l2.get(&self.file.node(), self.l2_entry_offset(table, next)).await?;
+        let entry = self.entry_in(&slice, next);
+        Ok(entry.copied() && entry.has_host_cluster(&self.geometry) && entry.offset() == host)
+    }
+
     /// The bytes from `guest` to `end`, or to the end of as many clusters.
     fn bytes_within(&self, guest: u64, end: u64, clusters: u64) -> u64 {
         let clusters_end = self.geometry.cluster_start(guest) + (clusters << self.geometry.cluster_bits);
@@ -145,7 +158,7 @@ impl Qcow2 {
     /// What the table has for a range within one slice.
     async fn look(&self, slice: &Arc<Slice>, guest: u64, len: u64) -> Result<Found> {
         let run = self.map(guest, len).await?;
-        if run.in_place() {
+        if run.in_place() && (run.len == len || !self.goes_on(&run, guest).await?) {
             return Ok(Found::InPlace(run));
         }
         let geometry = &self.geometry;
@@ -162,12 +175,7 @@ impl Qcow2 {
             let next = entry(cluster);
             let fits = if reuse {
                 let wanted = first.offset() + (count << geometry.cluster_bits);
-                // A cluster that is allocated as a whole is better written in place.
-                reusable(next)
-                    && next.offset() == wanted
-                    && next.kind(geometry) == first.kind(geometry)
-                    && !(next.kind(geometry) == ClusterKind::Normal
-                        && (!geometry.extended_l2 || next.allocated_bits() == u32::MAX))
+                reusable(next) && next.offset() == wanted
             } else {
                 !reusable(next) && next.subcluster_kind(geometry, 0) != SubclusterKind::Invalid
             };
@@ -228,6 +236,7 @@ impl Qcow2 {
                     return Err(error);
                 }
                 self.set_l1_entry(guest, old, taken.offset);
+                self.write_refcounts_early(&allocator).await?;
                 L1Entry::new(taken.offset)
             }
         };

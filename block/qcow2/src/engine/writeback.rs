@@ -1,5 +1,6 @@
 //! Writing what is dirty, in the order that keeps the file whole.
 
+use super::allocator::Allocator;
 use super::cache::Extract;
 use super::frees::Freed;
 use super::state::Qcow2;
@@ -10,8 +11,6 @@ use io_loop::IoBuffer;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 
-/// Freed entries that are kept in memory before tables are written so that the clusters can be used again.
-const MOST_FREED: usize = 8192;
 /// Writes of tables at a time.
 const WRITES_AT_A_TIME: usize = 16;
 
@@ -30,8 +29,23 @@ impl Qcow2 {
     pub(crate) async fn relieve(&self) -> Result<()> {
         let many = self.l2.wants_writeback()
             || self.blocks.wants_writeback()
-            || self.frees.lock().unstable.len() > MOST_FREED;
+            || self.frees.lock().are_many(self.geometry.cluster_bits);
         if many { self.write_tables(!self.blocks.wants_writeback()).await.map(drop) } else { Ok(()) }
+    }
+
+    /// With lazy refcounts: writes those that are dirty, if nobody writes tables now. Called when an L2 table is made, so
+    /// that a crash leaves only clusters of data uncounted.
+    pub(crate) async fn write_refcounts_early(&self, allocator: &Allocator) -> Result<()> {
+        if !self.lazy_refcounts.load(Ordering::Relaxed) || !allocator.table_dirty.is_empty() {
+            return Ok(());
+        }
+        let Some(_writing) = self.writing.try_lock() else { return Ok(()) };
+        let blocks = self.blocks.take_dirty();
+        let written = self.write_extracts(&self.file.node(), &blocks, "refblock_update_part").await;
+        if written.is_err() {
+            self.blocks.give_back(blocks);
+        }
+        written
     }
 
     fn anything_to_write(&self, with_refcounts: bool) -> bool {

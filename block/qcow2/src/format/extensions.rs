@@ -165,12 +165,13 @@ impl Extensions {
 }
 
 fn feature_names(data: &[u8]) -> Vec<FeatureName> {
-    let entries = data.chunks_exact(FEATURE_ENTRY);
+    // The last entry may be without the zeros that pad it.
+    let entries = data.chunks(FEATURE_ENTRY).filter(|entry| entry.len() > 2);
     entries
-        .map(|entry| FeatureName {
-            kind: entry[0],
-            bit: entry[1],
-            name: entry[2..].try_into().expect("an entry's rest is the name"),
+        .map(|entry| {
+            let mut name = [0; FEATURE_ENTRY - 2];
+            name[..entry.len() - 2].copy_from_slice(&entry[2..]);
+            FeatureName { kind: entry[0], bit: entry[1], name }
         })
         .collect()
 }

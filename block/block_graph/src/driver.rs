@@ -122,6 +122,9 @@ pub trait Driver: Debug + Send + Sync + Any {
     /// The length in bytes.
     fn len(&self) -> u64;
 
+    /// Is told once the name of its node, for messages.
+    fn named(&self, _node: &str) {}
+
     /// What requests it likes.
     fn limits(&self) -> Limits {
         Limits::default()

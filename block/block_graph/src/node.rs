@@ -89,8 +89,10 @@ impl Drop for Drained {
 impl Node {
     /// A node of `driver`, with a name that is its own in its graph.
     pub fn new(name: impl Into<String>, driver: Box<dyn Driver>, flags: OpenFlags) -> NodeRef {
+        let name = name.into();
+        driver.named(&name);
         Arc::new(Self {
-            name: name.into(),
+            name,
             driver,
             flags: RwLock::new(flags),
             in_flight: AtomicUsize::new(0),

@@ -119,7 +119,7 @@ fn limits_are_shown_and_kept() {
         drop(node);
         let bytes = fs::read(&file).unwrap();
         let zero: Vec<usize> = (0..bytes.len()).filter(|&at| bytes[at] == 0).collect();
-        let expected: Vec<usize> = (100..200_100).chain(327_680..393_216).collect();
+        let expected: Vec<usize> = (100..200_100).chain(303_104..397_312).collect();
         assert!(zero == expected);
         let wrong = open(file.path(), &[("align", "100")]).await.unwrap_err();
         assert_eq!(wrong.to_string(), "Cannot meet constraints with align 100");

@@ -18,7 +18,7 @@ use luks::Volume;
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 use std::any::Any;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// An open image.
 #[derive(Debug)]
@@ -30,6 +30,8 @@ pub struct Qcow2Driver {
     backing: Arc<Backing>,
     parameters: Mutex<Parameters>,
     secrets: Arc<Secrets>,
+    /// The node's name.
+    name: OnceLock<String>,
 }
 
 impl Qcow2Driver {
@@ -61,6 +63,7 @@ impl Qcow2Driver {
             backing,
             parameters: Mutex::new(parameters),
             secrets,
+            name: OnceLock::new(),
         })
     }
 
@@ -131,6 +134,10 @@ impl Driver for Qcow2Driver {
         self.engine.load().disk_size()
     }
 
+    fn named(&self, node: &str) {
+        let _ = self.name.set(node.to_owned());
+    }
+
     fn limits(&self) -> Limits {
         let geometry = self.engine.load().geometry;
         Limits {
@@ -193,7 +200,11 @@ impl Driver for Qcow2Driver {
         let _alone = engine.requests.exclusive().await;
         let stored = self.bitmaps.load_full().close(&engine).await;
         engine.finish().await?;
-        stored.map_err(|error| error.context("Lost persistent bitmaps"))
+        stored.map_err(|error| {
+            let node = self.name.get().map_or("", String::as_str);
+            let lost = format!("Lost persistent bitmaps during inactivation of node '{node}'");
+            error.context(lost).with_errno(Errno::INVALID)
+        })
     }
 
     async fn reopen(&self, options: &mut Options, flags: OpenFlags) -> Result<()> {

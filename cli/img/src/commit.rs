@@ -2,7 +2,7 @@
 
 use crate::commands::flags;
 use crate::progress::Shown;
-use crate::shared_options::{SharedOptions, with_cache};
+use crate::shared_options::{SharedOptions, closing_failed, with_cache};
 use crate::tool::{Failure, Outcome, Tool, number, one_file, parse};
 use block_graph::{Errno, NodeRef, OpenContext, OpenFlags, skip_filters};
 use std::process::ExitCode;
@@ -33,7 +33,13 @@ pub(crate) async fn run(tool: &Tool, words: Vec<String>) -> Outcome {
     drop(shown);
     let closed = node.close().await;
     committed?;
-    closed.map_err(|error| Failure::new(format!("Error while closing the image: {}", error.errno())))?;
+    if let Err(error) = closed {
+        let mut lines = closing_failed(&error);
+        // What was lost is said of the image and of the disk.
+        lines.extend_from_within(..lines.len() - 1);
+        lines.sort_by_key(|line| line.starts_with("Error while"));
+        return Err(Failure::Messages(lines, 1));
+    }
     if !shared.quiet {
         println!("Image committed.");
     }

@@ -1,7 +1,7 @@
 //! What the options of most subcommands are, and how images are opened by them.
 
 use crate::tool::{Failure, Output, Tool};
-use block_graph::{AllowAll, CacheMode, NodeRef, OpenContext, OpenFlags, Options, Secrets, Value};
+use block_graph::{AllowAll, CacheMode, Error, NodeRef, OpenContext, OpenFlags, Options, Secrets, Value};
 use std::sync::Arc;
 
 /// Options that most subcommands have.
@@ -136,13 +136,22 @@ fn source_options(tool: &Tool, list: &str) -> Options {
     blockdev::list_options::open_options(list, Some("file"))
 }
 
+/// What is said when an image could not be closed: what was lost, if anything is known to be, and that.
+pub(crate) fn closing_failed(error: &Error) -> Vec<String> {
+    let (all, errno) = (error.to_string(), error.errno());
+    let lost = (all != errno.to_string()).then_some(all);
+    lost.into_iter().chain([format!("Error while closing the image: {errno}")]).collect()
+}
+
 /// Closes images, and says what went wrong at that.
 pub(crate) async fn close(nodes: impl IntoIterator<Item = &NodeRef>) -> Result<(), Failure> {
     let mut result = Ok(());
     for node in nodes {
         if let Err(error) = node.close().await {
-            let message = format!("Error while closing the image: {}", error.errno());
-            result = result.and(Err(Failure::new(message)));
+            let mut lines = closing_failed(&error);
+            // What was lost is said again at the end.
+            lines.extend((lines.len() > 1).then(|| lines[0].clone()));
+            result = result.and(Err(Failure::Messages(lines, 1)));
         }
     }
     result
@@ -202,7 +211,7 @@ impl SnapshotName {
         };
         let loaded = match node.driver().image() {
             Some(image) => image.snapshot_load(id, name).await,
-            None => Err(block_graph::Error::unsupported(format!(
+            None => Err(Error::unsupported(format!(
                 "Block format '{}' used by device '' does not support feature 'temporarily load internal snapshot'",
                 node.driver().format_name()
             ))),

@@ -19,6 +19,9 @@ impl Qcow2 {
 
     async fn take(&self, allocator: &mut Allocator, count: u64, exactly: bool) -> Result<Taken> {
         self.event("cluster_alloc");
+        // Where the file can grow, small holes are left for what fits into them: data that belong together stay so.
+        let file = self.file.node();
+        let exactly = exactly || file.driver().grows();
         self.apply_frees(allocator).await?;
         self.before_refcounts_change().await?;
         let mut found = self.find_free(allocator, allocator.hint, count, exactly).await?;
@@ -36,11 +39,12 @@ impl Qcow2 {
                 .corrupt("Preventing invalid allocation of data cluster at offset 0".into())
                 .await);
         }
+        if !file.driver().grows() && offset + length > file.len() {
+            return Err(Error::errno_only(Errno::NO_SPACE));
+        }
         self.check_no_overlap(offset, length).await?;
         self.add_to_refcounts(allocator, found.clone(), 1, |_| ()).await?;
-        if !exactly || count == 1 {
-            allocator.hint = found.end;
-        }
+        allocator.hint = found.end;
         let fresh = self.fresh_is_zero && offset >= allocator.fresh;
         allocator.used(offset + length);
         Ok(Taken { offset, clusters: found.end - found.start, fresh })

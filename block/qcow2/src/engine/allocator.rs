@@ -11,7 +11,7 @@ pub(crate) struct Allocator {
     pub(crate) table_offset: u64,
     /// Entries of it that are not in the file yet.
     pub(crate) table_dirty: BTreeSet<usize>,
-    /// No cluster before this one is free.
+    /// Where the search for free clusters begins: before it are none, or only holes that were too small.
     pub(crate) hint: u64,
     /// Clusters from this offset on have never been used: the file ends there, or before.
     pub(crate) fresh: u64,

@@ -19,8 +19,7 @@ impl Qcow2 {
     pub(crate) async fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
         self.check_writable()?;
         {
-            let _request = self.requests.enter().await;
-            self.relieve().await?;
+            let _request = self.begin_change().await?;
             self.zero_guest(offset, len, flags).await?;
         }
         if flags.contains(ZeroFlags::FUA) { self.flush().await } else { Ok(()) }
@@ -196,8 +195,7 @@ impl Qcow2 {
     /// Discards the whole clusters of a guest range.
     pub(crate) async fn discard(&self, offset: u64, len: u64) -> Result<()> {
         self.check_writable()?;
-        let _request = self.requests.enter().await;
-        self.relieve().await?;
+        let _request = self.begin_change().await?;
         if self.version_2() && self.backing_node().is_some() {
             // The backing file's data would show.
             return Err(Error::errno_only(Errno::NOT_SUPPORTED));

@@ -35,8 +35,7 @@ impl Qcow2 {
             let _alone = self.requests.exclusive().await;
             self.grow_l1(entries).await?;
         }
-        let _request = self.requests.enter().await;
-        self.relieve().await?;
+        let _request = self.begin_change().await?;
         self.write_guest(start, from).await
     }
 

@@ -40,8 +40,7 @@ impl Qcow2 {
     pub(crate) async fn write(&self, offset: u64, from: &IoVec, flags: WriteFlags) -> Result<()> {
         self.check_writable()?;
         {
-            let _request = self.requests.enter().await;
-            self.relieve().await?;
+            let _request = self.begin_change().await?;
             if flags.contains(WriteFlags::COMPRESSED) {
                 self.write_compressed(offset, from).await?;
             } else {

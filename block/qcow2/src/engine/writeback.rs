@@ -3,6 +3,7 @@
 use super::allocator::Allocator;
 use super::cache::Extract;
 use super::frees::Freed;
+use super::requests::Request;
 use super::state::Qcow2;
 use crate::format::header::Incompatible;
 use block_graph::{NodeRef, Result};
@@ -24,13 +25,31 @@ impl Qcow2 {
         self.file.node().flush().await
     }
 
+    /// Begins a request that changes something.
+    pub(crate) async fn begin_change(&self) -> Result<Request<'_>> {
+        let request = self.requests.enter().await;
+        if !self.wants_relief() {
+            return Ok(request);
+        }
+        self.relieve().await?;
+        drop(request);
+        // What was freed until then can be used by requests that begin now.
+        Ok(self.requests.enter().await)
+    }
+
+    fn wants_relief(&self) -> bool {
+        self.l2.wants_writeback()
+            || self.blocks.wants_writeback()
+            || self.frees.lock().are_many(self.geometry.cluster_bits)
+    }
+
     /// Writes tables if so much is dirty, or so much waits to be freed, that it should not become more. To be called by
     /// requests that hold no lock, before they change anything.
     pub(crate) async fn relieve(&self) -> Result<()> {
-        let many = self.l2.wants_writeback()
-            || self.blocks.wants_writeback()
-            || self.frees.lock().are_many(self.geometry.cluster_bits);
-        if many { self.write_tables(!self.blocks.wants_writeback()).await.map(drop) } else { Ok(()) }
+        if !self.wants_relief() {
+            return Ok(());
+        }
+        self.write_tables(!self.blocks.wants_writeback()).await.map(drop)
     }
 
     /// With lazy refcounts: writes those that are dirty, if nobody writes tables now. Called when an L2 table is made, so

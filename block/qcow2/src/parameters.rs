@@ -34,6 +34,9 @@ pub(crate) struct DiscardRules {
     pub(crate) no_unref: bool,
 }
 
+/// The least memory of each cache where no option says how much, in bytes: it is taken as needed.
+const LEAST_DEFAULT: u64 = 4 << 20;
+
 /// How an image is opened.
 #[derive(Clone, Debug)]
 pub(crate) struct Parameters {
@@ -130,7 +133,13 @@ impl Parameters {
         if refcounts / cluster > i32::MAX as u64 {
             return Err(Error::invalid("Refcount cache size too big"));
         }
-        Ok(CacheSizes { l2: l2.min(useful).max(least), refcounts: refcounts.max(least) })
+        // What is useful for reading is little for a small disk. Half of the cache may be dirty before tables are
+        // written, and every time costs a flush, so there is more where nobody asked for less.
+        let nobody_asked = self.cache_size.is_none();
+        let l2_least = if nobody_asked && self.l2_cache_size.is_none() { LEAST_DEFAULT } else { least };
+        let blocks_least =
+            if nobody_asked && self.refcount_cache_size.is_none() { LEAST_DEFAULT } else { least };
+        Ok(CacheSizes { l2: l2.min(useful).max(l2_least), refcounts: refcounts.max(blocks_least) })
     }
 }
 

@@ -16,9 +16,9 @@ use command::{COMMANDS, Command, find};
 use getopt::{Flag, Getopt, Word};
 use output::line;
 use session::{Opening, Session};
-use std::io::BufRead;
+use std::io::{BufRead, BufReader, Stdin};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use words::{Failed, Words, number};
 
 const FLAGS: &[Flag] = &[
@@ -165,16 +165,24 @@ async fn close(session: &mut Session) {
 /// Runs the commands that come in; returns whether one failed.
 async fn interact(session: &mut Session) -> bool {
     let mut failed = false;
+    let input = Arc::new(Mutex::new(BufReader::new(std::io::stdin())));
+    let next_line = |input: &Mutex<BufReader<Stdin>>| {
+        let mut text = String::new();
+        let read = input.lock().unwrap_or_else(PoisonError::into_inner).read_line(&mut text);
+        read.ok().filter(|bytes| *bytes > 0).map(|_| text)
+    };
     loop {
         output::text(&format!("{}> ", session.program));
         output::flush();
-        // Requests in flight go on meanwhile.
-        let read = io_loop::blocking(|| {
-            let mut text = String::new();
-            let read = std::io::stdin().lock().read_line(&mut text);
-            read.ok().filter(|bytes| *bytes > 0).map(|_| text)
-        });
-        let Some(text) = read.await else { return failed };
+        let is_there = input.lock().unwrap_or_else(PoisonError::into_inner).buffer().contains(&b'\n');
+        let line = if is_there {
+            next_line(&input)
+        } else {
+            // Requests in flight go on meanwhile.
+            let input = input.clone();
+            io_loop::blocking(move || next_line(&input)).await
+        };
+        let Some(text) = line else { return failed };
         match execute(session, text.trim_end_matches('\n')).await {
             Ok(Next::Quit) => return failed,
             result => failed |= result.is_err(),

@@ -4,9 +4,13 @@ use super::cache::Slice;
 use super::state::Qcow2;
 use crate::format::entry::{ClusterKind, L2Entry, SubclusterKind};
 use block_graph::Result;
+use futures_util::future::try_join;
 use io_loop::{IoBuffer, IoVec};
 use std::ops::Range;
 use std::sync::Arc;
+
+/// So many bytes between two that are to be copied are read with them, rather than in two requests.
+const READ_ALONG: u64 = 16 << 10;
 
 /// Bytes around data that are to be written with them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -147,8 +151,16 @@ impl Qcow2 {
 
     /// Writes data with what is around them.
     pub(crate) async fn copy_and_write(&self, plan: &CopyPlan, data: IoVec) -> Result<()> {
-        let head = self.fill(&plan.head).await?;
-        let tail = self.fill(&plan.tail).await?;
+        let (head, tail) = match (&plan.head, &plan.tail) {
+            // What the data will cover is read along: one request takes less than two.
+            (Around::Copy(before), Around::Copy(behind)) if behind.start - before.end <= READ_ALONG => {
+                let all = self.fill(&Around::Copy(before.start..behind.end)).await?;
+                let (head_len, tail_at) =
+                    ((before.end - before.start) as usize, (behind.start - before.start) as usize);
+                (all.slice(0..head_len), all.slice(tail_at..all.len()))
+            }
+            (head, tail) => try_join(self.fill(head), self.fill(tail)).await?,
+        };
         let start = plan.guest - head.len() as u64;
         let host = plan.host_cluster + (start - plan.guest_cluster);
         let all = if head.is_empty() && tail.is_empty() { data } else { IoVec::chain([head, data, tail]) };

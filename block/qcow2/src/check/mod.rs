@@ -29,6 +29,10 @@ const SNAPSHOTS_AT: u64 = 60;
 /// Where the header has the incompatible features.
 const INCOMPATIBLE_AT: u64 = 72;
 
+/// How often refcount structures are built anew in one repair: each time makes the file longer, and what was beyond its
+/// end counts then.
+const MOST_REBUILDS: u32 = 4;
+
 /// What a check may repair.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Fix {
@@ -207,28 +211,40 @@ impl<'a> Checker<'a> {
     ) -> io::Result<u64> {
         let before = self.report;
         self.say("Rebuilding refcount structure");
-        self.rebuild_refcounts().await?;
-        self.rebuild = false;
-        let kept = Report { corruptions: 0, leaks: 0, ..self.report };
-        self.report =
-            Report { allocated_clusters: 0, fragmented_clusters: 0, compressed_clusters: 0, ..kept };
-        self.calculate(snapshots, Fix::NONE).await?;
-        let mut fresh_leaks = 0;
-        let mut highest = highest;
-        if self.fix.leaks {
+        let (mut fresh, mut highest) = (Report::default(), highest);
+        let was_quiet = self.quiet;
+        for round in 1.. {
+            self.rebuild_refcounts().await?;
+            self.rebuild = false;
+            let kept = Report { corruptions: 0, leaks: 0, ..self.report };
+            self.report =
+                Report { allocated_clusters: 0, fragmented_clusters: 0, compressed_clusters: 0, ..kept };
+            self.calculate(snapshots, Fix::NONE).await?;
+            if !self.fix.leaks {
+                break;
+            }
             // The old structures are leaked now.
             let saved = std::mem::take(&mut self.report);
             self.copied_suspect = false;
             highest = self.compare(Fix::LEAKS).await?;
-            if self.rebuild {
-                self.say("ERROR rebuilt refcount structure is still broken");
+            fresh = std::mem::replace(&mut self.report, saved);
+            if !self.rebuild {
+                break;
             }
-            fresh_leaks = self.report.leaks;
-            self.report = saved;
+            if round == MOST_REBUILDS {
+                self.quiet = was_quiet;
+                self.say("ERROR rebuilt refcount structure is still broken");
+                break;
+            }
+            // The file has become longer, and what was named beyond its end is in it: once more, with that counted.
+            self.quiet = true;
         }
+        self.quiet = was_quiet;
+        self.report.corruptions += fresh.corruptions;
+        self.report.check_errors += fresh.check_errors;
         self.report.corruptions_fixed += before.corruptions.saturating_sub(self.report.corruptions);
         self.report.leaks_fixed += before.leaks.saturating_sub(self.report.leaks);
-        self.report.leaks += fresh_leaks;
+        self.report.leaks += fresh.leaks;
         Ok(highest)
     }
 

@@ -154,12 +154,20 @@ pub(crate) fn context() -> OpenContext {
     OpenContext::new(Arc::new(registry), Arc::new(Secrets::default()), Arc::new(AllowAll))
 }
 
-/// Opens the image that is in `bytes`.
+/// Opens the image that is in `bytes`, with caches so small that tables are written in the middle of the work.
 pub(crate) async fn open(bytes: Vec<u8>, log: Log, flags: OpenFlags) -> Result<NodeRef> {
+    open_with(bytes, log, flags, &["l2-cache-size", "refcount-cache-size"]).await
+}
+
+/// Opens the image that is in `bytes`, with the least of each cache that is named.
+pub(crate) async fn open_with(bytes: Vec<u8>, log: Log, flags: OpenFlags, small: &[&str]) -> Result<NodeRef> {
     let context = context();
     let disk = Disk { bytes: Mutex::new(bytes), log };
     let file = context.add(None, Box::new(disk), OpenFlags::WRITE)?;
     let mut options = Options::with("driver", "qcow2");
     options.set("file", file);
+    for cache in small {
+        options.set(*cache, 1_i64);
+    }
     context.open(options, flags).await
 }

@@ -100,10 +100,9 @@ impl Backend {
     /// Begins a request at the node that is there.
     async fn enter(&self) -> Entered {
         loop {
-            let node = self.root.node();
-            let entered = node.enter().await;
+            let entered = self.root.node().enter_this().await;
             // It may have been exchanged while this waited for it; from here on it cannot be.
-            if Arc::ptr_eq(&self.root.node(), &node) {
+            if self.root.leads_to(entered.node()) {
                 return entered;
             }
         }

@@ -50,6 +50,11 @@ impl Edge {
         self.node.load_full()
     }
 
+    /// Whether it leads to `node`.
+    pub fn leads_to(&self, node: &NodeRef) -> bool {
+        std::ptr::eq(Arc::as_ptr(&self.node.load()), Arc::as_ptr(node))
+    }
+
     /// Takes `node` instead, and returns what was there. The caller has seen to it that no request is in flight
     /// through this edge.
     pub fn replace(&self, node: NodeRef) -> NodeRef {

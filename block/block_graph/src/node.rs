@@ -220,8 +220,13 @@ impl Node {
 
     /// Begins a request of several parts, which are made with `read_within`, `write_within` and the like.
     pub async fn enter(self: &NodeRef) -> Entered {
+        self.clone().enter_this().await
+    }
+
+    /// [`Node::enter`] for who has a reference to give.
+    pub(crate) async fn enter_this(self: NodeRef) -> Entered {
         std::mem::forget(self.begin().await);
-        Entered(self.clone())
+        Entered(self)
     }
 
     /// Keeps new requests from beginning and waits for those in flight. Requests wait until what is returned is

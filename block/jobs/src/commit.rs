@@ -175,6 +175,7 @@ impl Inner {
                 on_read: given.on_error,
                 on_write: given.on_error,
                 is_commit: true,
+                target_was_read_only: base.read_only(),
             })
         } else {
             Box::new(CommitWork {

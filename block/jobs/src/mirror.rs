@@ -55,6 +55,7 @@ pub(crate) struct MirrorWork {
     pub(crate) on_write: OnError,
     /// The target is made longer, and written to although it was not: a layer of the source's chain.
     pub(crate) is_commit: bool,
+    pub(crate) target_was_read_only: bool,
 }
 
 impl MirrorWork {
@@ -174,7 +175,7 @@ impl Work for MirrorWork {
 
     async fn abort(&self) {
         self.end();
-        if self.is_commit
+        if self.target_was_read_only
             && let Err(error) = self.inner.set_writable(self.target(), false).await
         {
             tracing::warn!("node '{}' stays writable: {error}", self.target().name());
@@ -301,6 +302,7 @@ impl Inner {
             on_read: mirror.on_source_error,
             on_write: mirror.on_target_error,
             is_commit: false,
+            target_was_read_only: false,
         };
         let nodes: [(NodeRef, &'static [Op]); 2] = [(source, &[Op::Backup]), (target, &[])];
         let job = self.new_job(JobType::Mirror, &mirror.job, &mirror.device, &nodes, Box::new(work));

@@ -244,3 +244,60 @@ fn a_group_succeeds_or_fails_as_a_whole() {
         rig.check("layer1", "qcow2", &model);
     }
 }
+
+/// Two places are written one after the other: no copy has the second without the first, though nobody stops writing
+/// when it is begun.
+#[test]
+fn a_backup_is_of_one_moment() {
+    use block_graph::WriteFlags;
+    use io_loop::{IoBuffer, block_on};
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    let rig = Rig::new();
+    rig.chain(1, 16);
+    let backend = rig.open_chain(1);
+    let places = [1_u64 << 20, 20 << 20];
+    let (stop, count) = (std::sync::Arc::new(AtomicBool::new(false)), std::sync::Arc::new(AtomicU64::new(0)));
+    let (told, counted, writes_to) = (stop.clone(), count.clone(), backend.clone());
+    let thread = std::thread::spawn(move || {
+        block_on(async {
+            let mut number = 0_u64;
+            while !told.load(Ordering::SeqCst) {
+                number += 1;
+                for place in places {
+                    let io = IoBuffer::from(&number.to_le_bytes().repeat(512)[..]).into_io();
+                    writes_to.write(place, &io, WriteFlags::empty()).await.unwrap();
+                }
+                counted.store(number, Ordering::SeqCst);
+            }
+        });
+    });
+    for round in 0..20 {
+        let before = count.load(Ordering::SeqCst);
+        rig::wait_until("writes", || count.load(Ordering::SeqCst) > before + 3);
+        let before = count.load(Ordering::SeqCst);
+        let (name, id) = (format!("copy{round}"), format!("job{round}"));
+        let target =
+            NewTarget { target: rig.path(&name), format: Some("qcow2".into()), ..NewTarget::default() };
+        let backup = backup(&id, SyncMode::Full);
+        rig.storage.drive_backup(DriveBackup { backup, target }).unwrap();
+        let after = count.load(Ordering::SeqCst) + 1;
+        assert_eq!(rig.end_of(&id), Ok(None));
+        let mut options = Options::with("driver", "qcow2");
+        options.set("node-name", name.as_str());
+        options.set("file.driver", "file");
+        options.set("file.filename", rig.path(&name));
+        rig.storage.blockdev_add(options).unwrap();
+        let bytes = Rig::read(&rig.storage.find(&name).unwrap());
+        let [first, second] = places.map(|place| {
+            let part = &bytes[place as usize..place as usize + 4096];
+            assert_eq!(part, part[..8].repeat(512), "a write is there as a whole");
+            u64::from_le_bytes(part[..8].try_into().unwrap())
+        });
+        assert!(first == second || first == second + 1, "{first} and {second}");
+        assert!((before..=after).contains(&second), "{second} is not in {before}..={after}");
+        rig.storage.blockdev_del(&name).unwrap();
+    }
+    stop.store(true, Ordering::SeqCst);
+    thread.join().unwrap();
+    rig.storage.close().unwrap();
+}

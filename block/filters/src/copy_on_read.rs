@@ -2,8 +2,8 @@
 
 use crate::filter::{Filter, FilterDriver, open_below};
 use block_graph::{
-    Driver, DriverKind, Edge, Error, NodeRef, OpenContext, OpenFlags, Options, RangeLock, Result, Role,
-    WriteFlags, ZeroFlags, async_trait, status_above,
+    Driver, DriverKind, Edge, Errno, Error, NodeRef, OpenContext, OpenFlags, Options, RangeLock, Result,
+    Role, WriteFlags, ZeroFlags, async_trait, status_above,
 };
 use io_loop::{IoBuffer, IoVec};
 use std::sync::Arc;
@@ -143,7 +143,14 @@ impl DriverKind for CopyOnReadKind {
                 Some(node)
             }
         };
+        if image.read_only() {
+            // There would be nowhere to copy to.
+            return Err(Error::new(Errno::NOT_PERMITTED, "Block node is read-only"));
+        }
         let cluster = image.driver().image().and_then(|image| image.info().cluster_size);
+        // What a format can make zero alone it can store alone: a part of a cluster, where clusters have parts.
+        let parts = image.driver().limits().write_zeroes_alignment;
+        let cluster = cluster.map(|cluster| if parts > 0 { cluster.min(parts) } else { cluster });
         Ok(Box::new(FilterDriver(CopyOnRead {
             image: Edge::new(Role::Filtered, image),
             bottom,

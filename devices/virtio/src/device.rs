@@ -107,6 +107,14 @@ impl QueueHandle {
         self.queue.lock().pop(&self.memory)
     }
 
+    /// A chain that was taken and not given back; see [`Queue::chain`].
+    ///
+    /// # Errors
+    /// [`QueueError`] if it breaks the rules by now.
+    pub fn chain(&self, head: u16) -> Result<Chain, QueueError> {
+        self.queue.lock().chain(&self.memory, head)
+    }
+
     /// Takes back the last [`QueueHandle::pop`]; see [`Queue::put_back`].
     pub fn put_back(&self) {
         self.queue.lock().put_back();

@@ -236,6 +236,15 @@ impl Queue {
         Ok(Some(chain))
     }
 
+    /// The chain that begins at `head` again: one that was taken, and not given back.
+    ///
+    /// # Errors
+    /// [`QueueError`] if it breaks the rules by now.
+    pub fn chain(&self, memory: &GuestMemory, head: u16) -> Result<Chain, QueueError> {
+        let QueueState { descriptors, size, .. } = self.state;
+        Chain::parse(memory, descriptors, size, head, self.features.indirect)
+    }
+
     /// Takes back the last [`Queue::pop`]: the next one finds the same chain again, unless the driver changes
     /// it. Only for a chain that nothing was given back of since.
     pub fn put_back(&mut self) {

@@ -5,12 +5,14 @@
 
 #![allow(unsafe_code)] // guest_io: guest memory as what the kernel reads and writes
 
+mod errors;
 mod guest_io;
 mod request;
 mod server;
 
 use block_graph::Backend;
 use device::{SavedState, StateError, decode, encode};
+use errors::{Failures, Kept};
 use parking_lot::Mutex;
 use request::Disk;
 use server::Server;
@@ -19,6 +21,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use virtio::{ActivateError, Activation, DeviceType, Interrupt, QueueThreads, VirtioDevice};
+
+pub use errors::{ErrorAction, ErrorPolicy, IoFailure};
 
 /// Feature bits of block devices (5.2.3).
 pub mod feature {
@@ -49,7 +53,7 @@ pub const SECTOR_SIZE: u64 = 512;
 pub const SERIAL_LEN: usize = 20;
 
 const KIND: &str = "virtio-blk";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Offset of `writeback` in the configuration space.
 const CONFIG_WRITEBACK: u64 = 32;
@@ -69,6 +73,10 @@ pub struct VirtioBlkConfig {
     pub logical_block_size: u32,
     /// The smallest unit that the guest should write for speed: a power of two, at least as large.
     pub physical_block_size: u32,
+    /// What is done about reads that the host fails.
+    pub read_errors: ErrorPolicy,
+    /// What is done about all other requests that the host fails.
+    pub write_errors: ErrorPolicy,
 }
 
 impl Default for VirtioBlkConfig {
@@ -79,6 +87,8 @@ impl Default for VirtioBlkConfig {
             serial: String::new(),
             logical_block_size: 512,
             physical_block_size: 4096,
+            read_errors: ErrorPolicy::Report,
+            write_errors: ErrorPolicy::Report,
         }
     }
 }
@@ -104,10 +114,21 @@ impl VirtioBlk {
             logical_block_size: logical,
             physical_block_size: physical,
             serial: config.serial,
+            ..config
         };
         let queue_sizes = vec![config.queue_size; config.queues.into()];
-        let disk = Arc::new(Disk::new(backend, &config.serial));
+        let disk = Arc::new(Disk::new(
+            backend,
+            &config.serial,
+            Failures::new(config.read_errors, config.write_errors),
+        ));
         Self { config, queue_sizes, disk, threads: QueueThreads::new(), active: Mutex::new(None) }
+    }
+
+    /// Has `listener` hear of requests that the host failed, on the thread of their queue. Only then can the VM be
+    /// stopped for one: the listener is to see to that without waiting for it. To be called once.
+    pub fn on_failure(&self, listener: impl Fn(&IoFailure<'_>) + Send + Sync + 'static) {
+        self.disk.failures.listen(Box::new(listener));
     }
 
     /// Tells the driver that the disk's size changed.
@@ -209,6 +230,7 @@ impl VirtioDevice for VirtioBlk {
     }
 
     fn start(&self) {
+        self.disk.failures.start();
         self.threads.start();
     }
 
@@ -217,11 +239,19 @@ impl VirtioDevice for VirtioBlk {
     }
 
     fn save(&self) -> SavedState {
-        encode(KIND, VERSION, &self.disk.write_back.load(Ordering::SeqCst))
+        encode(KIND, VERSION, &(self.disk.write_back.load(Ordering::SeqCst), self.disk.failures.kept()))
     }
 
     fn restore(&self, state: &SavedState) -> Result<(), StateError> {
-        self.disk.write_back.store(decode(KIND, VERSION, state)?, Ordering::SeqCst);
+        let (write_back, kept): (bool, Vec<Kept>) = decode(KIND, VERSION, state)?;
+        // A queue has no more chains than entries.
+        let most = usize::from(self.config.queues) * usize::from(self.config.queue_size);
+        if kept.len() > most || kept.iter().any(|(queue, _)| *queue >= self.config.queues) {
+            let reason = "it keeps requests that there cannot be".into();
+            return Err(StateError::Malformed { kind: KIND, reason });
+        }
+        self.disk.write_back.store(write_back, Ordering::SeqCst);
+        self.disk.failures.set_kept(kept);
         Ok(())
     }
 }
@@ -234,3 +264,5 @@ impl fmt::Debug for VirtioBlk {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_errors;

@@ -1,5 +1,6 @@
 //! Requests (5.2.6): a header, data, and a status byte.
 
+use crate::errors::{ErrorAction, Failures};
 use crate::{SECTOR_SIZE, SERIAL_LEN, feature, guest_io};
 use block_graph::{Backend, Errno, Error, WriteFlags, ZeroFlags};
 use guest_memory::GuestMemory;
@@ -35,11 +36,18 @@ const RANGE_UNMAP: u32 = 1;
 /// Status bytes.
 const STATUS_OK: u8 = 0;
 
+const STATUS_IO_ERROR: u8 = 1;
+const STATUS_UNSUPPORTED: u8 = 2;
+
 /// Why a request did not succeed; the device goes on.
 #[derive(Debug)]
 enum Failure {
-    IoError = 1,
-    Unsupported = 2,
+    /// It makes no sense.
+    IoError,
+    /// There is no such request.
+    Unsupported,
+    /// The host failed it.
+    Host(Error),
 }
 
 /// How many requests the host failed.
@@ -55,7 +63,7 @@ impl From<Error> for Failure {
         if count.is_power_of_two() {
             tracing::warn!("a guest's disk request failed (number {count}): {error}");
         }
-        Self::IoError
+        Self::Host(error)
     }
 }
 
@@ -69,26 +77,30 @@ pub(crate) struct Disk {
     pub(crate) features: AtomicU64,
     /// The driver's choice between write-back and write-through, if it has one.
     pub(crate) write_back: AtomicBool,
+    /// What becomes of what the host failed.
+    pub(crate) failures: Failures,
 }
 
 impl Disk {
-    pub(crate) fn new(backend: Arc<Backend>, serial: &str) -> Self {
+    pub(crate) fn new(backend: Arc<Backend>, serial: &str, failures: Failures) -> Self {
         let mut bytes = [0; SERIAL_LEN];
         for (byte, value) in bytes.iter_mut().zip(serial.bytes()) {
             *byte = value;
         }
         let write_through = backend.flags().write_through;
         let (features, write_back) = (AtomicU64::new(0), AtomicBool::new(!write_through));
-        Self { backend, write_through, serial: bytes, features, write_back }
+        Self { backend, write_through, serial: bytes, features, write_back, failures }
     }
 
     /// As before a driver came.
     pub(crate) fn reset(&self) {
         self.features.store(0, Ordering::SeqCst);
         self.write_back.store(!self.write_through, Ordering::SeqCst);
+        self.failures.set_kept(Vec::new());
     }
 
-    /// Carries out the request in `chain`. Returns the number of bytes written to the chain.
+    /// Carries out the request in `chain`. Returns the number of bytes written to the chain, or `None` if it is to be
+    /// kept until the VM runs on.
     ///
     /// # Errors
     /// [`QueueError`] if there is no place for header or status, so that it is no request.
@@ -97,7 +109,7 @@ impl Disk {
         memory: &GuestMemory,
         keep: &Arc<dyn Any + Send + Sync>,
         chain: &Chain,
-    ) -> Result<u32, QueueError> {
+    ) -> Result<Option<u32>, QueueError> {
         let data_in = chain.writable_len().checked_sub(1);
         let data_out = chain.readable_len().checked_sub(HEADER_LEN);
         let (Some(data_in), Some(data_out)) = (data_in, data_out) else {
@@ -108,7 +120,8 @@ impl Disk {
         let [a, b, c, d, _, _, _, _, e, f, g, h, i, j, k, l] = header;
         let sector = u64::from_le_bytes([e, f, g, h, i, j, k, l]);
         let request = Request { memory, keep, chain, sector, data_in, data_out };
-        let result = match u32::from_le_bytes([a, b, c, d]) {
+        let kind = u32::from_le_bytes([a, b, c, d]);
+        let result = match kind {
             kind::IN => self.read(&request).await,
             kind::OUT => self.write(&request).await,
             kind::FLUSH => self.flush().await,
@@ -119,10 +132,16 @@ impl Disk {
         };
         let status = match result {
             Ok(()) => STATUS_OK,
-            Err(failure) => failure as u8,
+            Err(Failure::IoError) => STATUS_IO_ERROR,
+            Err(Failure::Unsupported) => STATUS_UNSUPPORTED,
+            Err(Failure::Host(error)) => match self.failures.decide(kind == kind::IN, &error) {
+                ErrorAction::Report => STATUS_IO_ERROR,
+                ErrorAction::Ignore => STATUS_OK,
+                ErrorAction::Stop => return Ok(None),
+            },
         };
         chain.write(memory, data_in, &[status])?;
-        Ok(chain.writable_len())
+        Ok(Some(chain.writable_len()))
     }
 
     /// The offset in bytes of `sectors` sectors from `sector` on.

@@ -10,6 +10,9 @@ use std::pin::pin;
 use std::sync::Arc;
 use virtio::{Chain, QueueError, QueueHandle, QueueServer, Wake};
 
+/// What became of a request: bytes written to its chain, or `None` if it is to be kept.
+type Carried = Result<Option<u32>, QueueError>;
+
 /// Serves one queue of a disk.
 pub(crate) struct Server {
     queue: QueueHandle,
@@ -24,20 +27,45 @@ impl Server {
         Self { queue, disk, keep }
     }
 
-    async fn carry_out(&self, chain: Chain) -> (Chain, Result<u32, QueueError>) {
+    async fn carry_out(&self, chain: Chain) -> (Chain, Carried) {
         let written = self.disk.request(&self.queue.memory, &self.keep, &chain).await;
         (chain, written)
     }
 
+    /// The requests that were kept and are to be tried again.
+    fn kept(&self) -> Result<Vec<Chain>, QueueError> {
+        let heads = self.disk.failures.take(self.queue.index);
+        heads.into_iter().map(|head| self.queue.chain(head)).collect()
+    }
+
+    /// Keeps a request until the VM runs on.
+    fn keep(&self, chain: &Chain) {
+        self.disk.failures.keep(self.queue.index, chain.head());
+    }
+
+    /// Carries a request out and gives it back. `false` says that it is kept.
+    async fn serve_one(&self, chain: Chain) -> Result<bool, QueueError> {
+        let (chain, written) = self.carry_out(chain).await;
+        match written? {
+            Some(written) => self.queue.complete(&chain, written).map(|()| true),
+            None => {
+                self.keep(&chain);
+                Ok(false)
+            }
+        }
+    }
+
     /// One request after the other.
     async fn in_turn(&self, wake: &Wake<'_>) -> Result<(), QueueError> {
+        for chain in self.kept()? {
+            self.serve_one(chain).await?;
+        }
         loop {
             self.queue.disable_doorbell()?;
             while !wake.stopping()
                 && let Some(chain) = self.queue.pop()?
             {
-                let (chain, written) = self.carry_out(chain).await;
-                self.queue.complete(&chain, written?)?;
+                self.serve_one(chain).await?;
             }
             if !self.queue.enable_doorbell()? || wake.stopping() {
                 return Ok(());
@@ -51,6 +79,10 @@ impl Server {
         let mut ended = Vec::new();
         // Where the queue was left is not known to ask for a doorbell for what comes next.
         let mut result = self.queue.enable_doorbell().map(drop);
+        match self.kept() {
+            Ok(kept) => kept.into_iter().for_each(|chain| in_flight.push(self.carry_out(chain))),
+            Err(error) => result = Err(error),
+        }
         while result.is_ok() {
             result = self.take_all(wake, &mut |chain| in_flight.push(self.carry_out(chain)));
             if result.is_err() {
@@ -77,9 +109,12 @@ impl Server {
     }
 
     /// Gives back what has ended, with one interrupt at most.
-    fn give_back(&self, ended: &mut Vec<(Chain, Result<u32, QueueError>)>) -> Result<(), QueueError> {
+    fn give_back(&self, ended: &mut Vec<(Chain, Carried)>) -> Result<(), QueueError> {
         let failed = ended.iter().find_map(|(_, written)| written.as_ref().err().cloned());
-        let done = ended.iter().filter_map(|(chain, written)| Some((chain, *written.as_ref().ok()?)));
+        for (chain, _) in ended.iter().filter(|(_, written)| matches!(written, Ok(None))) {
+            self.keep(chain);
+        }
+        let done = ended.iter().filter_map(|(chain, written)| Some((chain, (*written.as_ref().ok()?)?)));
         let result = self.queue.complete_all(done);
         ended.clear();
         failed.map_or(result, Err)

@@ -173,3 +173,40 @@ fn disks_are_snapshot_backed_up_committed_and_mirrored_while_the_guest_writes() 
     assert!(String::from_utf8_lossy(&host.stdout).starts_with(&sum), "{sum}");
     assert_eq!(sum.len(), 64, "{sum:?}");
 }
+
+#[test]
+fn a_guest_waits_until_its_disk_has_space_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (disk, socket) = (folder.path().join("disk"), folder.path().join("qmp"));
+    std::fs::File::create(&disk).unwrap().set_len(4 << 20).unwrap();
+    let injected = json!({
+        "driver": "blkdebug",
+        "image": { "driver": "file", "filename": disk },
+        "inject-error": [
+            { "event": "none", "iotype": "write", "errno": 28, "once": true },
+            { "event": "none", "iotype": "write", "errno": 5, "once": true },
+        ],
+    });
+    let drive = format!("file=json:{injected},id=disk0").replace(",\"", ",,\"").replace(",{", ",,{");
+    let place = format!("unix:{}", socket.display());
+    let mut guest = Guest::start(["debian:13", "--accel", "dbt", "--qmp", &place, "--drive", &drive]);
+    guest.expect(PROMPT);
+    let mut client = RawClient::connect(&socket);
+    guest.send("dd if=/dev/zero bs=4k count=1 of=/dev/vda conv=fsync; echo \"wrote\"=$?.\n");
+    let event = client.event("BLOCK_IO_ERROR");
+    assert_eq!(event["data"]["device"], "disk0");
+    assert_eq!((&event["data"]["action"], &event["data"]["nospace"]), (&json!("stop"), &json!(true)));
+    client.event("STOP");
+    assert_eq!(client.ask("query-status"), json!({ "running": false, "status": "io-error" }));
+    assert_eq!(client.ask("query-block")[0]["io-status"], "nospace");
+    assert!(!guest.text().contains("wrote=0"));
+    // It is tried again, and fails for another reason, which the guest is told.
+    client.ask("cont");
+    let event = client.event("BLOCK_IO_ERROR");
+    assert_eq!((&event["data"]["action"], &event["data"]["nospace"]), (&json!("report"), &json!(false)));
+    guest.expect("wrote=1.");
+    assert_eq!(client.ask("query-block")[0]["io-status"], "ok");
+    assert_eq!(guest.shell("dd if=/dev/zero bs=4k count=1 of=/dev/vda conv=fsync"), 0);
+    client.ask("quit");
+    assert_eq!(guest.wait().code(), Some(0));
+}

@@ -25,6 +25,9 @@ pub trait Event: Serialize + JsonSchema {
     }
 }
 
+/// After this time it is of no account when an event was sent last.
+const FORGOTTEN: Duration = Duration::from_secs(7200);
+
 #[derive(Debug, Default)]
 struct State {
     clients: Vec<Arc<Outbox>>,
@@ -49,6 +52,7 @@ impl Hub {
             if state.sent.get(&key).is_some_and(|last| now.duration_since(*last) < every) {
                 return;
             }
+            state.sent.retain(|_, last| now.duration_since(*last) < FORGOTTEN);
             state.sent.insert(key, now);
         }
         if state.clients.is_empty() {

@@ -1,9 +1,10 @@
 //! Events of the VM as a whole (QAPI's run-state.json).
 
 use crate::events::{Event, Hub};
-use machine::{Ending, Quitter, VmEvent};
+use machine::{Ending, ErrorAction, IoErrorReport, Quitter, VmEvent};
 use schemars::JsonSchema;
 use serde::Serialize;
+use std::time::Duration;
 
 /// Why a VM ends or is reset: QAPI's `ShutdownCause`.
 #[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
@@ -97,8 +98,71 @@ impl Event for GuestCrashLoaded {
     const NAME: &'static str = "GUEST_CRASHLOADED";
 }
 
-/// Tells clients of what happened to the VM.
-pub(crate) fn send(hub: &Hub, event: &VmEvent) {
+/// A disk's request failed.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct BlockIoError {
+    qom_path: String,
+    device: String,
+    node_name: String,
+    operation: Operation,
+    action: Action,
+    nospace: bool,
+    reason: String,
+    /// How often the VM was started: one that stops it is told each time.
+    #[serde(skip)]
+    started: u64,
+}
+
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+enum Operation {
+    Read,
+    Write,
+}
+
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+enum Action {
+    Ignore,
+    Report,
+    Stop,
+}
+
+impl Event for BlockIoError {
+    const NAME: &'static str = "BLOCK_IO_ERROR";
+    /// A guest makes as many as it likes.
+    const EVERY: Option<Duration> = Some(Duration::from_secs(1));
+
+    fn subject(&self) -> String {
+        match self.action {
+            Action::Stop => format!("{} stop {}", self.device, self.started),
+            action => format!("{} {action:?}", self.device),
+        }
+    }
+}
+
+impl BlockIoError {
+    fn new(report: &IoErrorReport, started: u64) -> Self {
+        Self {
+            qom_path: format!("/machine/peripheral/{}/virtio-backend", report.drive),
+            device: report.drive.clone(),
+            node_name: report.node.clone(),
+            operation: if report.read { Operation::Read } else { Operation::Write },
+            action: match report.action {
+                ErrorAction::Ignore => Action::Ignore,
+                ErrorAction::Report => Action::Report,
+                ErrorAction::Stop => Action::Stop,
+            },
+            nospace: report.no_space,
+            reason: report.reason.clone(),
+            started,
+        }
+    }
+}
+
+/// Tells clients of what happened to the VM, which was started so often.
+pub(crate) fn send(hub: &Hub, event: &VmEvent, started: u64) {
     match event {
         VmEvent::Stopped => hub.send(&Stop {}),
         VmEvent::Resumed => hub.send(&Resume {}),
@@ -107,6 +171,7 @@ pub(crate) fn send(hub: &Hub, event: &VmEvent) {
         VmEvent::Woken => hub.send(&Wakeup {}),
         VmEvent::Panicked => hub.send(&GuestPanicked { action: PanicAction::Poweroff }),
         VmEvent::CrashLoaded => hub.send(&GuestCrashLoaded { action: PanicAction::Run }),
+        VmEvent::IoError(report) => hub.send(&BlockIoError::new(report, started)),
         VmEvent::Reset { guest } => {
             let reason = if *guest { ShutdownCause::GuestReset } else { ShutdownCause::HostQmpSystemReset };
             hub.send(&Reset { guest: *guest, reason });

@@ -34,9 +34,10 @@ pub use drives::StorageListener;
 pub use ending::{Ending, Quitter};
 pub use error::MachineError;
 pub use numa::{NodeDistance, NodeSpec, NumaError, NumaSpec};
-pub use run_state::{RunState, VmEvent, VmListener};
+pub use run_state::{IoErrorReport, RunState, VmEvent, VmListener};
 pub use spec::{
     BootSpec, DeterministicSpec, DeviceSpec, DriveSpec, HostSpec, KernelSpec, MAX_MEMORY, MAX_SERIALS,
     MAX_VCPUS, MIN_MEMORY, MachineKind, MachineSpec, References, TraceSpec,
 };
+pub use virtio_blk::{ErrorAction, ErrorPolicy};
 pub use vm::{CpuUse, Pause, RunOptions, Vm, VmHandle};

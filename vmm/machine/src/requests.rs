@@ -1,11 +1,12 @@
 //! What guest, host and people ask of the whole machine, and the thread that carries it out hears.
 
 use crate::ending::Quitter;
-use crate::run_state::RunState;
+use crate::run_state::{RunState, RunStatus};
 use accel::{DebugStop, StopToken};
 use chipset_x86::{PowerEvent, PowerEvents};
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 /// Something asked of the whole machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,6 +74,8 @@ pub(crate) struct Requests {
     arrived: Condvar,
     /// What stops the vCPUs that run.
     running: Mutex<Option<StopToken>>,
+    /// What the VM is doing, and who hears of it.
+    pub(crate) status: Arc<RunStatus>,
 }
 
 impl Requests {

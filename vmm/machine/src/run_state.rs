@@ -3,6 +3,7 @@
 use parking_lot::Mutex;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
+use virtio_blk::ErrorAction;
 
 /// What a VM is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -53,6 +54,25 @@ pub enum VmEvent {
     Panicked,
     /// The guest's kernel panicked, and goes on in a crash kernel.
     CrashLoaded,
+    /// The host failed a request to a disk.
+    IoError(IoErrorReport),
+}
+
+/// A disk's request that the host failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IoErrorReport {
+    /// The drive.
+    pub drive: String,
+    /// The node that it stands on.
+    pub node: String,
+    /// It was a read.
+    pub read: bool,
+    /// What is done about it.
+    pub action: ErrorAction,
+    /// The host has no space left.
+    pub no_space: bool,
+    /// Why it failed.
+    pub reason: String,
 }
 
 /// Hears of events, on the thread on which they happen; must not wait.

@@ -8,6 +8,7 @@ use guest_memory::MemoryOptions;
 use placement::PlacementSpec;
 use std::path::PathBuf;
 use std::time::Duration;
+use virtio_blk::ErrorPolicy;
 
 /// The least memory that a machine has, in bytes.
 pub const MIN_MEMORY: u64 = 4 << 20;
@@ -193,6 +194,10 @@ pub struct DriveSpec {
     pub cache: Option<CacheMode>,
     /// Which files that the image names may be opened.
     pub references: References,
+    /// What is done about reads that the host fails; without it, the guest is told.
+    pub read_errors: Option<ErrorPolicy>,
+    /// What is done about other requests that the host fails; without it, the guest is told.
+    pub write_errors: Option<ErrorPolicy>,
     /// What the image's and its file's drivers are told besides, by name.
     pub options: Vec<(String, String)>,
 }

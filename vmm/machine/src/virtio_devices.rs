@@ -2,13 +2,15 @@
 
 use crate::assembly::Assembly;
 use crate::deterministic;
-use crate::requests::Requests;
+use crate::requests::{Request, Requests};
+use crate::run_state::{IoErrorReport, RunState, VmEvent};
 use crate::{DriveSpec, MachineError, MachineSpec, serials};
+use block_graph::{Backend, Errno};
 use chardev::{ChardevSpec, Endpoint, PortConnection, connect_console};
 use std::sync::Arc;
 use virtio::VirtioDevice;
 use virtio_balloon::VirtioBalloon;
-use virtio_blk::{VirtioBlk, VirtioBlkConfig};
+use virtio_blk::{ErrorAction, IoFailure, VirtioBlk, VirtioBlkConfig};
 use virtio_rng::VirtioRng;
 
 /// The most request queues that a disk gets unasked.
@@ -46,7 +48,7 @@ pub(super) fn add(
 ) -> Result<Vec<PortConnection>, MachineError> {
     check(spec)?;
     for drive in &spec.drives {
-        let disk = disk(assembly, drive, spec.vcpus)?;
+        let disk = disk(assembly, drive, spec.vcpus, requests)?;
         bus.attach(assembly, disk)?;
     }
     if spec.rng {
@@ -73,11 +75,18 @@ fn entropy_source(assembly: &Assembly) -> VirtioRng {
     }
 }
 
-fn disk(assembly: &mut Assembly, drive: &DriveSpec, vcpus: u32) -> Result<Arc<VirtioBlk>, MachineError> {
+fn disk(
+    assembly: &mut Assembly,
+    drive: &DriveSpec,
+    vcpus: u32,
+    requests: &Arc<Requests>,
+) -> Result<Arc<VirtioBlk>, MachineError> {
     let backend = assembly.drives.open(drive)?;
     let config = VirtioBlkConfig {
         queues: drive.queues.unwrap_or(vcpus.min(MOST_QUEUES) as u16),
         serial: drive.serial.clone().unwrap_or_default(),
+        read_errors: drive.read_errors.unwrap_or_default(),
+        write_errors: drive.write_errors.unwrap_or_default(),
         ..VirtioBlkConfig::default()
     };
     let device = Arc::new(VirtioBlk::new(config, backend.clone()));
@@ -87,7 +96,30 @@ fn disk(assembly: &mut Assembly, drive: &DriveSpec, vcpus: u32) -> Result<Arc<Vi
             device.size_changed();
         }
     });
+    let (requests, of) = (requests.clone(), backend);
+    device.on_failure(move |failure| failed(&requests, &of, failure));
     Ok(device)
+}
+
+/// A disk's request failed: whoever listens is told, and the VM is stopped if it is to be.
+fn failed(requests: &Requests, backend: &Backend, failure: &IoFailure<'_>) {
+    let report = IoErrorReport {
+        drive: backend.name().into(),
+        node: backend.node().name().into(),
+        read: failure.read,
+        action: failure.action,
+        no_space: failure.error.errno() == Errno::NO_SPACE,
+        reason: failure.error.errno().to_string(),
+    };
+    if failure.action == ErrorAction::Stop {
+        tracing::error!(
+            "the guest stands still, since its disk '{}' failed: {}; it goes on with `cont`, which tries again",
+            report.drive,
+            failure.error
+        );
+        requests.push(Request::Hold(RunState::IoError));
+    }
+    requests.status.tell(VmEvent::IoError(report));
 }
 
 fn add_console(

@@ -215,13 +215,14 @@ impl Vm {
         }
         let vcpus =
             (0..spec.vcpus).map(|id| hardware.accel.create_vcpu(id)).collect::<Result<Vec<_>, _>>()?;
+        let status = requests.status.clone();
         let mut vm = Self {
+            status,
             hardware,
             vcpus,
             requests,
             placement,
             meter,
-            status: Arc::default(),
             held: None,
             no_reboot: spec.no_reboot,
             determinism,

@@ -1,11 +1,12 @@
 //! `--drive KEY=VALUE,…`
 
 use super::words::{split, switch};
-use machine::{CacheMode, DriveSpec, References};
+use machine::{CacheMode, DriveSpec, ErrorPolicy, References};
 
 /// What `--drive` takes.
 const ACCEPTED: &str = "file=PATH, id=NAME, node-name=NAME, format=FORMAT, if=virtio, readonly=on|off, snapshot=on|off, serial=TEXT, queues=N, \
                         cache=MODE, aio=io_uring|native|threads, discard=unmap|ignore, \
+                        werror=report|ignore|stop|enospc, rerror=report|ignore|stop, \
                         references=files|any|none, and options of the image's driver";
 
 /// The formats that a disk can have.
@@ -67,6 +68,14 @@ fn set(drive: &mut DriveSpec, key: &str, value: &str) -> Result<(), String> {
         "aio" => return wrong("io_uring, native or threads"),
         "discard" if ["unmap", "on", "ignore", "off"].contains(&value) => option("discard"),
         "discard" => return wrong("unmap or ignore"),
+        "werror" | "rerror" => {
+            let found = ErrorPolicy::NAMES.iter().find(|(name, _)| *name == value).map(|(_, policy)| *policy);
+            match found {
+                Some(policy) if key == "werror" => drive.write_errors = Some(policy),
+                Some(policy) if policy != ErrorPolicy::Enospc => drive.read_errors = Some(policy),
+                _ => return wrong("report, ignore, stop, or for werror enospc"),
+            }
+        }
         "references" => {
             drive.references = match value {
                 "files" => References::Files,
@@ -101,7 +110,7 @@ mod tests {
     #[test]
     fn drives_people_write() {
         let text = "file=a,,b.raw,format=raw,if=virtio,readonly=on,serial=X1,queues=4,cache=none,aio=threads,\
-                    file.locking=off,l2-cache-size=1M,references=none";
+                    file.locking=off,l2-cache-size=1M,references=none,werror=stop";
         let option = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         let expected = DriveSpec {
             id: None,
@@ -113,6 +122,8 @@ mod tests {
             queues: Some(4),
             cache: Some(CacheMode::None),
             references: References::Nothing,
+            read_errors: None,
+            write_errors: Some(ErrorPolicy::Stop),
             options: vec![
                 option("file.aio", "threads"),
                 option("file.locking", "off"),
@@ -132,6 +143,8 @@ mod tests {
             "file=a,b=c",
             "file=a,aio=z",
             "file=a,id=0",
+            "file=a,rerror=enospc",
+            "file=a,werror=x",
             "file=a,node-name=#x",
         ] {
             assert!(parse(text).is_err(), "{text}");

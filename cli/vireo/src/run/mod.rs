@@ -20,8 +20,8 @@ use anyhow::{Context, Result, bail};
 use chardev::{ChardevSpec, RawTerminal};
 use gdb::{Listener, Start};
 use machine::{
-    BootSpec, DeterministicSpec, Ending, HostSpec, KernelSpec, MachineError, MachineSpec, Quitter, TraceSpec,
-    Vm, VmHandle,
+    BootSpec, DeterministicSpec, DriveSpec, Ending, ErrorPolicy, HostSpec, KernelSpec, MachineError,
+    MachineSpec, Quitter, TraceSpec, Vm, VmHandle,
 };
 use placement::PlacementSpec;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
@@ -106,7 +106,7 @@ fn spec(options: &Options) -> Result<MachineSpec> {
             halt_poll: options.halt_poll,
         },
         boot: boot(options)?,
-        drives: options.drive.clone(),
+        drives: drives(options),
         serials,
         console: options.console.clone(),
         rng: !options.no_rng,
@@ -115,6 +115,17 @@ fn spec(options: &Options) -> Result<MachineSpec> {
         no_reboot: options.no_reboot,
         deterministic: deterministic(options)?,
     })
+}
+
+/// The drives. Where somebody can have the guest go on, it waits for him if the host has no space left.
+fn drives(options: &Options) -> Vec<DriveSpec> {
+    let mut drives = options.drive.clone();
+    if !options.qmp.is_empty() {
+        for drive in &mut drives {
+            drive.write_errors.get_or_insert(ErrorPolicy::Enospc);
+        }
+    }
+    drives
 }
 
 fn deterministic(options: &Options) -> Result<Option<DeterministicSpec>> {

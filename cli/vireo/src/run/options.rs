@@ -85,11 +85,14 @@ pub(crate) struct Options {
     #[arg(long, short = 'M', value_name = "TYPE", default_value = "pc", value_parser = parse_machine)]
     pub(super) machine: MachineKind,
     /// A disk: file=PATH[,format=FORMAT][,readonly=on][,snapshot=on][,serial=TEXT][,queues=N][,cache=MODE][,aio=HOW]
-    /// [,discard=unmap|ignore][,references=files|any|none].
+    /// [,discard=unmap|ignore][,werror=report|ignore|stop|enospc][,rerror=report|ignore|stop]
+    /// [,references=files|any|none][,id=NAME].
     ///
     /// Without format=, the image's first bytes say what it is (raw, qcow2, …). With snapshot=on the image stays as it
     /// is, and what the guest writes is lost at the end. MODE is none, directsync, writeback (the default),
-    /// writethrough or unsafe, as QEMU has them; HOW is io_uring, native or threads. references says which files an
+    /// writethrough or unsafe, as QEMU has them; HOW is io_uring, native or threads. werror and rerror say what
+    /// becomes of what the host fails: the guest is told, or not, or stands still until `cont` (see --qmp), for any error
+    /// or for want of space; with --qmp the default is werror=enospc, else report. references says which files an
     /// image may name as its backing or data file: paths (the default), anything, or nothing. Options of the image's
     /// driver may follow, such as l2-cache-size=8M. Example: --drive file=disk.qcow2,cache=none
     #[arg(long, value_name = "OPTIONS", value_parser = drive::parse)]

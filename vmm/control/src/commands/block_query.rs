@@ -188,10 +188,12 @@ struct BlockInfo {
     kind: &'static str,
     removable: bool,
     locked: bool,
+    io_status: &'static str,
     inserted: BlockDeviceInfo,
 }
 
 async fn query_block(context: &Context, (): ()) -> Result<Vec<BlockInfo>> {
+    let io_errors = context.counts.io_errors.lock().clone();
     let throttles = context.throttles.borrow().clone();
     context
         .storage(move |storage| {
@@ -205,6 +207,11 @@ async fn query_block(context: &Context, (): ()) -> Result<Vec<BlockInfo>> {
                     kind: "unknown",
                     removable: false,
                     locked: false,
+                    io_status: match io_errors.get(name) {
+                        None => "ok",
+                        Some(false) => "failed",
+                        Some(true) => "nospace",
+                    },
                     inserted: device_info(storage, &node, throttling, writeback, false)?,
                 })
             };

@@ -36,6 +36,7 @@ pub(crate) fn table() -> Table {
     table.add_event::<vm_event::Reset>();
     table.add_event::<vm_event::GuestPanicked>();
     table.add_event::<vm_event::GuestCrashLoaded>();
+    table.add_event::<vm_event::BlockIoError>();
     table.add_event::<block_event::JobStatusChange>();
     table.add_event::<block_event::BlockJobReady>();
     table.add_event::<block_event::BlockJobCompleted>();

@@ -311,7 +311,9 @@ const SECRET: &str = "secret,id=key,data=sesame";
 
 async fn open(path: &Path, encrypted: bool) -> NodeRef {
     let options = if encrypted { Options::with("encrypt.key-secret", "key") } else { Options::new() };
-    host::open_with(path, options, OpenFlags::WRITE).await.unwrap()
+    // What is freed is discarded in the file, too.
+    let flags = OpenFlags { unmap: true, ..OpenFlags::WRITE };
+    host::open_with(path, options, flags).await.unwrap()
 }
 
 fn names(folder: &Path, shape: &str) -> (PathBuf, PathBuf) {
@@ -400,6 +402,7 @@ sequences! {
     extended_backed: "extended_l2=on,cluster_size=16k", true;
     zstd: "compression_type=zstd", false;
     data_file: "data_file=DATA", false;
+    data_file_small: "data_file=DATA,cluster_size=4k", true;
     data_file_raw: "data_file=DATA,data_file_raw=on", false;
     preallocated: "preallocation=metadata", false;
     backed: "", true;

@@ -154,15 +154,9 @@ impl Qcow2 {
         flags: ZeroFlags,
         may: impl Fn(L2Entry, u32) -> bool,
     ) -> Result<()> {
-        if self.data_file_raw() {
-            let len = range.end.min(self.data().len()).saturating_sub(range.start);
-            if len > 0 {
-                self.data().write_zeroes(range.start, len, flags.difference(ZeroFlags::FUA)).await?;
-            }
-        }
         let unmap = flags.contains(ZeroFlags::MAY_UNMAP);
         let geometry = &self.geometry;
-        self.change_entries(range, Why::Request, |entry, touched| {
+        self.change_entries(range, Why::Request, flags.difference(ZeroFlags::FUA), |entry, touched| {
             if !may(entry, touched) {
                 return Change::Nothing;
             }
@@ -214,7 +208,7 @@ impl Qcow2 {
     pub(crate) async fn discard_guest(&self, range: Range<u64>, why: Why, fully: bool) -> Result<()> {
         let geometry = &self.geometry;
         let backed = self.backing_node().is_some();
-        self.change_entries(range, why, |entry, _| {
+        self.change_entries(range, why, ZeroFlags::MAY_UNMAP, |entry, _| {
             let allocated = matches!(
                 entry.kind(geometry),
                 ClusterKind::Normal | ClusterKind::ZeroAllocated | ClusterKind::Compressed
@@ -240,11 +234,13 @@ impl Qcow2 {
     }
 
     /// Changes the entries of the subclusters of `range`, in L2 tables that are the active L1 table's alone. Clusters
-    /// that an entry no longer names are freed. `change` gets each entry and which of its subclusters are meant.
+    /// that an entry no longer names are freed. `change` gets each entry and which of its subclusters are meant. Where
+    /// an external data file is a raw image too, the range becomes zero there by `flags`.
     async fn change_entries(
         &self,
         range: Range<u64>,
         why: Why,
+        flags: ZeroFlags,
         change: impl Fn(L2Entry, u32) -> Change,
     ) -> Result<()> {
         let geometry = &self.geometry;
@@ -260,10 +256,44 @@ impl Qcow2 {
             let _claim = self.claims.claim(claimed).await;
             self.expand_partly_compressed(at..end).await?;
             let slice = self.own_l2_slice(at).await?;
-            self.change_in_slice(&slice, at..end, why, &change);
+            let changes = self.changes_in_slice(&slice, at..end, &change);
+            if self.data_file_raw() && !changes.is_empty() {
+                let len = end.min(self.data().len()).saturating_sub(at);
+                if len > 0 {
+                    self.data().write_zeroes(at, len, flags).await?;
+                }
+            }
+            let freed = self.change_in_slice(&slice, changes);
+            if geometry.data_file {
+                self.discard_in_data_file(&freed, why).await;
+            } else {
+                freed.into_iter().for_each(|old| self.free_entry(old, why));
+            }
             at = end;
         }
         Ok(())
+    }
+
+    /// Tells the external data file of clusters that entries no longer name. Whoever calls this has claimed them: they
+    /// belong to one place of the guest's disk, where the next write may put data again.
+    async fn discard_in_data_file(&self, freed: &[L2Entry], why: Why) {
+        // A raw image has been made zero already. An emptied overlay's data must stay until nothing in the file names
+        // it, after which nobody would come back for it.
+        if self.data_file_raw() || why == Why::Snapshot || !self.passes_on(why) {
+            return;
+        }
+        let size = self.geometry.cluster_size();
+        let named = freed.iter().filter(|entry| entry.has_host_cluster(&self.geometry));
+        let mut offsets = named.map(|entry| entry.offset()).peekable();
+        while let Some(start) = offsets.next() {
+            let mut end = start + size;
+            while offsets.next_if_eq(&end).is_some() {
+                end += size;
+            }
+            if let Err(error) = self.data().discard(start, end - start).await {
+                tracing::debug!("discarding {} bytes at {start:#x}: {error}", end - start);
+            }
+        }
     }
 
     /// Whether there is no L2 table for a guest offset, and none is needed.
@@ -315,17 +345,17 @@ impl Qcow2 {
         Ok(())
     }
 
-    fn change_in_slice(
+    /// The entries of a range in one slice that `change` changes, with the guest offsets of their clusters: before and
+    /// after.
+    fn changes_in_slice(
         &self,
         slice: &Arc<Slice>,
         range: Range<u64>,
-        why: Why,
         change: &impl Fn(L2Entry, u32) -> Change,
-    ) {
+    ) -> Vec<(u64, L2Entry, L2Entry)> {
         let geometry = &self.geometry;
-        let mut freed = Vec::new();
         let mut guest = geometry.cluster_start(range.start);
-        let mut changes: Vec<(u64, L2Entry)> = Vec::new();
+        let mut changes = Vec::new();
         while guest < range.end {
             let unit = geometry.subcluster_bits();
             let from = range.start.saturating_sub(guest) >> unit;
@@ -335,24 +365,24 @@ impl Qcow2 {
             if let Change::To(new) = change(old, touched)
                 && new != old
             {
-                changes.push((guest, new));
-                let same_host = new.has_host_cluster(geometry) && new.offset() == old.offset();
-                if !same_host {
-                    freed.push(old);
-                }
+                changes.push((guest, old, new));
             }
             guest += geometry.cluster_size();
         }
-        if changes.is_empty() {
-            return;
-        }
-        for (guest, new) in changes {
+        changes
+    }
+
+    /// Makes the changes in a slice; returns the entries whose host cluster is no longer named.
+    fn change_in_slice(&self, slice: &Arc<Slice>, changes: Vec<(u64, L2Entry, L2Entry)>) -> Vec<L2Entry> {
+        let mut freed = Vec::new();
+        for (guest, old, new) in changes {
             let first = self.index_in_slice(guest);
             self.link(slice, &NewEntries { first, entries: vec![new], replace: true });
+            if !(new.has_host_cluster(&self.geometry) && new.offset() == old.offset()) {
+                freed.push(old);
+            }
         }
-        for old in freed {
-            self.free_entry(old, why);
-        }
+        freed
     }
 }
 

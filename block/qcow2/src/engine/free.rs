@@ -11,22 +11,18 @@ impl Qcow2 {
     /// Says that tables in memory no longer name these clusters, so that they are one reference less.
     pub(crate) fn free_clusters(&self, offset: u64, clusters: u64, why: Why) {
         self.event("cluster_free");
-        self.free(Freed { offset, clusters, why, in_data_file: false });
-    }
-
-    fn free(&self, freed: Freed) {
         let mut frees = self.frees.lock();
         if let Some(last) = frees.unstable.last_mut()
-            && (last.why, last.in_data_file) == (freed.why, freed.in_data_file)
-            && last.offset + (last.clusters << self.geometry.cluster_bits) == freed.offset
+            && last.why == why
+            && last.offset + (last.clusters << self.geometry.cluster_bits) == offset
         {
-            last.clusters += freed.clusters;
+            last.clusters += clusters;
             return;
         }
-        frees.unstable.push(freed);
+        frees.unstable.push(Freed { offset, clusters, why });
     }
 
-    /// Says that an L2 entry is no longer.
+    /// Says that an L2 entry is no longer. Clusters in an external data file are not counted: they are never free.
     pub(crate) fn free_entry(&self, entry: L2Entry, why: Why) {
         let geometry: &Geometry = &self.geometry;
         match entry.kind(geometry) {
@@ -34,11 +30,10 @@ impl Qcow2 {
                 let (offset, clusters) = entry.compressed_extent(geometry).clusters(geometry);
                 self.free_clusters(offset, clusters, why);
             }
-            ClusterKind::Normal | ClusterKind::ZeroAllocated => {
-                let in_data_file = geometry.data_file;
-                self.free(Freed { offset: entry.offset(), clusters: 1, why, in_data_file });
+            ClusterKind::Normal | ClusterKind::ZeroAllocated if !geometry.data_file => {
+                self.free_clusters(entry.offset(), 1, why);
             }
-            ClusterKind::Unallocated | ClusterKind::ZeroPlain => (),
+            _ => (),
         }
     }
 
@@ -58,21 +53,19 @@ impl Qcow2 {
         }
     }
 
-    async fn apply_free(&self, allocator: &mut Allocator, freed: Freed) -> Result<()> {
-        let geometry = &self.geometry;
-        let pass_on = match freed.why {
+    /// Whether the file is told of clusters that are freed for this reason.
+    pub(crate) fn passes_on(&self, why: Why) -> bool {
+        match why {
             Why::Request => self.discards.request,
             Why::Snapshot => self.discards.snapshot,
             Why::Always => true,
             Why::Other => self.discards.other,
-        };
-        let length = freed.clusters << geometry.cluster_bits;
-        if freed.in_data_file {
-            if pass_on && let Err(error) = self.data().discard(freed.offset, length).await {
-                tracing::debug!("discarding {length} bytes at {:#x}: {error}", freed.offset);
-            }
-            return Ok(());
         }
+    }
+
+    async fn apply_free(&self, allocator: &mut Allocator, freed: Freed) -> Result<()> {
+        let geometry = &self.geometry;
+        let pass_on = self.passes_on(freed.why);
         self.before_refcounts_change().await?;
         let first = freed.offset >> geometry.cluster_bits;
         let mut free: Vec<(u64, u64)> = Vec::new();

@@ -26,8 +26,6 @@ pub(crate) struct Freed {
     pub(crate) offset: u64,
     pub(crate) clusters: u64,
     pub(crate) why: Why,
-    /// Guest clusters in the external data file, which are not counted.
-    pub(crate) in_data_file: bool,
 }
 
 /// Clusters on their way to be free.

@@ -196,7 +196,7 @@ impl Qcow2 {
             return Err(error);
         }
         let old = self.link(&allocation.slice, &allocation.entries);
-        if allocation.entries.replace && !self.geometry.data_file {
+        if allocation.entries.replace {
             for entry in old {
                 self.free_entry(entry, Why::Other);
             }

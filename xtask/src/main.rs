@@ -35,7 +35,7 @@ enum Chore {
     Isa(isa::Options),
     /// Builds the fuzz targets and runs each for a while; fails if one finds something.
     Fuzz(fuzz::Options),
-    /// Writes and reads disk images here and with qemu-img, over all combinations of the format's parameters.
+    /// Makes, writes and reads qcow2 images here and with qemu-img, over all combinations of the format's parameters.
     Interop(interop::Options),
     /// Runs a command where /dev/kvm is real: in Debian on an emulated processor that has SVM.
     KvmLab(kvm_lab::Options),

@@ -5,13 +5,14 @@ use crate::blockers::Op;
 use crate::copy::{Copier, Kind, cluster_size};
 use crate::event::JobType;
 use crate::feed::Feed;
+use crate::inner::Inner;
 use crate::job::{Job, Work};
 use crate::nodes::image_of;
 use crate::parameters::{
     Action, Backup, BitmapMode, BlockdevBackup, CompletionMode, DriveBackup, NewImageMode, OnCbwError,
     OnError, SyncMode,
 };
-use crate::storage::{Inner, Storage};
+use crate::storage::Storage;
 use block_graph::{
     Change, DirtyBitmap, Errno, Error, Granularity, Next, NodeRef, Quiesced, Result, WriteWatcher,
     async_trait,

@@ -1,7 +1,8 @@
 //! Dirty bitmaps of nodes: those in memory, and those that images store.
 
+use crate::inner::Inner;
 use crate::parameters::{BitmapAdd, BitmapMerge, BitmapName};
-use crate::storage::{Inner, Storage};
+use crate::storage::Storage;
 use block_graph::{DirtyBitmap, Errno, Error, Granularity, NodeRef, Result};
 use std::rc::Rc;
 use std::sync::Arc;

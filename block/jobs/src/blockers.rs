@@ -1,7 +1,6 @@
 //! What must not be done with nodes that jobs use.
 
 use crate::event::JobType;
-use crate::storage::Inner;
 use block_graph::{Edge, Errno, Error, NodeRef, Result};
 use std::sync::Arc;
 
@@ -40,25 +39,22 @@ pub(crate) struct Blocker {
     pub(crate) hold: Arc<Edge>,
 }
 
-impl Inner {
-    /// Whether that may be done with a node.
-    ///
-    /// # Errors
-    /// A job is in the way.
-    pub(crate) fn check_op(&self, node: &NodeRef, op: Op) -> Result<()> {
-        let blockers = self.blockers.borrow();
-        let in_the_way =
-            |blocker: &&Blocker| Arc::ptr_eq(&blocker.hold.node(), node) && !blocker.allowed.contains(&op);
-        match blockers.iter().find(in_the_way) {
-            None => Ok(()),
-            Some(blocker) => Err(Error::new(
-                Errno::BUSY,
-                format!(
-                    "Node '{}' is busy: block device is in use by block job: {}",
-                    node.name(),
-                    blocker.kind.name()
-                ),
-            )),
-        }
+/// Whether that may be done with a node.
+///
+/// # Errors
+/// A job is in the way.
+pub(crate) fn check(blockers: &[Blocker], node: &NodeRef, op: Op) -> Result<()> {
+    let in_the_way =
+        |blocker: &&Blocker| Arc::ptr_eq(&blocker.hold.node(), node) && !blocker.allowed.contains(&op);
+    match blockers.iter().find(in_the_way) {
+        None => Ok(()),
+        Some(blocker) => Err(Error::new(
+            Errno::BUSY,
+            format!(
+                "Node '{}' is busy: block device is in use by block job: {}",
+                node.name(),
+                blocker.kind.name()
+            ),
+        )),
     }
 }

@@ -4,11 +4,12 @@ use crate::blockers::Op;
 use crate::copy::{Copier, Kind, cluster_size};
 use crate::event::JobType;
 use crate::feed::{Feed, Follower};
+use crate::inner::Inner;
 use crate::job::{Job, Work};
 use crate::mirror::{Below, First, MirrorWork};
 use crate::nodes::{image_of, recorded_name};
 use crate::parameters::{BlockCommit, OnError};
-use crate::storage::{Inner, Storage};
+use crate::storage::Storage;
 use block_graph::{Error, Granularity, NodeRef, Result, Role, Truncate, async_trait};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -188,7 +189,7 @@ impl Inner {
             })
         };
         let job = self.new_job(JobType::Commit, &given.job, &given.device, &nodes, work)?;
-        crate::group::start(self, &[job], false);
+        crate::lifecycle::start(self, &[job], false);
         Ok(())
     }
 

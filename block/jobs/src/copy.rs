@@ -1,32 +1,13 @@
 //! Copying ranges from one node to another.
 
-use crate::feed::Transfer;
-use block_graph::{BlockStatus, Error, NodeRef, Result, WriteFlags, ZeroFlags, async_trait, skip_filters};
+use crate::transfer::{CopyError, Transfer};
+use block_graph::{BlockStatus, NodeRef, Result, WriteFlags, ZeroFlags, async_trait, skip_filters};
 use io_loop::IoBuffer;
 use std::ops::Range;
 use std::sync::Arc;
 
 /// The most bytes that are read at once.
 const MOST_READ: u64 = 1 << 20;
-
-/// On which side a copy failed.
-#[derive(Debug, Clone)]
-pub(crate) enum CopyError {
-    Read(Error),
-    Write(Error),
-}
-
-impl CopyError {
-    pub(crate) fn is_write(&self) -> bool {
-        matches!(self, Self::Write(_))
-    }
-
-    pub(crate) fn error(&self) -> &Error {
-        match self {
-            Self::Read(error) | Self::Write(error) => error,
-        }
-    }
-}
 
 /// From where to where is copied, and what need not be.
 ///

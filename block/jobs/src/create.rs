@@ -1,9 +1,10 @@
 //! `blockdev-create`: making an image, as a job.
 
 use crate::event::JobType;
+use crate::inner::Inner;
 use crate::job::{Job, Work};
 use crate::parameters::{BlockdevCreate, JobOptions};
-use crate::storage::{Inner, Storage};
+use crate::storage::Storage;
 use block_graph::{OpenContext, Result, async_trait};
 use std::rc::Rc;
 
@@ -33,7 +34,7 @@ impl Inner {
             JobOptions { job_id: Some(given.job_id.clone()), auto_dismiss: false, ..JobOptions::default() };
         let work = CreateWork { context: self.context.clone(), given };
         let job = self.new_job(JobType::Create, &options, "", &[], Box::new(work))?;
-        crate::group::start(self, &[job], false);
+        crate::lifecycle::start(self, &[job], false);
         Ok(())
     }
 }

@@ -1,9 +1,10 @@
 //! Copying what is marked, many ranges at once, while the source is written to.
 
-use crate::copy::{Copier, CopyError};
+use crate::copy::Copier;
 use crate::event::{ErrorAction, JobStatus};
 use crate::job::Job;
 use crate::parameters::OnError;
+use crate::transfer::{CopyError, Transfer};
 use block_graph::{
     Change, DirtyBitmap, Granularity, Next, NodeRef, RangeLock, Result, WriteWatcher, async_trait,
 };
@@ -17,17 +18,6 @@ use std::time::Duration;
 const INTERVAL: Duration = Duration::from_millis(100);
 /// How many ranges are copied at once.
 const MOST_IN_FLIGHT: usize = 16;
-
-/// Brings a range to where it is to be.
-#[async_trait(?Send)]
-pub(crate) trait Transfer: Send + Sync {
-    /// The node that the range is of.
-    fn source(&self) -> &NodeRef;
-
-    /// Brings over a range of whole units, or up to the source's end. The caller has entered the source, and nobody else
-    /// brings over or changes any of it.
-    async fn transfer(&self, range: Range<u64>) -> std::result::Result<(), CopyError>;
-}
 
 /// What is still to be brought over, and how.
 pub(crate) struct Feed {

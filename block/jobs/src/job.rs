@@ -1,7 +1,6 @@
 //! What all jobs have in common: a state, progress, speed, and what people ask of them.
 
 use crate::event::{ErrorAction, Event, IoStatus, JobProgress, JobStatus, JobType, Verb};
-use crate::group::Group;
 use crate::parameters::{JobOptions, OnError};
 use block_graph::{Errno, Error, Result, async_trait};
 use futures_util::future::{Either, select};
@@ -286,6 +285,13 @@ impl Job {
         self.finalizing.get()
     }
 
+    /// It has ended, and is no longer of its group: they would hold each other for ever.
+    pub(crate) fn leave(self: &Rc<Self>) {
+        if let Some(group) = self.group.borrow_mut().take() {
+            group.jobs.borrow_mut().retain(|other| !Rc::ptr_eq(other, self));
+        }
+    }
+
     // What the work asks.
 
     /// Whether it is to end at once.
@@ -413,6 +419,57 @@ impl Job {
             ErrorAction::Report => {}
         }
         action
+    }
+}
+
+/// Jobs of which either all reach their end or none does; most have no company.
+#[derive(Default)]
+pub(crate) struct Group {
+    jobs: RefCell<Vec<Rc<Job>>>,
+    aborting: Cell<bool>,
+    ending: Cell<bool>,
+}
+
+impl Group {
+    pub(crate) fn add(self: &Rc<Self>, job: &Rc<Job>) {
+        *job.group.borrow_mut() = Some(self.clone());
+        self.jobs.borrow_mut().push(job.clone());
+    }
+
+    pub(crate) fn jobs(&self) -> Vec<Rc<Job>> {
+        self.jobs.borrow().clone()
+    }
+
+    /// One has failed or was cancelled: so do the others.
+    pub(crate) fn abort(&self) {
+        if self.aborting.replace(true) {
+            return;
+        }
+        for job in self.jobs() {
+            let has_failed = matches!(&*job.result.borrow(), Some(Err(_)));
+            if !has_failed {
+                job.cancel(true);
+            }
+        }
+    }
+
+    /// Whether one has been cancelled by force.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.aborting.get() || self.jobs().iter().any(|job| job.is_cancelled())
+    }
+
+    pub(crate) fn have_all_run(&self) -> bool {
+        self.jobs().iter().all(|job| job.result.borrow().is_some())
+    }
+
+    /// Whether this is the first to ask, who then ends all.
+    pub(crate) fn ends_now(&self) -> bool {
+        !self.ending.replace(true)
+    }
+
+    /// The group cannot reach its end any more.
+    pub(crate) fn fail(&self) {
+        self.aborting.set(true);
     }
 }
 

@@ -32,8 +32,9 @@ mod copy;
 mod create;
 mod event;
 mod feed;
-mod group;
+mod inner;
 mod job;
+mod lifecycle;
 mod mirror;
 mod nodes;
 pub mod parameters;
@@ -42,6 +43,7 @@ mod storage;
 mod stream;
 mod throttle;
 mod transaction;
+mod transfer;
 mod worker;
 
 pub use bitmaps::BitmapStatus;

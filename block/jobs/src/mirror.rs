@@ -5,10 +5,11 @@ use crate::blockers::Op;
 use crate::copy::{Copier, Kind, cluster_size};
 use crate::event::JobType;
 use crate::feed::Follower;
+use crate::inner::Inner;
 use crate::job::{Job, Work};
 use crate::nodes::image_of;
 use crate::parameters::{BlockdevMirror, CopyMode, DriveMirror, Mirror, NewImageMode, OnError, SyncMode};
-use crate::storage::{Inner, Storage};
+use crate::storage::Storage;
 use block_graph::{
     DirtyBitmap, Errno, Error, Granularity, NodeRef, OpenContext, Quiesced, Result, Truncate, WriteWatcher,
     async_trait,
@@ -330,7 +331,7 @@ impl Inner {
         let target = self.find(&given.target)?;
         let zero = given.mirror.target_is_zero;
         let job = self.mirror_job(&given.mirror, source, target, Below::AsItIs, zero).await?;
-        crate::group::start(self, &[job], false);
+        crate::lifecycle::start(self, &[job], false);
         Ok(())
     }
 
@@ -359,7 +360,7 @@ impl Inner {
             self.mirror_job(&mirror, source, target.clone(), below, zero || mirror.target_is_zero).await;
         match job {
             Ok(job) => {
-                crate::group::start(self, &[job], false);
+                crate::lifecycle::start(self, &[job], false);
                 Ok(())
             }
             Err(error) => {

@@ -1,8 +1,9 @@
 //! Nodes by name: `blockdev-add`, `-del`, `-reopen`, and what jobs do with nodes.
 
 use crate::blockers::Op;
+use crate::inner::Inner;
 use crate::parameters::{ChangeBackingFile, NewImageMode, NewTarget};
-use crate::storage::{Inner, Storage};
+use crate::storage::Storage;
 use block_graph::{
     Edge, Errno, Error, NodeRef, OpenFlags, Options, Preallocation, Result, Role, Truncate, Value,
     is_node_name, protocol_prefix,

@@ -1,11 +1,12 @@
 //! Snapshots: other images that are written to from now on, and those within an image.
 
 use crate::blockers::Op;
+use crate::inner::Inner;
 use crate::nodes::image_of;
 use crate::parameters::{
     Action, CompletionMode, NewImageMode, NewTarget, Snapshot, SnapshotInternal, SnapshotSync,
 };
-use crate::storage::{Inner, Storage};
+use crate::storage::Storage;
 use block_graph::{Edge, Errno, Error, NodeRef, OpenContext, Quiesced, Result, Role, SnapshotInfo};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};

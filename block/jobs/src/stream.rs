@@ -1,13 +1,15 @@
 //! Streaming: an image takes what those below it have, and needs them no more.
 
 use crate::blockers::Op;
-use crate::copy::{CopyError, cluster_size};
+use crate::copy::cluster_size;
 use crate::event::JobType;
-use crate::feed::{Feed, Transfer};
+use crate::feed::Feed;
+use crate::inner::Inner;
 use crate::job::{Job, Work};
 use crate::nodes::{image_of, recorded_name};
 use crate::parameters::{BlockStream, OnError};
-use crate::storage::{Inner, Storage};
+use crate::storage::Storage;
+use crate::transfer::{CopyError, Transfer};
 use block_graph::{
     Change, Error, Granularity, Next, NodeRef, OpenContext, Result, WriteFlags, WriteWatcher, ZeroFlags,
     async_trait,
@@ -251,7 +253,7 @@ impl Inner {
             on_error: given.on_error,
         };
         let job = self.new_job(JobType::Stream, &given.job, &given.device, &nodes, Box::new(work))?;
-        crate::group::start(self, &[job], false);
+        crate::lifecycle::start(self, &[job], false);
         Ok(())
     }
 }

@@ -1,10 +1,11 @@
 //! Transactions: several actions at one moment, of which either all happen or none.
 
 use crate::backup::ReadyBackup;
-use crate::group;
+use crate::inner::Inner;
+use crate::lifecycle;
 use crate::parameters::{Action, BitmapName, CompletionMode};
 use crate::snapshot::Overlaid;
-use crate::storage::{Inner, Storage};
+use crate::storage::Storage;
 use block_graph::{DirtyBitmap, Error, NodeRef, Quiesced, Result};
 use std::rc::Rc;
 
@@ -239,7 +240,7 @@ impl Inner {
                 _ => {}
             }
         }
-        group::start(self, &jobs, mode == CompletionMode::Grouped);
+        lifecycle::start(self, &jobs, mode == CompletionMode::Grouped);
     }
 }
 

@@ -1,51 +1,9 @@
-//! Jobs that end together, and how jobs end.
+//! How jobs start and end, those of a group together.
 
 use crate::event::{Event, JobStatus};
-use crate::job::Job;
-use crate::storage::Inner;
-use std::cell::{Cell, RefCell};
+use crate::inner::Inner;
+use crate::job::{Group, Job};
 use std::rc::Rc;
-
-/// Jobs of which either all reach their end or none does; most have no company.
-#[derive(Default)]
-pub(crate) struct Group {
-    jobs: RefCell<Vec<Rc<Job>>>,
-    aborting: Cell<bool>,
-    ending: Cell<bool>,
-}
-
-impl Group {
-    pub(crate) fn add(self: &Rc<Self>, job: &Rc<Job>) {
-        *job.group.borrow_mut() = Some(self.clone());
-        self.jobs.borrow_mut().push(job.clone());
-    }
-
-    fn jobs(&self) -> Vec<Rc<Job>> {
-        self.jobs.borrow().clone()
-    }
-
-    /// One has failed or was cancelled: so do the others.
-    pub(crate) fn abort(&self) {
-        if self.aborting.replace(true) {
-            return;
-        }
-        for job in self.jobs() {
-            let has_failed = matches!(&*job.result.borrow(), Some(Err(_)));
-            if !has_failed {
-                job.cancel(true);
-            }
-        }
-    }
-
-    /// Whether one has been cancelled by force.
-    fn is_cancelled(&self) -> bool {
-        self.aborting.get() || self.jobs().iter().any(|job| job.is_cancelled())
-    }
-
-    fn have_all_run(&self) -> bool {
-        self.jobs().iter().all(|job| job.result.borrow().is_some())
-    }
-}
 
 /// Starts jobs, which are a group together, or each one alone.
 pub(crate) fn start(inner: &Rc<Inner>, jobs: &[Rc<Job>], together: bool) {
@@ -79,7 +37,7 @@ async fn run(inner: Rc<Inner>, job: Rc<Job>) {
         job.become_(JobStatus::Waiting);
     }
     // The last to come ends all.
-    if group.have_all_run() && !group.ending.replace(true) {
+    if group.have_all_run() && group.ends_now() {
         end(&inner, &group).await;
     }
 }
@@ -99,7 +57,7 @@ async fn end(inner: &Rc<Inner>, group: &Rc<Group>) {
     for job in &jobs {
         if !failed && let Err(error) = job.work.prepare(job).await {
             *job.result.borrow_mut() = Some(Err(error));
-            group.aborting.set(true);
+            group.fail();
             failed = true;
         }
     }
@@ -145,8 +103,6 @@ async fn conclude(inner: &Rc<Inner>, job: &Rc<Job>, failed: bool) {
 pub(crate) fn dismiss(inner: &Inner, job: &Rc<Job>) {
     job.become_(JobStatus::Null);
     inner.jobs.borrow_mut().retain(|other| !Rc::ptr_eq(other, job));
-    // Those that waited for it look again, and the circle of job and group is broken.
-    if let Some(group) = job.group.borrow_mut().take() {
-        group.jobs.borrow_mut().retain(|other| !Rc::ptr_eq(other, job));
-    }
+    // Those that waited for it look again.
+    job.leave();
 }

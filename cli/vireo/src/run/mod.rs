@@ -43,9 +43,6 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         eprintln!("vireo: {note}");
     }
     let accelerator = accelerator::open(choice.kind)?;
-    if options.paused && options.gdb.is_none() && options.qmp.is_empty() {
-        bail!("--paused needs --gdb or --qmp: nobody could start the guest");
-    }
     let listener = options.gdb.as_ref().map(Listener::bind).transpose()?;
     let sockets = control_socket::bind(&options.qmp)?;
     let allocation = progress::Allocation::default();

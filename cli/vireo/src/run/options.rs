@@ -7,7 +7,7 @@ use crate::accelerator::{self, Preference};
 use crate::exit;
 use accel::{CpuSpec, Tier};
 use chardev::ChardevSpec;
-use clap::Args;
+use clap::{ArgGroup, Args};
 use gdb::Endpoint;
 use guest_memory::MemoryOptions;
 use machine::{DeviceSpec, DriveSpec, MachineKind};
@@ -45,6 +45,7 @@ const DEBUGGING: &str = "Debugging";
 /// Options of `vireo run`.
 #[derive(Args)]
 #[command(after_help = format!("{EXAMPLES}\n\n{}", exit::HELP))]
+#[command(group = ArgGroup::new("starters").args(["gdb", "qmp"]).multiple(true))]
 pub(crate) struct Options {
     /// An image of the store: debian, debian:12 or debian:13, with :generic for the generic kernel.
     #[arg(required_unless_present_any = ["kernel", "bios"], conflicts_with = "kernel")]
@@ -171,7 +172,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "WHERE", help_heading = DEBUGGING)]
     pub(super) gdb: Option<Endpoint>,
     /// Do not start the guest: gdb does, with `continue`, or a client of --qmp, with `cont`.
-    #[arg(long, short = 'S', help_heading = CONTROL)]
+    #[arg(long, short = 'S', requires = "starters", help_heading = CONTROL)]
     pub(super) paused: bool,
     /// Make time of instructions, so that the same guest does the same whenever it runs:
     /// [shift=N][,sleep=on|off][,seed=N][,rtc=SECONDS].

@@ -124,12 +124,15 @@ impl Driver for RawImage {
     }
 
     async fn read(&self, offset: u64, into: &IoVec) -> Result<()> {
-        self.file.node().read(self.place(offset)?, into).await
+        let file = self.file.node();
+        file.driver().debug_event("read_aio");
+        file.read(self.place(offset)?, into).await
     }
 
     async fn write(&self, offset: u64, from: &IoVec, flags: WriteFlags) -> Result<()> {
         let (file, offset) = (self.file.node(), self.place(offset)?);
         self.guard.check(&file, offset, from).await?;
+        file.driver().debug_event("write_aio");
         file.write(offset, from, flags).await
     }
 

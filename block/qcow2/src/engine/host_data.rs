@@ -17,7 +17,7 @@ fn parts(start: u64, len: u64) -> impl Iterator<Item = (u64, u64)> {
 impl Qcow2 {
     /// Reads data of guest offset `guest` that are at `host`.
     pub(crate) async fn read_host(&self, host: u64, guest: u64, into: &IoVec) -> Result<()> {
-        self.event("read_aio");
+        self.data().driver().debug_event("read_aio");
         let Some(crypt) = &self.crypt else { return self.data().read(host, into).await };
         let cipher = crypt.cipher()?;
         let reads = parts(host, into.len() as u64).map(|(from, to)| {
@@ -39,7 +39,7 @@ impl Qcow2 {
 
     /// Writes data of guest offset `guest` to `host`.
     pub(crate) async fn write_host(&self, host: u64, guest: u64, from: &IoVec) -> Result<()> {
-        self.event("write_aio");
+        self.data().driver().debug_event("write_aio");
         let Some(crypt) = &self.crypt else {
             return self.data().write(host, from, WriteFlags::empty()).await;
         };

@@ -63,6 +63,8 @@ impl Watcher for Shown<'_> {
 impl Drop for Shown<'_> {
     fn drop(&mut self) {
         if self.shown {
+            // The result stands on the same line.
+            self.tool.end();
             println!();
         }
     }
